@@ -1,0 +1,17 @@
+"""Errors that a user can act on: one line that says what, where and what to do. The CLI ends with status 2 on them."""
+
+
+class DecipherError(Exception):
+    """Base of all errors that are the input's or the machine's fault, never the program's."""
+
+
+class SeriesError(DecipherError):
+    """A series (DICOM or NIfTI) that cannot be read as one volume. The message names the file or the position in mm."""
+
+
+class BundleError(DecipherError):
+    """A bundle that is damaged, incomplete, of another schema, or hostile. The message names the file or the key."""
+
+
+class EngineError(DecipherError):
+    """An engine that is absent on this machine or cannot run this bundle. The message says which and what to install."""

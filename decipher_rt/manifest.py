@@ -1,0 +1,225 @@
+"""The manifest of a bundle as frozen dataclasses, read and written as JSON, every key checked.
+
+Schema ``decipher-rt/bundle/1``. Unknown keys, wrong types and values out of range are refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+from decipher_rt.errors import BundleError
+
+SCHEMA = "decipher-rt/bundle/1"
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+HeadKind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a volume becomes the encoder's grid and tokens. Grid axes run to (S, A, R); D, H, W name their sizes.
+
+    Attributes
+    ----------
+    grid_shape, patch_shape : (D, H, W) in voxels; each grid size is a multiple of the patch size
+    spacing_mm : (D, H, W) in mm
+    window_percentiles : percentiles (0 to 100) of all stored voxels; they are the encoder's ``window``
+    tissue_level : a grid voxel is tissue above ``low + tissue_level * (high - low)`` of the window
+    min_tissue : a patch is a tissue patch when at least this share of its voxels is tissue
+    token_buckets : ascending numbers of tokens K; the last is the number of patches of the grid
+    graphs : serialised DALI graph for each device ("cpu", "gpu")
+    """
+
+    grid_shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    patch_shape: tuple[int, int, int]
+    token_buckets: tuple[int, ...]
+    window_percentiles: tuple[float, float] = (0.5, 99.5)
+    tissue_level: float = 0.1
+    min_tissue: float = 0.05
+    graphs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def patch_grid(self) -> tuple[int, int, int]:
+        """Patches along (D, H, W)."""
+        (d, h, w), (pd, ph, pw) = self.grid_shape, self.patch_shape
+        return d // pd, h // ph, w // pw
+
+    @property
+    def patches(self) -> int:
+        """Patches in the whole grid."""
+        d, h, w = self.patch_grid
+        return d * h * w
+
+    def check(self) -> None:
+        """Raise BundleError where the numbers contradict each other."""
+        if any(p < 1 or g < 1 or g % p for g, p in zip(self.grid_shape, self.patch_shape, strict=True)):
+            raise BundleError(
+                f"manifest.json: preprocessing.grid_shape {self.grid_shape} is not a multiple of patch_shape {self.patch_shape}"
+            )
+        if not all(s > 0 for s in self.spacing_mm):
+            raise BundleError(f"manifest.json: preprocessing.spacing_mm {self.spacing_mm} must be positive")
+        buckets = self.token_buckets
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != self.patches:
+            raise BundleError(
+                f"manifest.json: preprocessing.token_buckets {buckets} must ascend and end with all {self.patches} patches"
+            )
+        low, high = self.window_percentiles
+        if not 0 <= low < high <= 100:
+            raise BundleError(f"manifest.json: preprocessing.window_percentiles {self.window_percentiles} must ascend within 0..100")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder's sizes. ``config`` is what the training configuration said of the network, for people."""
+
+    width: int
+    embedding_size: int
+    parameters: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Head:
+    """One decoder. Its graph takes any of ``patch``, ``tokens``, ``embedding``.
+
+    A classification head gives ``probabilities`` (B, L) in the order of ``labels``; a regression head gives ``value`` (B, 1) in ``unit``.
+    """
+
+    name: str
+    kind: HeadKind
+    file: str
+    description: str = ""
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """When the heads answer: the graph takes ``embedding`` and gives ``score`` (B,); in scope where score >= threshold."""
+
+    file: str
+    method: str
+    threshold: float
+    modalities: tuple[str, ...] = ("MR",)
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """One form of the encoder. ``target`` is ``onnx`` (any ONNX engine) or the flavour and architecture of a plan."""
+
+    target: str
+    precision: Precision
+    file: str
+    built_with: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What one precision gives against the fp32 torch reference on the golden case."""
+
+    precision: Precision
+    embedding_cosine: float
+    embedding_max_error: float
+    patch_max_error: float
+    heads_max_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``."""
+
+    name: str
+    version: str
+    intended_use: str
+    licence: str
+    preprocessing: Preprocessing
+    encoder: Encoder
+    engines: tuple[EngineFile, ...]
+    heads: tuple[Head, ...] = ()
+    scope: Scope | None = None
+    golden: str = "golden"
+    numerics: tuple[Numerics, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema: str = SCHEMA
+
+    def engine_file(self, target: str, precision: Precision) -> EngineFile:
+        """Return the encoder for a target and precision, or raise BundleError naming what there is."""
+        for engine in self.engines:
+            if (engine.target, engine.precision) == (target, precision):
+                return engine
+        present = ", ".join(f"{e.target} {e.precision}" for e in self.engines)
+        raise BundleError(f"bundle {self.name}: no {precision} encoder for {target}; it holds: {present}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: object) -> Manifest:
+        """Check every key and build the manifest.
+
+        Raises
+        ------
+        BundleError
+            Naming the key, what was found and what was expected.
+        """
+        if isinstance(document, Mapping) and document.get("schema") != SCHEMA:
+            raise BundleError(f"manifest.json: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
+        manifest = _build(cls, document, "manifest")
+        assert isinstance(manifest, cls)
+        manifest.preprocessing.check()
+        return manifest
+
+
+def _build(expected: Any, value: object, key: str) -> Any:
+    """Convert plain JSON to a type annotation, checking as it goes."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if dataclasses.is_dataclass(expected):
+        return _build_dataclass(expected, value, key)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _build(arguments[0], value, key)
+    if origin is Literal:
+        return _expect(value in arguments, value, key, f"one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        _expect(isinstance(value, list), value, key, "a list")
+        items = typing.cast("list[object]", value)
+        if arguments[-1] is Ellipsis:
+            return tuple(_build(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(items))
+        _expect(len(items) == len(arguments), value, key, f"{len(arguments)} entries")
+        return tuple(_build(a, item, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, items, strict=True)))
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, dict), value, key, "an object")
+        return {str(k): _build(arguments[1], v, f"{key}.{k}") for k, v in typing.cast("dict[str, object]", value).items()}
+    if expected is Any:
+        return value
+    if expected is float:
+        return float(_expect(isinstance(value, int | float) and not isinstance(value, bool), value, key, "a number"))
+    good = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
+    return _expect(good, value, key, f"a {expected.__name__}")
+
+
+def _build_dataclass(expected: Any, value: object, key: str) -> Any:
+    _expect(isinstance(value, dict), value, key, "an object")
+    document = typing.cast("dict[str, object]", value)
+    hints = typing.get_type_hints(expected)
+    unknown = sorted(set(document) - set(hints))
+    _expect(not unknown, unknown, key, f"no keys other than {', '.join(hints)}")
+    for item in dataclasses.fields(expected):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        _expect(item.name in document or not required, "nothing", f"{key}.{item.name}", "a value")
+    return expected(**{name: _build(hints[name], item, f"{key}.{name}") for name, item in document.items()})
+
+
+def _expect(good: bool, value: object, key: str, expected: str) -> Any:
+    if not good:
+        raise BundleError(f"manifest.json: {key} is {str(value)[:60]!r}, expected {expected}")
+    return value
