@@ -14,4 +14,4 @@ class BundleError(DecipherError):
 
 
 class EngineError(DecipherError):
-    """An engine that is absent on this machine or cannot run this bundle. The message says which and what to install."""
+    """An engine that is absent on this machine or cannot run this bundle. The message says what to install."""

@@ -60,18 +60,22 @@ class Preprocessing:
         """Raise BundleError where the numbers contradict each other."""
         if any(p < 1 or g < 1 or g % p for g, p in zip(self.grid_shape, self.patch_shape, strict=True)):
             raise BundleError(
-                f"manifest.json: preprocessing.grid_shape {self.grid_shape} is not a multiple of patch_shape {self.patch_shape}"
+                f"manifest.json: preprocessing.grid_shape {self.grid_shape} must be a multiple of patch_shape "
+                f"{self.patch_shape}"
             )
         if not all(s > 0 for s in self.spacing_mm):
             raise BundleError(f"manifest.json: preprocessing.spacing_mm {self.spacing_mm} must be positive")
         buckets = self.token_buckets
         if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != self.patches:
             raise BundleError(
-                f"manifest.json: preprocessing.token_buckets {buckets} must ascend and end with all {self.patches} patches"
+                f"manifest.json: preprocessing.token_buckets {buckets} must ascend and end with the number of patches, "
+                f"{self.patches}"
             )
         low, high = self.window_percentiles
         if not 0 <= low < high <= 100:
-            raise BundleError(f"manifest.json: preprocessing.window_percentiles {self.window_percentiles} must ascend within 0..100")
+            raise BundleError(
+                f"manifest.json: preprocessing.window_percentiles {self.window_percentiles} must ascend within 0..100"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Encoder:
 class Head:
     """One decoder. Its graph takes any of ``patch``, ``tokens``, ``embedding``.
 
-    A classification head gives ``probabilities`` (B, L) in the order of ``labels``; a regression head gives ``value`` (B, 1) in ``unit``.
+    A classification head gives ``probabilities`` (B, L) in the order of ``labels``; a regression head gives ``value``
+    (B, 1) in ``unit``.
     """
 
     name: str
@@ -101,7 +106,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Scope:
-    """When the heads answer: the graph takes ``embedding`` and gives ``score`` (B,); in scope where score >= threshold."""
+    """When the heads answer: the graph takes ``embedding``, gives ``score`` (B,); in scope where score >= threshold."""
 
     file: str
     method: str
@@ -174,8 +179,7 @@ class Manifest:
         """
         if isinstance(document, Mapping) and document.get("schema") != SCHEMA:
             raise BundleError(f"manifest.json: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
-        manifest = _build(cls, document, "manifest")
-        assert isinstance(manifest, cls)
+        manifest = typing.cast("Manifest", _build(cls, document, "manifest"))
         manifest.preprocessing.check()
         return manifest
 
@@ -198,7 +202,8 @@ def _build(expected: Any, value: object, key: str) -> Any:
         return tuple(_build(a, item, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, items, strict=True)))
     if origin is not None and issubclass(origin, Mapping):
         _expect(isinstance(value, dict), value, key, "an object")
-        return {str(k): _build(arguments[1], v, f"{key}.{k}") for k, v in typing.cast("dict[str, object]", value).items()}
+        entries = typing.cast("dict[str, object]", value)
+        return {name: _build(arguments[1], item, f"{key}.{name}") for name, item in entries.items()}
     if expected is Any:
         return value
     if expected is float:

@@ -1,4 +1,4 @@
-"""Volume: the voxels of one series as stored by the scanner, where they lie in the patient, and what was said of them."""
+"""Volume: the voxels of one series as the scanner stored them, where they lie in the patient, and what was said."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What the header says of how the image was made; ``None`` where it says nothing. Times in ms, angles in degrees."""
+    """What the header says of how the image was made; ``None`` where it says nothing."""
 
     modality: str | None = None
     body_part: str | None = None

@@ -1,0 +1,185 @@
+"""Bundle: one folder with all that a machine at the scanner needs, opened only if every byte is as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from decipher_rt.errors import BundleError
+from decipher_rt.manifest import Manifest
+
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
+
+_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_MAX_TEXT_BYTES = 16 << 20  # a manifest or a list of sums is never larger
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    manifest : Manifest
+        What is in it.
+    sha256 : str
+        Digest of ``SHA256SUMS``: it names the exact content of every file.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the bundle, or raise BundleError if the sums do not list it."""
+        path = self.path / _safe(name)
+        if not path.is_file():
+            raise BundleError(f"bundle {self.path}: {name} is named in {MANIFEST} and missing; export it again")
+        return path
+
+
+def open_bundle(path: Path | str = DEFAULT_BUNDLE) -> Bundle:
+    """Open a bundle: check the sums of all files, refuse what is unlisted, then read the manifest.
+
+    Raises
+    ------
+    BundleError
+        Naming the file or key that is missing, altered, outside the folder or not understood.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"bundle {folder}: no such folder; make one with 'decipher-rt export'")
+    sums_text = _read_text(folder, SUMS)
+    sums = _parse_sums(folder, sums_text)
+    _check_files(folder, sums)
+    try:
+        document = json.loads(_read_text(folder, MANIFEST))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); export the bundle again") from None
+    try:
+        manifest = Manifest.from_json(document)
+        _check_names(manifest, sums)
+    except BundleError as error:
+        raise BundleError(f"bundle {folder}: {error}") from None
+    return Bundle(folder, manifest, hashlib.sha256(sums_text.encode()).hexdigest())
+
+
+def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
+    """Write a bundle beside its place, then rename: it is whole or not there. A bundle already there is replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the bundle shall be. An existing folder is replaced only if it is a bundle.
+    files : mapping
+        Content, or a file to copy, for each name in the bundle (POSIX, relative), the manifest excluded.
+
+    Raises
+    ------
+    BundleError
+        If the folder exists and is no bundle, a name leaves the folder, or the manifest names a file that is not given.
+    """
+    replaced = folder.exists()
+    if replaced and not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        staging.chmod(0o755)
+        text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
+        lines = []
+        for name, content in sorted({**files, MANIFEST: text.encode()}.items()):
+            target = staging / _safe(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, target)
+            else:
+                target.write_bytes(content)
+            lines.append(f"{_sha256(target)}  {name}\n")
+        (staging / SUMS).write_text("".join(lines), encoding="utf-8")
+        open_bundle(staging)
+        retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) if replaced else None
+        if retired:
+            folder.replace(retired / "bundle")
+        staging.replace(folder)
+        if retired:
+            shutil.rmtree(retired)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _safe(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name:
+        raise BundleError(f"{name!r} is not a plain relative path inside the bundle")
+    return name
+
+
+def _read_text(folder: Path, name: str) -> str:
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"bundle {folder}: {name} is missing or no plain file; is this folder a bundle?")
+    if path.stat().st_size > _MAX_TEXT_BYTES:
+        raise BundleError(f"bundle {folder}: {name} is larger than {_MAX_TEXT_BYTES >> 20} MiB; export it again")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(f"bundle {folder}: {name} is not UTF-8 text; export the bundle again") from None
+
+
+def _parse_sums(folder: Path, text: str) -> dict[str, str]:
+    sums: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _SUM_LINE.fullmatch(line)
+        if match is None:
+            raise BundleError(f"bundle {folder}: {SUMS} line {number} is not '<sha256>  <file>'; export it again")
+        try:
+            sums[_safe(match[2])] = match[1]
+        except BundleError as error:
+            raise BundleError(f"bundle {folder}: {SUMS} line {number}: {error}") from None
+    if MANIFEST not in sums:
+        raise BundleError(f"bundle {folder}: {SUMS} does not list {MANIFEST}; export the bundle again")
+    return sums
+
+
+def _check_files(folder: Path, sums: Mapping[str, str]) -> None:
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(parent) / name
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise BundleError(f"bundle {folder}: {relative} is a symbolic link; a bundle holds plain files only")
+            if name in names and relative not in sums and relative != SUMS:
+                raise BundleError(f"bundle {folder}: {relative} is not listed in {SUMS}; remove it or export again")
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"bundle {folder}: {name} is listed in {SUMS} and missing; copy the bundle again")
+        if _sha256(path) != expected:
+            raise BundleError(f"bundle {folder}: {name} differs from its sum in {SUMS}; copy the bundle again")
+
+
+def _check_names(manifest: Manifest, sums: Mapping[str, str]) -> None:
+    named = [engine.file for engine in manifest.engines] + [head.file for head in manifest.heads]
+    named += list(manifest.preprocessing.graphs.values()) + ([manifest.scope.file] if manifest.scope else [])
+    for name in named:
+        if _safe(name) not in sums:
+            raise BundleError(f"{MANIFEST} names {name}, which is not in the bundle")
+    if len({head.name for head in manifest.heads}) < len(manifest.heads):
+        raise BundleError(f"{MANIFEST}: two heads have the same name")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,142 @@
+"""Bundles: whole or not there, and opened only if every byte is the one that was written."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from decipher_rt.bundle import open_bundle, write_bundle
+from decipher_rt.errors import BundleError
+from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Preprocessing
+
+MANIFEST = Manifest(
+    name="toy",
+    version="1",
+    intended_use="tests",
+    licence="Apache-2.0",
+    preprocessing=Preprocessing((8, 8, 8), (2.0, 2.0, 2.0), (4, 4, 4), (4, 8), graphs={"cpu": "preprocess.cpu.dali"}),
+    encoder=Encoder(width=8, embedding_size=4, parameters=10),
+    engines=(EngineFile("onnx", "fp32", "encoder.onnx"),),
+    heads=(Head("lesion", "classification", "heads/lesion.onnx", labels=("absent", "present")),),
+)
+FILES = {"encoder.onnx": b"encoder", "heads/lesion.onnx": b"head", "preprocess.cpu.dali": b"graph"}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle", MANIFEST, FILES)
+    return tmp_path / "bundle"
+
+
+def reseal(folder: Path) -> None:
+    """Make the sums right again after a change, as someone hostile would."""
+    names = sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "SHA256SUMS"
+    )
+    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def edit(folder: Path, change) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    change(document)
+    (folder / "manifest.json").write_text(json.dumps(document))
+    reseal(folder)
+
+
+def test_what_was_written_is_what_is_opened(bundle):
+    opened = open_bundle(bundle)
+    assert opened.manifest == MANIFEST
+    assert opened.file("encoder.onnx").read_bytes() == b"encoder"
+    assert opened.sha256 == hashlib.sha256((bundle / "SHA256SUMS").read_bytes()).hexdigest()
+
+
+def test_sums_are_those_of_coreutils(bundle):
+    assert (
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=bundle, capture_output=True).returncode
+        == 0
+    )
+
+
+def test_replacing_a_bundle_leaves_nothing_beside_it(bundle):
+    write_bundle(bundle, MANIFEST, {**FILES, "encoder.onnx": b"another"})
+    assert open_bundle(bundle).file("encoder.onnx").read_bytes() == b"another"
+    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_failed_write_keeps_the_old_bundle(bundle):
+    with pytest.raises(BundleError, match=r"names encoder\.onnx"):
+        write_bundle(bundle, MANIFEST, {k: v for k, v in FILES.items() if k != "encoder.onnx"})
+    assert open_bundle(bundle).file("encoder.onnx").read_bytes() == b"encoder"
+    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(BundleError, match="not a bundle"):
+        write_bundle(tmp_path / "photos", MANIFEST, FILES)
+    assert (tmp_path / "photos" / "cat.png").exists()
+
+
+def _append(folder):
+    with (folder / "encoder.onnx").open("ab") as file:
+        file.write(b"x")
+
+
+DAMAGE = {
+    "altered": (_append, "encoder.onnx differs"),
+    "missing": (lambda f: (f / "encoder.onnx").unlink(), "encoder.onnx is listed"),
+    "unlisted": (lambda f: (f / "extra.so").touch(), "extra.so is not listed"),
+    "link": (
+        lambda f: ((f / "encoder.onnx").unlink(), (f / "encoder.onnx").symlink_to("/etc/hostname")),
+        "symbolic link",
+    ),
+    "no sums": (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS is missing"),
+    "bad sums": (lambda f: (f / "SHA256SUMS").write_text("hello\n"), "line 1"),
+    "binary sums": (lambda f: (f / "SHA256SUMS").write_bytes(b"\xff\xfe"), "not UTF-8"),
+    "escaping sums": (
+        lambda f: (f / "SHA256SUMS").write_text("0" * 64 + "  ../../etc/passwd\n"),
+        "plain relative path",
+    ),
+    "no manifest in sums": (
+        lambda f: (f / "SHA256SUMS").write_text("0" * 64 + "  encoder.onnx\n"),
+        "does not list manifest",
+    ),
+    "manifest no JSON": (lambda f: ((f / "manifest.json").write_text("{"), reseal(f)), "not JSON"),
+    "manifest a list": (lambda f: ((f / "manifest.json").write_text("[]"), reseal(f)), "expected an object"),
+    "deep JSON": (lambda f: ((f / "manifest.json").write_text("[" * 200_000), reseal(f)), "not JSON"),
+    "another schema": (lambda f: edit(f, lambda d: d.update(schema="decipher-rt/bundle/9")), "bundle/9"),
+    "unknown key": (lambda f: edit(f, lambda d: d.update(exec="rm")), "exec"),
+    "missing key": (lambda f: edit(f, lambda d: d.pop("encoder")), "manifest.encoder"),
+    "wrong type": (lambda f: edit(f, lambda d: d["encoder"].update(width="8")), "encoder.width"),
+    "true is no number": (lambda f: edit(f, lambda d: d["encoder"].update(width=True)), "encoder.width"),
+    "wrong length": (lambda f: edit(f, lambda d: d["preprocessing"].update(grid_shape=[8, 8])), "3 entries"),
+    "grid not a multiple": (
+        lambda f: edit(f, lambda d: d["preprocessing"].update(grid_shape=[9, 8, 8])),
+        "must be a multiple",
+    ),
+    "buckets": (lambda f: edit(f, lambda d: d["preprocessing"].update(token_buckets=[4])), "token_buckets"),
+    "unknown kind": (lambda f: edit(f, lambda d: d["heads"][0].update(kind="oracle")), "one of"),
+    "escaping head": (lambda f: edit(f, lambda d: d["heads"][0].update(file="../../x.onnx")), "plain relative path"),
+    "absent head": (lambda f: edit(f, lambda d: d["heads"][0].update(file="heads/none.onnx")), "heads/none.onnx"),
+    "same head twice": (lambda f: edit(f, lambda d: d["heads"].append(d["heads"][0])), "same name"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(bundle, damage):
+    spoil, expected = DAMAGE[damage]
+    spoil(bundle)
+    with pytest.raises(BundleError, match=expected) as error:
+        open_bundle(bundle)
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_leave_the_folder_are_not_written(tmp_path):
+    for name in ("/abs", "../up", "a/../b", "", "a//b", "a\\b", "./a"):
+        with pytest.raises(BundleError, match="plain relative path"):
+            write_bundle(tmp_path / "bundle", MANIFEST, {**FILES, name: b""})
+    assert list(tmp_path.iterdir()) == []
