@@ -1,0 +1,1 @@
+"""Reading DICOM: one file for each concept of the standard."""
