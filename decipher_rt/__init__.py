@@ -1,1 +1,49 @@
-"""Runtime for 3D MRI foundation models: DICOM in, embeddings and decoder answers out, without PyTorch."""
+"""Runtime for 3D MRI foundation models: DICOM in, embeddings and decoder answers out, without PyTorch.
+
+>>> import decipher_rt
+>>> session = decipher_rt.load()  # the bundle that ships with the package
+>>> result = session.infer("series/")  # doctest: +SKIP
+>>> result.heads["sequence"].label  # doctest: +SKIP
+'T1w'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from decipher_rt.manifest import Precision
+    from decipher_rt.session import Session
+
+__version__ = "0.1.0"
+
+
+def load(
+    bundle: Path | str | None = None,
+    *,
+    engine: str = "onnxruntime",
+    precision: Precision = "fp32",
+    threads: int | None = None,
+) -> Session:
+    """Open a bundle and make it ready to answer.
+
+    Parameters
+    ----------
+    bundle : path, optional
+        Folder of a bundle; default: the one that ships with the package.
+    engine : {"onnxruntime", "openvino"}
+    precision : {"fp32", "fp16", "bf16", "int8"}
+        Which encoder of the bundle to run.
+    threads : int, optional
+        CPU threads; default: the cores this process may use.
+
+    Raises
+    ------
+    decipher_rt.errors.BundleError, decipher_rt.errors.EngineError
+    """
+    from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+    from decipher_rt.session import Session
+
+    return Session(open_bundle(bundle or DEFAULT_BUNDLE), engine=engine, precision=precision, threads=threads)

@@ -1,0 +1,97 @@
+"""The command line: one file a command, imported only when it is called or listed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+import click
+
+from decipher_rt import __version__
+from decipher_rt.errors import DecipherError
+
+_COMMANDS = {
+    "infer": "decipher_rt.cli.infer:infer",
+    "demo": "decipher_rt.cli.demo:demo",
+    "inspect": "decipher_rt.cli.inspect:inspect",
+    "verify": "decipher_rt.cli.verify:verify",
+    "doctor": "decipher_rt.cli.doctor:doctor",
+}
+
+
+class LazyGroup(click.Group):
+    """Commands by name; those of train and export are found as entry points, so that the runtime imports neither."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the runtime's commands, then those of other parts."""
+        return [*_COMMANDS, *sorted(entry.name for entry in entry_points(group="decipher_rt.commands"))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one command."""
+        if cmd_name in _COMMANDS:
+            module, name = _COMMANDS[cmd_name].split(":")
+            command: click.Command = getattr(importlib.import_module(module), name)
+            return command
+        for entry in entry_points(group="decipher_rt.commands", name=cmd_name):
+            loaded: click.Command = entry.load()
+            return loaded
+        return None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="decipher-rt")
+def cli() -> None:
+    """Run 3D MRI foundation models beside the scanner: DICOM in, embeddings and decoder answers out.
+
+    \b
+    Example:
+      decipher-rt infer series/
+      decipher-rt infer series/ -o out --png --json
+
+    Research tool, not a medical device.
+    """
+
+
+def main() -> None:
+    """Run the command line. What the user can mend ends in one line on stderr and exit status 2."""
+    try:
+        status: Any = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = _fail("interrupted", 130)
+    except DecipherError as error:
+        status = _fail(str(error), 2)
+    except BrokenPipeError:  # the reader of our output has gone: nothing more to say, and no one to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except ModuleNotFoundError as error:
+        if (advice := _what_to_install(error)) is None:
+            raise
+        status = _fail(advice, 2)
+    except MemoryError:
+        status = _fail("out of memory; close other programs, or use a machine with more", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(f"{where}{error.strerror or error}", 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    one_line = " ".join(message.split())
+    click.echo(f"decipher-rt: {one_line}", err=True)
+    return status
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str | None:
+    """Name the extra that holds a missing package; None where the package is not one of an extra."""
+    extras = {"torch": "train,export", "nilearn": "train", "scipy": "train", "yaml": "train", "safetensors": "train"}
+    extras |= {"onnx": "export", "onnxscript": "export", "openvino": "openvino"}
+    module = (error.name or "").partition(".")[0]
+    if module not in extras:
+        return None
+    return f"this command needs {module}; install it with: pip install 'decipher-rt[{extras[module]}]'"

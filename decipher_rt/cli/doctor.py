@@ -1,0 +1,80 @@
+"""``decipher-rt doctor``: what this machine can run, and what is missing for more."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+PACKAGES = ("numpy", "pydicom", "nibabel", "nvidia-dali-cuda130", "onnxruntime", "openvino", "tensorrt", "torch", "triton")
+DECODERS = {"JPEG lossless": "python-gdcm", "JPEG-LS": "pyjpegls", "JPEG 2000": "pylibjpeg-openjpeg"}
+
+
+@click.command(epilog="Example: decipher-rt doctor --json | jq .engines")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can run (CPU, GPU, engines, bundle) and what is missing for more."""
+    report = examine()
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    machine = report["machine"]
+    click.echo(f"decipher-rt {report['version']} on {machine['system']}")
+    features = ", ".join(machine["cpu_features"]) or "none of those that matter here"
+    _row(True, "CPU", f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {features}")
+    for gpu in machine["gpus"]:
+        _row(True, "GPU", f"{gpu['name']}, compute {gpu['compute_capability']}, {gpu['memory_mib']} MiB")
+    _row(bool(machine["gpus"]), "driver", machine["gpu_note"])
+    for engine in report["engines"]:
+        _row(engine["available"], engine["name"], engine["detail"])
+    for syntax, package in DECODERS.items():
+        _row(report["packages"][package] is not None, syntax, report["packages"][package] or f"pip install {package}")
+    _row(report["bundle"]["error"] is None, "bundle", report["bundle"]["error"] or report["bundle"]["detail"])
+    for advice in report["advice"]:
+        click.echo(f"  - {advice}")
+
+
+def examine() -> dict[str, Any]:
+    """Return what doctor prints, as plain JSON types."""
+    from decipher_rt import __version__
+    from decipher_rt.engines import available
+    from decipher_rt.machine import describe_machine, package_version
+
+    machine = describe_machine()
+    engines = [dataclasses.asdict(engine) for engine in available()]
+    return {
+        "version": __version__,
+        "machine": dataclasses.asdict(machine),
+        "engines": engines,
+        "packages": {name: package_version(name) for name in (*PACKAGES, *DECODERS.values())},
+        "bundle": _examine_bundle(),
+        "advice": _advice(bool(machine.gpus), machine.cpu_features, engines),
+    }
+
+
+def _examine_bundle() -> dict[str, Any]:
+    from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+    from decipher_rt.errors import BundleError
+
+    try:
+        manifest = open_bundle(DEFAULT_BUNDLE).manifest
+    except BundleError as error:
+        return {"detail": None, "error": str(error)}
+    encoders = ", ".join(f"{engine.target} {engine.precision}" for engine in manifest.engines)
+    return {"detail": f"{manifest.name} {manifest.version}, sums good; encoders: {encoders}", "error": None}
+
+
+def _advice(has_gpu: bool, cpu_features: tuple[str, ...], engines: list[dict[str, Any]]) -> list[str]:
+    advice = [f"{engine['name']}: {engine['detail']}" for engine in engines if not engine["available"]]
+    if not has_gpu:
+        advice.append("no GPU: series run on the CPU, which is the tested default")
+    if not {"avx512_vnni", "avx_vnni", "asimddp"} & set(cpu_features):
+        advice.append("the CPU has no 8-bit dot product (VNNI): expect less from int8")
+    return advice
+
+
+def _row(good: bool, label: str, text: str) -> None:
+    mark = click.style("ok", fg="green") if good else click.style("--", fg="yellow")
+    click.echo(f"  {mark} {label:<13} {text}")

@@ -1,0 +1,125 @@
+"""``decipher-rt infer``: series in, one result each out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from decipher_rt.cli.options import bundle_option, engine_options
+
+if TYPE_CHECKING:
+    from decipher_rt.result import Failure, Result
+
+DEFAULT_OUT = Path("decipher-rt-out")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  decipher-rt infer series/
+  decipher-rt infer study/ more/*.nii.gz -o out --png
+  decipher-rt infer series.zip --json | jq .heads
+
+Exit status: 0 all answered, 1 some of several series failed, 2 none could be answered.
+"""
+)
+@click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@bundle_option
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write result.json and embedding.npy into OUT/<uid>/.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each series.")
+@click.option("--png", is_flag=True, help=f"Write views.png too (into {DEFAULT_OUT}/ where -o is not given).")
+@engine_options
+@click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
+@click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing.")
+@click.option("--any-modality", is_flag=True, help="Go on where the series is not MR.")
+@click.option("--keep-phi", is_flag=True, help="Keep patient name and ID in the result.")
+def infer(
+    paths: tuple[Path, ...],
+    bundle: Path | None,
+    out: Path | None,
+    as_json: bool,
+    png: bool,
+    engine: str,
+    precision: Any,
+    threads: int | None,
+    volume: int,
+    allow_gaps: bool,
+    any_modality: bool,
+    keep_phi: bool,
+) -> None:
+    """Answer for each DICOM or NIfTI series under SERIES (folders, .zip archives or files)."""
+    import decipher_rt
+    from decipher_rt.result import Failure
+    from decipher_rt.series import ReadOptions
+    from decipher_rt.writers.folder import folder_writer
+
+    out = out or (DEFAULT_OUT if png else None)
+    write = folder_writer(out, png=png) if out else None
+    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads)
+    options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
+    failures: list[Failure] = []
+    answered = 0
+    for outcome in _with_progress(session.infer_each(paths, options, write)):
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+            click.echo(f"decipher-rt: {outcome.error}", err=True)
+            continue
+        answered += 1
+        click.echo(json.dumps(outcome.to_json()) if as_json else summary(outcome, out))
+    if as_json and answered:
+        for failure in failures:
+            click.echo(json.dumps(failure.to_json()))
+    sys.exit((1 if answered else 2) if failures else 0)
+
+
+def _with_progress(outcomes: Any) -> Any:
+    """Yield the outcomes, counting them on a terminal's stderr; silent in a pipe."""
+    if not sys.stderr.isatty():
+        yield from outcomes
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} series done"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("series", total=None)
+        for outcome in outcomes:
+            progress.advance(task)
+            yield outcome
+
+
+def summary(result: Result, out: Path | None) -> str:
+    """Say one result in a few lines for a person."""
+    from decipher_rt.result import NOTICE
+
+    series, times = result.series, result.timings_ms
+    shape = " x ".join(map(str, series["shape_ras"]))
+    spacing = " x ".join(f"{s:.2f}" for s in series["spacing_mm"])
+    inside = click.style("in", fg="green") if result.scope.inside else click.style("out", fg="yellow")
+    lines = [
+        click.style(f"{series['path']}", bold=True) + f"  {series['manufacturer']}  {series['description']}".rstrip(),
+        f"  volume     {shape} voxels, {spacing} mm (R x A x S), {series['files']} files",
+        f"  scope      {inside}: {result.scope.reason}",
+    ]
+    for name, answer in result.heads.items():
+        lines.append(f"  {name:<10} {_say(answer)}")
+    lines += [f"  {click.style('warning', fg='yellow')}    {warning}" for warning in series["warnings"]]
+    stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in times.items() if stage != "total" and ms >= 0.5)
+    lines.append(f"  time       {times['total']:.0f} ms: {stages}; {result.tokens['kept']} of {result.tokens['total']} tokens")
+    if out and isinstance(result.embedding, str):
+        lines.append(f"  written    {Path(result.embedding).parent}")
+    return "\n".join([*lines, f"  {NOTICE}"])
+
+
+def _say(answer: Any) -> str:
+    if answer.not_answered is not None:
+        return click.style("not answered", fg="yellow")
+    if answer.label is None:
+        return f"{answer.value:.4g} {answer.unit}"
+    ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])
+    others = ", ".join(f"{label} {probability:.1%}" for label, probability in ranked[1:])
+    return f"{click.style(answer.label, bold=True)} {ranked[0][1]:.1%}  ({others})"

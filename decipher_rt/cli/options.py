@@ -1,0 +1,38 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+bundle_option = click.option(
+    "-b", "--bundle", type=click.Path(path_type=Path), help="Folder of a bundle; default: the one that ships."
+)
+
+
+def engine_options(command: Command) -> Command:
+    """Add ``--engine``, ``--precision`` and ``--threads``."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; default: the cores at hand."),
+        click.option(
+            "--precision",
+            default="fp32",
+            show_default=True,
+            type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+            help="Which encoder of the bundle.",
+        ),
+        click.option(
+            "--engine",
+            default="onnxruntime",
+            show_default=True,
+            type=click.Choice(["onnxruntime", "openvino"]),
+            help="What runs the encoder.",
+        ),
+    ):
+        command = option(command)
+    return command

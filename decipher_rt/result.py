@@ -1,0 +1,130 @@
+"""Result: what one series gave, as a frozen dataclass and as the JSON object of ``schemas/result-1.schema.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decipher_rt.dicom.geometry import canonical_ras
+from decipher_rt.volume import Volume
+
+SCHEMA = "decipher-rt/result/1"
+FAILURE_SCHEMA = "decipher-rt/failure/1"
+NOTICE = "Research tool, not a medical device."
+
+
+@dataclass(frozen=True)
+class ScopeAnswer:
+    """Whether the series is what the model was made for. ``score`` is None where a rule on the header decided."""
+
+    inside: bool
+    score: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeadAnswer:
+    """What one head said: a label with probabilities, a value with its unit, or why it was not asked."""
+
+    kind: str
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    value: float | None = None
+    unit: str | None = None
+    not_answered: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return only the keys that apply."""
+        if self.not_answered is not None:
+            return {"kind": self.kind, "not_answered": self.not_answered}
+        if self.label is not None:
+            return {"kind": self.kind, "label": self.label, "probabilities": dict(self.probabilities)}
+        return {"kind": self.kind, "value": self.value, "unit": self.unit}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answers for one series.
+
+    Attributes
+    ----------
+    series : dict
+        The ``series`` object of the JSON (see ``describe_series``).
+    bundle, engine, tokens : dict
+        Which bundle and engine answered, and how many of how many tokens were kept.
+    embedding : ndarray, shape (E,), float32, or str
+        L2-normalised; or the file it was written to.
+    scope : ScopeAnswer
+    heads : mapping from head name to HeadAnswer
+    timings_ms : dict
+        ``read, preprocess, encode, heads, write`` and ``total``, in milliseconds; the total is measured on its own.
+    """
+
+    series: Mapping[str, Any]
+    bundle: Mapping[str, str]
+    engine: Mapping[str, Any]
+    tokens: Mapping[str, int]
+    embedding: NDArray[np.float32] | str
+    scope: ScopeAnswer
+    heads: Mapping[str, HeadAnswer]
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, schema ``decipher-rt/result/1``."""
+        embedding = self.embedding if isinstance(self.embedding, str) else [_seven(x) for x in self.embedding.tolist()]
+        return {
+            "schema": SCHEMA,
+            "series": dict(self.series),
+            "bundle": dict(self.bundle),
+            "engine": dict(self.engine),
+            "tokens": dict(self.tokens),
+            "embedding": embedding,
+            "scope": {"in": self.scope.inside, "score": self.scope.score, "reason": self.scope.reason},
+            "heads": {name: answer.to_json() for name, answer in self.heads.items()},
+            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
+            "notice": NOTICE,
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A series that could not be answered, and why in one line."""
+
+    path: str
+    uid: str | None
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, schema ``decipher-rt/failure/1``."""
+        return {"schema": FAILURE_SCHEMA, "series": {"uid": self.uid, "path": self.path}, "error": self.error}
+
+
+def describe_series(volume: Volume) -> dict[str, Any]:
+    """Return the ``series`` object of a result: identity, and geometry in canonical RAS as NIfTI tools state it."""
+    series = volume.series
+    frame = canonical_ras(volume.affine_lps_mm, volume.voxels.shape)
+    described: dict[str, Any] = {
+        "uid": series.uid,
+        "path": str(series.path),
+        "manufacturer": series.manufacturer,
+        "description": series.description,
+        "files": series.files,
+        "volume_index": series.volume_index,
+        "volumes": series.volumes,
+        "shape_ras": list(frame.shape_ras),
+        "spacing_mm": [_seven(x) for x in np.linalg.norm(frame.affine_ras_mm[:3, :3], axis=0).tolist()],
+        "affine_ras_mm": np.round(frame.affine_ras_mm, 6).tolist(),
+        "warnings": list(series.warnings),
+    }
+    if series.patient:
+        described["patient"] = dict(series.patient)
+    return described
+
+
+def _seven(number: float) -> float:
+    """Seven significant digits: all that a float32 holds."""
+    return float(f"{number:.7g}")

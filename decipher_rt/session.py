@@ -1,0 +1,215 @@
+"""Session: one opened bundle on one engine, and the stages of a series in order, each timed here and nowhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decipher_rt.bundle import Bundle
+from decipher_rt.engines import Engine, load_engine
+from decipher_rt.errors import DecipherError, SeriesError
+from decipher_rt.manifest import Head, Precision
+from decipher_rt.preprocess import Preprocessor
+from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
+from decipher_rt.series import ReadOptions, Series, find_series, read_series
+from decipher_rt.tokens import select_tokens
+from decipher_rt.volume import Volume
+
+Outputs = Mapping[str, NDArray[Any]]
+
+STAGES = ("read", "preprocess", "encode", "heads", "write")
+
+
+class StageClock:
+    """Times of consecutive stages in ms. A stage lasts from the end of the one before it, so no time falls between."""
+
+    def __init__(self, already_ms: float = 0.0) -> None:
+        self._start = self._last = time.perf_counter()
+        self._already_ms = already_ms
+        self._stages = dict.fromkeys(STAGES, 0.0)
+        self._stages["read"] = already_ms
+
+    def finish(self, stage: str) -> None:
+        """End a stage now."""
+        now = time.perf_counter()
+        self._stages[stage] += (now - self._last) * 1e3
+        self._last = now
+
+    def timings_ms(self) -> dict[str, float]:
+        """Return the stages and the total, which is measured from start to now."""
+        return {**self._stages, "total": (time.perf_counter() - self._start) * 1e3 + self._already_ms}
+
+
+Write = Callable[[Result, Volume, StageClock], Result]
+
+
+class Session:
+    """A bundle ready to answer.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        From ``open_bundle``.
+    engine : str
+        ``onnxruntime`` or ``openvino``.
+    precision : str
+        Which encoder of the bundle.
+    threads : int, optional
+        CPU threads of the encoder and of preprocessing; default: the cores this process may use.
+
+    Raises
+    ------
+    BundleError, EngineError
+        If the bundle has no such encoder, or this machine cannot run it.
+
+    Notes
+    -----
+    One session serves one thread at a time.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "onnxruntime",
+        precision: Precision = "fp32",
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle
+        manifest = bundle.manifest
+        encoder = bundle.file(manifest.engine_file("onnx", precision).file)
+        with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
+            loading = pool.submit(self._load_preprocessor, threads)
+            self.encoder = load_engine(engine, encoder, precision=precision, threads=threads)
+            self._heads = {
+                head.name: load_engine(engine, bundle.file(head.file), precision="fp32", threads=1)
+                for head in manifest.heads
+            }
+            scope = manifest.scope
+            self._scope = load_engine(engine, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
+            self.preprocessor = loading.result()
+
+    def _load_preprocessor(self, threads: int | None) -> Preprocessor:
+        spec = self.bundle.manifest.preprocessing
+        graph = self.bundle.file(spec.graphs["cpu"]).read_bytes() if "cpu" in spec.graphs else None
+        return Preprocessor(graph, spec, **({"threads": threads} if threads else {}))
+
+    def infer(self, path: Path | str, options: ReadOptions | None = None) -> Result:
+        """Answer for the one series under a path.
+
+        Raises
+        ------
+        SeriesError
+            If the path holds no readable series, or several: then use ``infer_each``.
+        """
+        found = find_series(Path(path), options or ReadOptions())
+        if len(found) > 1:
+            raise SeriesError(f"{path}: holds {len(found)} series; use Session.infer_each, or name one of them")
+        return self._answer(found[0], options or ReadOptions(), StageClock(), None)
+
+    def infer_each(
+        self, paths: Iterable[Path | str], options: ReadOptions | None = None, write: Write | None = None
+    ) -> Iterator[Result | Failure]:
+        """Answer for every series under the paths, in order; a series that fails is a Failure and the others go on.
+
+        Parameters
+        ----------
+        paths : iterable of path
+            Folders, archives or files.
+        options : ReadOptions, optional
+        write : callable, optional
+            Called with the result, the volume and the clock, whose stage ``write`` it ends; returns what it wrote.
+        """
+        options = options or ReadOptions()
+        for path in paths:
+            start = time.perf_counter()
+            try:
+                found = find_series(Path(path), options)
+            except DecipherError as error:
+                yield Failure(str(path), None, str(error))
+                continue
+            share_ms = (time.perf_counter() - start) * 1e3 / len(found)
+            for series in found:
+                try:
+                    yield self._answer(series, options, StageClock(share_ms), write)
+                except DecipherError as error:
+                    yield Failure(str(series.path), series.uid, str(error))
+
+    def infer_volume(self, volume: Volume) -> Result:
+        """Answer for a volume already in memory."""
+        clock = StageClock()
+        result = self._run(volume, clock)
+        return replace(result, timings_ms=clock.timings_ms())
+
+    def _answer(self, series: Series, options: ReadOptions, clock: StageClock, write: Write | None) -> Result:
+        volume = read_series(series, options)
+        clock.finish("read")
+        result = self._run(volume, clock)
+        return write(result, volume, clock) if write else replace(result, timings_ms=clock.timings_ms())
+
+    def _run(self, volume: Volume, clock: StageClock) -> Result:
+        spec = self.bundle.manifest.preprocessing
+        grid = self.preprocessor(volume)
+        tokens = select_tokens(grid, spec)
+        clock.finish("preprocess")
+        encoded = self.encoder.run(
+            {"volume": grid.volume[None, None], "window": grid.window[None], "tokens": tokens.indices[None]}
+        )
+        clock.finish("encode")
+        features = {**encoded, "tokens": tokens.indices[None]}
+        scope = self._judge_scope(volume, features)
+        heads = {head.name: self._ask(head, features, scope) for head in self.bundle.manifest.heads}
+        result = Result(
+            series=describe_series(volume),
+            bundle={
+                "name": self.bundle.manifest.name,
+                "version": self.bundle.manifest.version,
+                "sha256": self.bundle.sha256,
+            },
+            engine=_describe_engine(self.encoder),
+            tokens={"kept": len(tokens.indices), "total": spec.patches},
+            embedding=encoded["embedding"][0].astype(np.float32),
+            scope=scope,
+            heads=heads,
+        )
+        clock.finish("heads")
+        return result
+
+    def _judge_scope(self, volume: Volume, features: Outputs) -> ScopeAnswer:
+        scope = self.bundle.manifest.scope
+        if scope is None or self._scope is None:
+            return ScopeAnswer(True, None, "the bundle sets no scope")
+        modality = volume.series.acquisition.modality
+        if modality is not None and modality not in scope.modalities:
+            return ScopeAnswer(False, None, f"modality {modality}, made for {', '.join(scope.modalities)}")
+        score = float(self._scope.run(_wanted(self._scope, features))["score"][0])
+        comparison = "at least" if score >= scope.threshold else "below"
+        reason = f"{scope.method} score {score:.3g} is {comparison} the threshold {scope.threshold:.3g}"
+        if score < scope.threshold and scope.subject:
+            reason += f": unlike the {scope.subject} the model was made for"
+        return ScopeAnswer(score >= scope.threshold, score, reason)
+
+    def _ask(self, head: Head, features: Outputs, scope: ScopeAnswer) -> HeadAnswer:
+        if not scope.inside:
+            return HeadAnswer(head.kind, not_answered=f"out of scope: {scope.reason}")
+        engine = self._heads[head.name]
+        answer = engine.run(_wanted(engine, features))
+        if head.kind == "regression":
+            return HeadAnswer(head.kind, value=float(answer["value"][0, 0]), unit=head.unit)
+        probabilities = dict(zip(head.labels, map(float, answer["probabilities"][0]), strict=True))
+        return HeadAnswer(head.kind, label=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities)
+
+
+def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:
+    return {name: features[name] for name in engine.inputs}
+
+
+def _describe_engine(engine: Engine) -> dict[str, Any]:
+    return {"name": engine.name, "device": engine.device, "precision": engine.precision, "threads": engine.threads}

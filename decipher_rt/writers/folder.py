@@ -1,0 +1,68 @@
+"""One folder for each series: ``result.json``, ``embedding.npy`` and, if wanted, ``views.png``; whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from decipher_rt.errors import DecipherError
+from decipher_rt.result import Result
+from decipher_rt.session import StageClock
+from decipher_rt.volume import Volume
+
+RESULT, EMBEDDING, VIEWS = "result.json", "embedding.npy", "views.png"
+
+
+def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClock], Result]:
+    """Return the function that writes a result into its own folder below ``out``.
+
+    Raises
+    ------
+    DecipherError
+        At once, if ``out`` exists and is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise DecipherError(f"{out}: exists and is not a folder; choose another name for -o")
+
+    def write(result: Result, volume: Volume, clock: StageClock) -> Result:
+        target = out / folder_name(result)
+        if target.exists() and not (target / RESULT).is_file():
+            raise DecipherError(f"{target}: exists and holds no {RESULT}; move it away or choose another -o")
+        out.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
+        try:
+            staging.chmod(0o755)
+            np.save(staging / EMBEDDING, result.embedding, allow_pickle=False)
+            if png:
+                from decipher_rt.writers.views import draw_views
+
+                timed = replace(result, timings_ms=clock.timings_ms())
+                (staging / VIEWS).write_bytes(draw_views(timed, volume))
+            clock.finish("write")
+            written = replace(result, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
+            (staging / RESULT).write_text(json.dumps(written.to_json(), indent=2) + "\n", encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            staging.replace(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return written
+
+    return write
+
+
+def folder_name(result: Result) -> str:
+    """Return the series UID as a safe name, with the volume's index where it is not the first."""
+    uid = str(result.series["uid"])
+    if not re.fullmatch(r"[0-9.]{1,64}", uid) or not uid.strip("."):
+        uid = "series-" + hashlib.sha256(uid.encode()).hexdigest()[:16]
+    index = result.series["volume_index"]
+    return f"{uid}-volume{index}" if index else uid
