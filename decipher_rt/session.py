@@ -204,7 +204,9 @@ class Session:
         if head.kind == "regression":
             return HeadAnswer(head.kind, value=float(answer["value"][0, 0]), unit=head.unit)
         probabilities = dict(zip(head.labels, map(float, answer["probabilities"][0]), strict=True))
-        return HeadAnswer(head.kind, label=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities)
+        return HeadAnswer(
+            head.kind, label=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities
+        )
 
 
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:

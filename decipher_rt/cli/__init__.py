@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="decipher-rt")
 def cli() -> None:
-    """Run 3D MRI foundation models beside the scanner: DICOM in, embeddings and decoder answers out.
+    r"""Run 3D MRI foundation models beside the scanner: DICOM in, embeddings and decoder answers out.
 
     \b
     Example:

@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-PACKAGES = ("numpy", "pydicom", "nibabel", "nvidia-dali-cuda130", "onnxruntime", "openvino", "tensorrt", "torch", "triton")
+PACKAGES = (
+    "numpy",
+    "pydicom",
+    "nibabel",
+    "nvidia-dali-cuda130",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "torch",
+    "triton",
+)
 DECODERS = {"JPEG lossless": "python-gdcm", "JPEG-LS": "pyjpegls", "JPEG 2000": "pylibjpeg-openjpeg"}
 
 

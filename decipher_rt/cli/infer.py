@@ -29,7 +29,9 @@ Exit status: 0 all answered, 1 some of several series failed, 2 none could be an
 )
 @click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @bundle_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write result.json and embedding.npy into OUT/<uid>/.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Write result.json and embedding.npy into OUT/<uid>/."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each series.")
 @click.option("--png", is_flag=True, help=f"Write views.png too (into {DEFAULT_OUT}/ where -o is not given).")
 @engine_options
@@ -109,7 +111,9 @@ def summary(result: Result, out: Path | None) -> str:
         lines.append(f"  {name:<10} {_say(answer)}")
     lines += [f"  {click.style('warning', fg='yellow')}    {warning}" for warning in series["warnings"]]
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in times.items() if stage != "total" and ms >= 0.5)
-    lines.append(f"  time       {times['total']:.0f} ms: {stages}; {result.tokens['kept']} of {result.tokens['total']} tokens")
+    lines.append(
+        f"  time       {times['total']:.0f} ms: {stages}; {result.tokens['kept']} of {result.tokens['total']} tokens"
+    )
     if out and isinstance(result.embedding, str):
         lines.append(f"  written    {Path(result.embedding).parent}")
     return "\n".join([*lines, f"  {NOTICE}"])

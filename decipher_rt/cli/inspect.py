@@ -27,16 +27,24 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
         ("sha256", opened.sha256),
         ("use", manifest.intended_use),
         ("licence", manifest.licence),
-        ("grid", f"{_by(spec.grid_shape)} voxels of {_by(spec.spacing_mm)} mm (S x A x R), patches {_by(spec.patch_shape)}"),
+        (
+            "grid",
+            f"{_by(spec.grid_shape)} voxels of {_by(spec.spacing_mm)} mm (S x A x R), patches {_by(spec.patch_shape)}",
+        ),
         ("tokens", ", ".join(map(str, spec.token_buckets))),
-        ("encoder", f"{encoder.parameters / 1e6:.1f} M parameters, {encoder.width} wide, embedding {encoder.embedding_size}"),
+        (
+            "encoder",
+            f"{encoder.parameters / 1e6:.1f} M parameters, {encoder.width} wide, embedding {encoder.embedding_size}",
+        ),
         *(("engine", f"{engine.target} {engine.precision}: {engine.file}") for engine in manifest.engines),
         *(("head", f"{head.name}: {head.kind} {', '.join(head.labels) or head.unit}") for head in manifest.heads),
     ]
     if manifest.scope:
         rows.append(("scope", f"{manifest.scope.method}, threshold {manifest.scope.threshold:.4g}"))
-    for row in manifest.numerics:
-        rows.append(("numerics", f"{row.precision}: embedding cosine {row.embedding_cosine:.6f}, heads within {row.heads_max_error:.2g}"))
+    rows += [
+        ("numerics", f"{n.precision}: embedding cosine {n.embedding_cosine:.6f}, heads within {n.heads_max_error:.2g}")
+        for n in manifest.numerics
+    ]
     for label, text in rows:
         click.echo(f"  {label:<9} {text}")
 

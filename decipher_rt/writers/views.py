@@ -70,7 +70,7 @@ def draw_views(result: Result, volume: Volume) -> bytes:
     width = 4 * MARGIN + 3 * PANEL + COLUMN + MARGIN
     canvas = Image.new("RGB", (width, HEADER + PANEL + FOOTER + MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    _draw_header(draw, result, width)
+    _draw_header(draw, result)
     pixels_per_mm = PANEL / max(extent for view in views for extent in view.size_mm)
     for number, view in enumerate(views):
         left = MARGIN + number * (PANEL + MARGIN)
@@ -107,7 +107,7 @@ def _draw_view(view: View, pixels_per_mm: float) -> Any:
     return panel
 
 
-def _draw_header(draw: ImageDraw, result: Result, width: int) -> None:
+def _draw_header(draw: ImageDraw, result: Result) -> None:
     series = result.series
     title = series["description"] or "MR series without a description"
     shape = " x ".join(map(str, series["shape_ras"]))
@@ -152,10 +152,13 @@ def _draw_head(draw: ImageDraw, name: str, answer: HeadAnswer, left: int, y: int
 def _footer(result: Result) -> str:
     engine, tokens = result.engine, result.tokens
     seconds = sum(ms for stage, ms in result.timings_ms.items() if stage not in ("write", "total")) / 1e3
-    return (
-        f"{result.bundle['name']} {result.bundle['version']}   {engine['name']} {engine['precision']} on {engine['device']}, "
-        f"{engine['threads']} threads   {tokens['kept']} of {tokens['total']} tokens   {seconds:.2f} s"
+    parts = (
+        f"{result.bundle['name']} {result.bundle['version']}",
+        f"{engine['name']} {engine['precision']} on {engine['device']}, {engine['threads']} threads",
+        f"{tokens['kept']} of {tokens['total']} tokens",
+        f"{seconds:.2f} s",
     )
+    return "   ".join(parts)
 
 
 def _wrapped(draw: ImageDraw, place: tuple[int, int], text: str, colour: str, size: int) -> int:
