@@ -1,0 +1,78 @@
+"""Run the preprocessing graph on volumes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from decipher_rt.errors import EngineError
+from decipher_rt.manifest import Preprocessing
+from decipher_rt.preprocess.dali import DaliGraph
+from decipher_rt.preprocess.graph import Device, build_graph
+from decipher_rt.preprocess.grid import Grid, graph_inputs, plan
+from decipher_rt.volume import Volume
+
+SLABS_PER_THREAD = 2
+
+
+class Preprocessor:
+    """Volumes to grids, on one graph that is made ready once for each type of voxel.
+
+    Parameters
+    ----------
+    graph : bytes or None
+        The bundle's serialised graph for ``device``; ``None`` builds it from ``spec`` (needs half a second more).
+    spec : Preprocessing
+    device : "cpu" or "gpu"
+    threads : int
+
+    Raises
+    ------
+    EngineError
+        Where DALI is absent.
+    """
+
+    def __init__(self, graph: bytes | None, spec: Preprocessing, device: Device = "cpu", threads: int = 2) -> None:
+        self._graph = build_graph(spec, device) if graph is None else graph
+        self._spec = spec
+        self._device: Device = device
+        self._threads = threads
+        # On the GPU a sample is parallel in itself.
+        wanted = SLABS_PER_THREAD * threads if device == "cpu" else 1
+        self._slabs = max(n for n in range(1, wanted + 1) if spec.grid_shape[0] % n == 0)
+        self._pipelines: dict[np.dtype[np.generic], DaliGraph] = {}
+        self._unused: DaliGraph | None = self._new_pipeline()  # made while loading, taken by the first type of voxel
+
+    def __call__(self, volume: Volume) -> Grid:
+        """Resample, reorient and pad a volume.
+
+        Raises
+        ------
+        SeriesError
+            As `decipher_rt.preprocess.plan`.
+        EngineError
+            Where DALI fails, for example for want of memory.
+        """
+        grid_plan = plan(volume, self._spec)
+        voxels = np.ascontiguousarray(volume.voxels)[..., np.newaxis]
+        arguments = graph_inputs(grid_plan, self._spec.grid_shape, self._slabs)
+        inputs = {name: [values[slab, ...] for slab in range(self._slabs)] for name, values in arguments.items()}
+        inputs["voxels"] = [voxels] * self._slabs
+        grid = np.empty(self._spec.grid_shape, np.float32)
+        pipeline = self._pipeline(voxels.dtype)
+        try:
+            pipeline.run(inputs, grid)
+        except EngineError:
+            del self._pipelines[voxels.dtype]  # DALI does not go on after an error
+            raise
+        return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm)
+
+    def _pipeline(self, dtype: np.dtype[np.generic]) -> DaliGraph:
+        """Return the pipeline for a type of voxel: DALI's inputs keep theirs."""
+        if dtype not in self._pipelines:
+            self._pipelines[dtype] = self._unused or self._new_pipeline()
+            self._unused = None
+        return self._pipelines[dtype]
+
+    def _new_pipeline(self) -> DaliGraph:
+        device_id = None if self._device == "cpu" else 0
+        return DaliGraph(self._graph, batch=self._slabs, threads=self._threads, device_id=device_id)

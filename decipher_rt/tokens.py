@@ -1,0 +1,53 @@
+"""Foreground tokens: the patches of a grid that hold tissue are the encoder's tokens; air costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decipher_rt.manifest import Preprocessing
+from decipher_rt.preprocess.grid import Grid
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The patches that the encoder sees.
+
+    Attributes
+    ----------
+    indices : ndarray, shape (K,), int64
+        Flat patch indices, row-major over the patch grid (D, H, W), ascending. K is one of the manifest's buckets.
+    kept : int
+        Tissue patches n <= K; the other K - n are the next best.
+    total : int
+        Patches of the grid.
+    """
+
+    indices: NDArray[np.int64]
+    kept: int
+    total: int
+
+
+def tissue_counts(grid: Grid, spec: Preprocessing) -> NDArray[np.int64]:
+    """Count the tissue voxels of every patch; shape (patches,), row-major over the patch grid."""
+    low, high = (np.float32(x) for x in grid.window)
+    tissue = (grid.volume > low + np.float32(spec.tissue_level) * (high - low)).view(np.uint8)
+    (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
+    # The outer axes first: the sums then run along whole rows, and little is left for the innermost axis.
+    rows = tissue.reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32).sum(axis=2, dtype=np.uint32)
+    counts: NDArray[np.int64] = rows.reshape(gd * gh * gw, pw).sum(axis=1, dtype=np.int64)
+    return counts
+
+
+def select_tokens(grid: Grid, spec: Preprocessing) -> Tokens:
+    """Choose the K best patches by tissue, where K is the smallest bucket that holds all n tissue patches.
+
+    A patch is a tissue patch when at least ``spec.min_tissue`` of its voxels are tissue. Equal patches rank by index.
+    """
+    counts = tissue_counts(grid, spec)
+    kept = int((counts >= spec.min_tissue * np.prod(spec.patch_shape)).sum())
+    size = next(bucket for bucket in spec.token_buckets if bucket >= kept)
+    best = np.argsort(-counts, kind="stable")[:size]
+    return Tokens(np.sort(best).astype(np.int64), kept, spec.patches)
