@@ -7,11 +7,11 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from decipher_rt.atomic import whole_folder
 from decipher_rt.errors import BundleError
 from decipher_rt.manifest import Manifest
 
@@ -90,13 +90,9 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | P
     BundleError
         If the folder exists and is no bundle, a name leaves the folder, or the manifest names a file that is not given.
     """
-    replaced = folder.exists()
-    if replaced and not (folder / MANIFEST).is_file():
+    if folder.exists() and not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        staging.chmod(0o755)
+    with whole_folder(folder) as staging:
         text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
         lines = []
         for name, content in sorted({**files, MANIFEST: text.encode()}.items()):
@@ -109,14 +105,6 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | P
             lines.append(f"{_sha256(target)}  {name}\n")
         (staging / SUMS).write_text("".join(lines), encoding="utf-8")
         open_bundle(staging)
-        retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) if replaced else None
-        if retired:
-            folder.replace(retired / "bundle")
-        staging.replace(folder)
-        if retired:
-            shutil.rmtree(retired)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _safe(name: str) -> str:

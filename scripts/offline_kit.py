@@ -11,8 +11,9 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from decipher_rt.atomic import whole_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,24 +43,18 @@ Made for Linux {machine}, Python {major}.{minor}: use the same on the machine it
 
 def collect(kit: Path, bundle: Path) -> None:
     """Fill ``kit``: built beside its place, then renamed."""
-    kit.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".offline-kit-", dir=kit.parent) as folder:
-        staging = Path(folder) / kit.name
-        staging.mkdir()
+    with whole_folder(kit) as staging:
         command = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--quiet"]
         command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(staging / "wheels"), str(ROOT)]
         subprocess.run(command, check=True)  # noqa: S603
         shutil.copytree(bundle, staging / "bundle")
         (staging / "install.sh").write_text(INSTALLER, encoding="utf-8")
         (staging / "install.sh").chmod(0o755)
-        readme = README.format(machine=platform.machine(), major=sys.version_info.major, minor=sys.version_info.minor)
-        (staging / "README.txt").write_text(readme, encoding="utf-8")
+        python = {"major": sys.version_info.major, "minor": sys.version_info.minor}
+        (staging / "README.txt").write_text(README.format(machine=platform.machine(), **python), encoding="utf-8")
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         lines = [f"{_sha256(path)}  {path.relative_to(staging).as_posix()}\n" for path in files]
         (staging / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
-        if kit.exists():
-            shutil.rmtree(kit)
-        staging.replace(kit)
 
 
 def _sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ import click
 from decipher_rt.cli.options import bundle_option, engine_options
 
 if TYPE_CHECKING:
-    from decipher_rt.result import Failure, Result
+    from decipher_rt.result import Failure, HeadAnswer, Result
 
 DEFAULT_OUT = Path("decipher-rt-out")
 
@@ -108,7 +108,7 @@ def summary(result: Result, out: Path | None) -> str:
         f"  scope      {inside}: {result.scope.reason}",
     ]
     for name, answer in result.heads.items():
-        lines.append(f"  {name:<10} {_say(answer)}")
+        lines.append(f"  {name:<10} {say_answer(answer)}")
     lines += [f"  {click.style('warning', fg='yellow')}    {warning}" for warning in series["warnings"]]
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in times.items() if stage != "total" and ms >= 0.5)
     lines.append(
@@ -119,7 +119,8 @@ def summary(result: Result, out: Path | None) -> str:
     return "\n".join([*lines, f"  {NOTICE}"])
 
 
-def _say(answer: Any) -> str:
+def say_answer(answer: HeadAnswer) -> str:
+    """Say one head's answer on a line."""
     if answer.not_answered is not None:
         return click.style("not answered", fg="yellow")
     if answer.label is None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from decipher_rt.atomic import whole_folder
 from decipher_rt.errors import DecipherError
 from decipher_rt.result import Result
 from decipher_rt.session import StageClock
@@ -36,10 +35,7 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
         target = out / folder_name(result)
         if target.exists() and not (target / RESULT).is_file():
             raise DecipherError(f"{target}: exists and holds no {RESULT}; move it away or choose another -o")
-        out.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=out))
-        try:
-            staging.chmod(0o755)
+        with whole_folder(target) as staging:
             np.save(staging / EMBEDDING, result.embedding, allow_pickle=False)
             if png:
                 from decipher_rt.writers.views import draw_views
@@ -49,11 +45,6 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
             clock.finish("write")
             written = replace(result, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
             (staging / RESULT).write_text(json.dumps(written.to_json(), indent=2) + "\n", encoding="utf-8")
-            if target.exists():
-                shutil.rmtree(target)
-            staging.replace(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         return written
 
     return write

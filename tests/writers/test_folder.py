@@ -1,0 +1,88 @@
+"""A result's folder is whole or not there, and nothing that was there before is lost."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decipher_rt.errors import DecipherError
+from decipher_rt.result import HeadAnswer, Result, ScopeAnswer, describe_series
+from decipher_rt.session import StageClock
+from decipher_rt.volume import SeriesInfo, Volume
+from decipher_rt.writers.folder import folder_writer
+
+
+def volume_and_result(uid="1.2.3", volume_index=0):
+    voxels = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
+    series = SeriesInfo(uid, Path("series"), files=6, volume_index=volume_index, volumes=volume_index + 1)
+    volume = Volume(voxels, np.diag([2.0, 1.0, 1.0, 1.0]), series)
+    result = Result(
+        describe_series(volume),
+        {"name": "toy", "version": "1", "sha256": "0" * 64},
+        {"name": "onnxruntime", "device": "cpu", "precision": "fp32", "threads": 2},
+        {"kept": 4, "total": 8},
+        np.array([0.6, 0.8], np.float32),
+        ScopeAnswer(True, 1.0, "good"),
+        {"lesion": HeadAnswer("classification", label="absent", probabilities={"absent": 0.75, "present": 0.25})},
+    )
+    return volume, result
+
+
+def test_the_folder_holds_the_result_and_its_embedding(tmp_path):
+    volume, result = volume_and_result()
+    written = folder_writer(tmp_path / "out", png=True)(result, volume, StageClock())
+    folder = tmp_path / "out" / "1.2.3"
+    assert sorted(p.name for p in folder.iterdir()) == ["embedding.npy", "result.json", "views.png"]
+    assert json.loads((folder / "result.json").read_text()) == written.to_json()
+    assert np.array_equal(np.load(written.embedding, allow_pickle=False), result.embedding)
+    assert written.timings_ms["write"] > 0
+
+
+def test_a_second_run_replaces_the_first_and_leaves_nothing_beside(tmp_path):
+    volume, result = volume_and_result()
+    folder_writer(tmp_path, png=True)(result, volume, StageClock())
+    folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    assert [p.name for p in tmp_path.iterdir()] == ["1.2.3"]
+    assert not (tmp_path / "1.2.3" / "views.png").exists()
+
+
+def test_a_folder_of_something_else_is_kept(tmp_path):
+    (tmp_path / "1.2.3").mkdir()
+    (tmp_path / "1.2.3" / "thesis.tex").touch()
+    volume, result = volume_and_result()
+    with pytest.raises(DecipherError, match=r"holds no result\.json"):
+        folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    assert [p.name for p in (tmp_path / "1.2.3").iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused_at_once(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(DecipherError, match="not a folder"):
+        folder_writer(tmp_path / "out", png=False)
+
+
+@pytest.mark.parametrize("uid", ["../../etc", "", "...", "a/b", "x" * 300, "1.2\n3"])
+def test_a_hostile_uid_stays_inside(tmp_path, uid):
+    volume, result = volume_and_result(uid)
+    written = folder_writer(tmp_path / "out", png=False)(result, volume, StageClock())
+    assert Path(written.embedding).parent.parent == tmp_path / "out"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_volumes_of_one_series_have_a_folder_each(tmp_path):
+    for index in (0, 1):
+        volume, result = volume_and_result(volume_index=index)
+        folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.2.3", "1.2.3-volume1"]
+
+
+def test_a_failing_picture_leaves_no_half_folder(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("decipher_rt.writers.views.draw_views", fail)
+    volume, result = volume_and_result()
+    with pytest.raises(OSError, match="No space left"):
+        folder_writer(tmp_path, png=True)(result, volume, StageClock())
+    assert list(tmp_path.iterdir()) == []
