@@ -1,0 +1,83 @@
+"""``decipher-rt demo``: the main job once, each step explained in a line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from decipher_rt.cli.options import bundle_option
+
+if TYPE_CHECKING:
+    from decipher_rt.manifest import Preprocessing
+    from decipher_rt.result import Result
+
+DEMO_SERIES = Path(__file__).parent.parent / "default" / "demo_series"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  decipher-rt demo
+  decipher-rt demo my-series/ another.nii.gz -o out
+"""
+)
+@click.argument("series", nargs=-1, type=click.Path(path_type=Path))
+@bundle_option
+@click.option(
+    "-o", "--out", default=Path("decipher-rt-demo"), show_default=True, type=click.Path(path_type=Path), help="Folder."
+)
+def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
+    """Answer for a small simulated head that ships as DICOM files (or for SERIES), and explain each step."""
+    start = time.perf_counter()
+    import decipher_rt
+    from decipher_rt.result import NOTICE, Failure
+    from decipher_rt.writers.folder import VIEWS, folder_writer
+
+    session = decipher_rt.load(bundle)
+    manifest = session.bundle.manifest
+    encoder = manifest.encoder
+    _step("Open", f"bundle {manifest.name} {manifest.version}: all its files have the sums they were written with.")
+    _step(
+        "Load",
+        f"a 3D vision transformer with {encoder.parameters / 1e6:.1f} M parameters on {session.encoder.name} "
+        f"({session.encoder.device}, {session.encoder.threads} threads), {_milliseconds(start)} since the start.",
+    )
+    written: list[Path] = []
+    for outcome in session.infer_each(series or (DEMO_SERIES,), write=folder_writer(out, png=True)):
+        if isinstance(outcome, Failure):
+            click.echo(f"  {outcome.error}")
+            continue
+        _explain(outcome, manifest.preprocessing)
+        written.append(Path(str(outcome.embedding)).parent / VIEWS)
+    for picture in written:
+        click.echo(click.style(f"The picture is {picture}", bold=True))
+    click.echo(NOTICE)
+    if not written:
+        raise SystemExit(2)
+
+
+def _explain(outcome: Result, spec: Preprocessing) -> None:
+    from decipher_rt.cli.infer import say_answer
+
+    described, times, tokens = outcome.series, outcome.timings_ms, outcome.tokens
+    shape = " x ".join(map(str, described["shape_ras"]))
+    name = " ".join(filter(None, (described["manufacturer"], described["description"])))
+    _step("Read", f"{described['files']} files of {name}: {shape} voxels, {times['read']:.0f} ms.")
+    resampled = f"{' x '.join(map(str, spec.grid_shape))} voxels of {spec.spacing_mm[0]:g} mm"
+    _step("Preprocess", f"resampled and turned to {resampled} by DALI, {times['preprocess']:.0f} ms.")
+    _step("Encode", f"the {tokens['kept']} of {tokens['total']} patches that hold tissue, {times['encode']:.0f} ms.")
+    _step("Scope", f"{'in' if outcome.scope.inside else 'out'}: {outcome.scope.reason}.")
+    for head, answer in outcome.heads.items():
+        _step("Answer", f"{head}: {say_answer(answer)}")
+    _step("Total", f"{times['total']:.0f} ms, writing included.")
+
+
+def _step(title: str, text: str) -> None:
+    click.echo(f"  {click.style(f'{title:<11}', fg='cyan')}{text}")
+
+
+def _milliseconds(start: float) -> str:
+    return f"{(time.perf_counter() - start) * 1e3:.0f} ms"
