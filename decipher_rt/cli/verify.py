@@ -1,0 +1,40 @@
+"""``decipher-rt verify``: does this machine give what the bundle promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from decipher_rt.cli.options import engine_options
+
+
+@click.command(epilog="Example: decipher-rt verify my-bundle --engine openvino")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(bundle: Path | None, engine: str, precision: Any, threads: int | None, as_json: bool) -> None:
+    """Run the golden case of BUNDLE (default: the one that ships) on this machine.
+
+    Each output is compared with the fp32 PyTorch reference stored in the bundle. Exit status 1 where one differs by
+    more than the bundle allows.
+    """
+    from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+    from decipher_rt.verify import verify_bundle
+
+    opened = open_bundle(bundle or DEFAULT_BUNDLE)
+    report = verify_bundle(opened, engine, precision, threads)
+    if as_json:
+        rows = [{**dataclasses.asdict(row), "passed": row.passed} for row in report.rows]
+        click.echo(json.dumps({**dataclasses.asdict(report), "rows": rows, "passed": report.passed}))
+    else:
+        click.echo(f"{opened.manifest.name} {opened.manifest.version} on {report.engine} {report.precision}")
+        click.echo(f"  embedding cosine {report.embedding_cosine:.7f}")
+        for row in report.rows:
+            mark = click.style("ok", fg="green") if row.passed else click.style("differs", fg="red")
+            answer = f"  {row.answer}" + (f" (expected {row.expected})" if row.answer != row.expected else "")
+            click.echo(f"  {mark} {row.output:<16} error {row.error:.2e}, allowed {row.tolerance:.2e}{answer}")
+    raise SystemExit(0 if report.passed else 1)
