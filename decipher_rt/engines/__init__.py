@@ -1,0 +1,82 @@
+"""Engines: what runs a bundle's graphs on this machine. None is imported before it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from decipher_rt.engines.base import Engine
+from decipher_rt.engines.telemetry import silence_onnxruntime, silence_openvino
+from decipher_rt.errors import EngineError
+
+__all__ = ["Availability", "Engine", "available", "load_engine"]
+
+# Engine name, the distributions that can provide it, and how to install it. The first is the default.
+ENGINES = {
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"),
+    "openvino": (("openvino",), "pip install 'decipher-rt[openvino]'"),
+}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine is installed. ``detail`` is its version, or what to do to have it."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+def available() -> list[Availability]:
+    """Say of every engine whether it is installed, without importing it."""
+    return [_look_up(name) for name in ENGINES]
+
+
+def load_engine(name: str, graph: Path, *, precision: str, threads: int | None = None) -> Engine:
+    """Load an ONNX graph.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``ENGINES``.
+    graph : Path
+        The ONNX file.
+    precision : str
+        What the graph's weights and arithmetic are ("fp32", "fp16", ...), as the manifest says; it goes into results.
+    threads : int, optional
+        CPU threads; default: the physical cores that this process may use.
+
+    Raises
+    ------
+    EngineError
+        Where the engine is unknown or not installed, or refuses the graph.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}, expected at least 1")
+    found = _look_up(name)
+    if not found.available:
+        raise EngineError(f"engine {name} is {found.detail}")
+    if not graph.is_file():
+        raise EngineError(f"{graph}: no such file for engine {name}")
+    if name == "onnxruntime":
+        silence_onnxruntime()
+        from decipher_rt.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(graph, precision=precision, threads=threads)
+    with silence_openvino():
+        from decipher_rt.engines.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(graph, precision=precision, threads=threads)
+
+
+def _look_up(name: str) -> Availability:
+    distributions, advice = ENGINES[name]
+    for distribution in distributions:
+        try:
+            return Availability(name, True, f"{distribution} {version(distribution)}")
+        except PackageNotFoundError:
+            continue
+    return Availability(name, False, f"not installed: {advice}")

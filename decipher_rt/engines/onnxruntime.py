@@ -1,0 +1,84 @@
+"""onnxruntime on the CPU: the default engine in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from decipher_rt.engines.signature import Input, check_inputs
+from decipher_rt.engines.threads import usable_cores
+from decipher_rt.errors import EngineError
+
+# onnxruntime's exceptions have no base of their own.
+ORT_ERRORS = tuple(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+FATAL = 4  # its errors come as exceptions too: one report is enough
+# The encoder contract and the heads know these as inputs, in any precision.
+TENSOR_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(int64)": np.dtype(np.int64),
+}
+
+ort.set_default_logger_severity(FATAL)
+
+
+class OnnxRuntimeEngine:
+    """An ONNX graph in an onnxruntime session, set up for the latency of one request at a time."""
+
+    name = "onnxruntime"
+    device = "cpu"
+
+    def __init__(self, graph: Path, *, precision: str, threads: int | None = None) -> None:
+        self.precision = precision
+        self.threads = threads or usable_cores()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = FATAL
+        # Threads spin between the operators of one run, which is what makes it fast, and sleep once it is over.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except ORT_ERRORS as error:
+            raise EngineError(f"{graph.name}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}") from error
+        self._graph = graph.name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._signature = {item.name: _describe(item) for item in self._session.get_inputs()}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs."""
+        return tuple(self._signature)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph on named arrays and return its named outputs.
+
+        Raises
+        ------
+        EngineError
+            Where an input is missing, unknown, of another type or shape, or the graph fails on it.
+        """
+        check_inputs(self._graph, self._signature, inputs)
+        try:
+            outputs = self._session.run(self._outputs, dict(inputs))
+        except ORT_ERRORS as error:
+            raise EngineError(f"{self._graph}: onnxruntime failed: {_one_line(error)}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+
+def _describe(item: Any) -> Input:
+    shape = tuple(size if isinstance(size, int) else None for size in item.shape)
+    if item.type not in TENSOR_TYPES:
+        raise EngineError(f"input {item.name} is a {item.type}, which the encoder contract does not know")
+    return Input(TENSOR_TYPES[item.type], shape)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
