@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino.frontend import FrontEndManager
 
 from decipher_rt.engines.signature import Input, check_inputs
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
+
+_VERSION = ov.__version__.partition("-")[0]
 
 
 class OpenVinoEngine:
@@ -29,6 +32,9 @@ class OpenVinoEngine:
     def __init__(self, graph: Path, *, precision: str, threads: int | None = None) -> None:
         self.precision = precision
         self.threads = threads or usable_cores()
+        if not FrontEndManager().load_by_framework("onnx").supported(os.fspath(graph)):
+            # Left to itself, OpenVINO tries its other formats on the file, and complains of each on standard error.
+            raise EngineError(f"{graph.name}: OpenVINO {_VERSION} refuses it: not an ONNX graph")
         core = ov.Core()
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -43,7 +49,7 @@ class OpenVinoEngine:
             self._compiled = core.compile_model(graph, "CPU", properties)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
-            raise EngineError(f"{graph.name}: OpenVINO {ov.__version__} refuses it: {_one_line(error)}") from error
+            raise EngineError(f"{graph.name}: OpenVINO {_VERSION} refuses it: {_one_line(error)}") from error
         self._graph = graph.name
         self._signature = {port.get_any_name(): _describe(port) for port in self._compiled.inputs}
         self._outputs = [port.get_any_name() for port in self._compiled.outputs]

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OPENVINO_CONVERTER = "openvino.tools.ovc"
+
 
 def silence_onnxruntime() -> None:
     """Opt out as onnxruntime's Privacy.md says; call it before onnxruntime is imported in this process."""
@@ -20,14 +22,14 @@ def silence_onnxruntime() -> None:
 
 @contextmanager
 def silence_openvino() -> Iterator[None]:
-    """Import openvino in this context: without ``openvino_telemetry`` it falls back on a stub of its own."""
+    """Import openvino in this context: it goes without its model converter, whose import is what reports."""
     absent = object()
-    before = sys.modules.get("openvino_telemetry", absent)
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    before = sys.modules.get(OPENVINO_CONVERTER, absent)
+    sys.modules[OPENVINO_CONVERTER] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         if before is absent:
-            del sys.modules["openvino_telemetry"]
+            del sys.modules[OPENVINO_CONVERTER]
         else:
-            sys.modules["openvino_telemetry"] = before  # type: ignore[assignment]
+            sys.modules[OPENVINO_CONVERTER] = before  # type: ignore[assignment]
