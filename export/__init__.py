@@ -1,0 +1,1 @@
+"""From trained weights to a bundle. Never imported by the runtime."""

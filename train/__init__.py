@@ -1,0 +1,1 @@
+"""Training recipes in PyTorch. Never imported by the runtime."""

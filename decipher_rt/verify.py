@@ -1,0 +1,185 @@
+"""Verify a bundle on this machine: run its golden case and compare with what the fp32 torch reference gave.
+
+The golden case is ``case.npz`` in the bundle's golden folder, arrays only: the encoder's inputs ``volume`` (int16 or
+float32), ``window`` and ``tokens``, and the reference outputs ``patch``, ``embedding``, ``heads.<name>`` for every
+head and ``scope``.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decipher_rt.bundle import Bundle
+from decipher_rt.engines import Engine, load_engine
+from decipher_rt.errors import BundleError
+from decipher_rt.manifest import Manifest, Precision
+
+CASE = "case.npz"
+INPUTS = ("volume", "window", "tokens")
+SCOPE = "scope"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class VerifyRow:
+    """One output beside its reference. ``error`` is the largest absolute difference, infinite if one is not finite."""
+
+    output: str
+    error: float
+    tolerance: float
+    answer: str = ""
+    expected: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance, and the same answer."""
+        return self.error <= self.tolerance and self.answer == self.expected
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What the golden case gave on one engine.
+
+    Attributes
+    ----------
+    engine, precision : which were run
+    embedding_cosine : float
+        Smallest cosine between an embedding and its reference.
+    rows : tuple of VerifyRow
+        ``patch``, ``embedding``, every head, ``scope``.
+    """
+
+    engine: str
+    precision: str
+    embedding_cosine: float
+    rows: tuple[VerifyRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        """All rows within tolerance."""
+        return all(row.passed for row in self.rows)
+
+
+def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: int | None = None) -> VerifyReport:
+    """Run the golden case of a bundle on an engine of this machine.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        From ``open_bundle``.
+    engine : str
+        ``onnxruntime`` or ``openvino``.
+    precision : str
+        Which encoder. Its tolerance is the one that the export stated in ``numerics``.
+    threads : int, optional
+
+    Raises
+    ------
+    BundleError
+        If the bundle has no golden case, no such encoder, or states no tolerance for it.
+    EngineError
+        If this machine cannot run it.
+    """
+    manifest = bundle.manifest
+    tolerance = next((row.tolerance for row in manifest.numerics if row.precision == precision), None)
+    encoder_file = bundle.file(manifest.engine_file("onnx", precision).file)
+    if tolerance is None:
+        raise BundleError(
+            f"bundle {bundle.path}: numerics states no tolerance for {precision}; export the bundle again"
+        )
+    case = read_case(bundle)
+    encoder = load_engine(engine, encoder_file, precision=precision, threads=threads)
+    heads = {
+        head.name: load_engine(engine, bundle.file(head.file), precision="fp32", threads=1) for head in manifest.heads
+    }
+    scope = (
+        load_engine(engine, bundle.file(manifest.scope.file), precision="fp32", threads=1) if manifest.scope else None
+    )
+    outputs = run_case(case, encoder, heads, scope)
+    cosine, rows = compare(outputs, case, manifest, tolerance)
+    return VerifyReport(encoder.name, precision, cosine, rows)
+
+
+def read_case(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """Read the golden case; ``volume`` comes back as float32.
+
+    Raises
+    ------
+    BundleError
+        Naming the array that is missing.
+    """
+    name = f"{bundle.manifest.golden}/{CASE}"
+    path = bundle.file(name)
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            case = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        raise BundleError(
+            f"bundle {bundle.path}: {name} is not an archive of arrays ({error}); export it again"
+        ) from None
+    expected = [*INPUTS, "patch", "embedding", *(f"heads.{head.name}" for head in bundle.manifest.heads)]
+    expected += [SCOPE] if bundle.manifest.scope else []
+    for key in expected:
+        if key not in case:
+            raise BundleError(f"bundle {bundle.path}: {name} has no array {key}; export it again")
+    return case | {"volume": case["volume"].astype(np.float32)}
+
+
+def run_case(
+    case: Arrays, encoder: Engine, heads: Mapping[str, Engine], scope: Engine | None
+) -> dict[str, NDArray[Any]]:
+    """Run encoder, heads and scope on a case's inputs; the outputs are named as in the case."""
+    encoded = encoder.run({name: case[name] for name in INPUTS})
+    features = {**encoded, "tokens": case["tokens"]}
+    outputs = {"patch": encoded["patch"], "embedding": encoded["embedding"]}
+    for name, head in heads.items():
+        (outputs[f"heads.{name}"],) = head.run({key: features[key] for key in head.inputs}).values()
+    if scope is not None:
+        (outputs[SCOPE],) = scope.run({key: features[key] for key in scope.inputs}).values()
+    return outputs
+
+
+def compare(
+    outputs: Arrays, expected: Arrays, manifest: Manifest, tolerance: float
+) -> tuple[float, tuple[VerifyRow, ...]]:
+    """Compare a case's outputs with their reference.
+
+    Returns
+    -------
+    cosine : float
+        The smallest between an embedding and its reference.
+    rows : tuple of VerifyRow
+        Tokens are of order 1 after the last norm, an embedding is a unit vector and probabilities end at 1, so that
+        one absolute tolerance serves all. What a user would be told (label, in or out of scope) must be the same as
+        well.
+    """
+    labels = {f"heads.{head.name}": head.labels for head in manifest.heads if head.labels}
+    rows = []
+    for name, output in outputs.items():
+        reference = expected[name]
+        if output.shape != reference.shape:
+            raise BundleError(
+                f"{name} has shape {output.shape}, the golden case {reference.shape}; export the bundle again"
+            )
+        difference = np.abs(output.astype(np.float64) - reference)
+        error = float(difference.max()) if np.isfinite(difference).all() else float("inf")
+        answers = ["", ""]
+        if name in labels:
+            answers = [", ".join(labels[name][i] for i in array.argmax(axis=-1)) for array in (output, reference)]
+        elif name == SCOPE and manifest.scope:
+            answers = [
+                ", ".join(("out", "in")[int(s >= manifest.scope.threshold)] for s in array)
+                for array in (output, reference)
+            ]
+        rows.append(VerifyRow(name, error, tolerance, *answers))
+    a, b = (x["embedding"].astype(np.float64) for x in (outputs, expected))
+    cosine = (a * b).sum(axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
+    return float(cosine.min()), tuple(rows)

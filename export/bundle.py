@@ -1,0 +1,165 @@
+"""A weights folder becomes a bundle: graphs, preprocessing, golden case, manifest; checked before writing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import decipher_rt
+from decipher_rt.bundle import write_bundle
+from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Numerics, Precision, Preprocessing, Scope
+from decipher_rt.preprocess import Grid, build_graph
+from decipher_rt.tokens import select_tokens
+from decipher_rt.train.config import dump_config
+from decipher_rt.train.data import load_anatomy, simulate
+from decipher_rt.train.first_config import FirstConfig
+from decipher_rt.train.model.heads import LESION, SEQUENCES
+from decipher_rt.train.samples import sample_seed
+from decipher_rt.train.weights import Weights
+from decipher_rt.verify import CASE
+
+from .onnx import Probabilities, encoder_graph, graph
+from .verify import check_graphs, reference_outputs
+
+ENCODERS: dict[Precision, str] = {"fp32": "encoder.onnx", "fp16": "encoder.fp16.onnx"}
+GRAPHS = {"cpu": "preprocess.cpu.dali", "gpu": "preprocess.gpu.dali"}
+STORED_RANGE = 2000  # whole numbers between the window's ends, as in a typical series of 12 bits
+INTENDED_USE = "Research on MR series of the head. Not a medical device; no decision about a patient may rest on it."
+LICENCE = "Apache-2.0"
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nvidia-dali-cuda130")
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One volume on the grid as the runtime would make it, whole numbers as scanners store them."""
+
+    volume: NDArray[np.int16]
+    window: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+
+
+def golden_case(config: FirstConfig) -> GoldenCase:
+    """Simulate the golden case: the first head of the configuration's test split."""
+    spec = config.encoder.preprocessing
+    sample = simulate(sample_seed(config.seed, "test", 0), load_anatomy(), spec, kind="head")
+    low, high = map(float, sample.window)
+    stored = np.round((sample.volume - low) / (high - low) * STORED_RANGE).clip(-STORED_RANGE, 8 * STORED_RANGE)
+    window = np.array([0, STORED_RANGE], np.float32)
+    tokens = select_tokens(Grid(stored.astype(np.float32), window, np.eye(4)), spec)
+    return GoldenCase(stored.astype(np.int16), window, tokens.indices)
+
+
+def export_bundle(weights: Weights, case: GoldenCase, folder: Path, *, fp16: bool) -> tuple[Numerics, ...]:
+    """Export a trained model.
+
+    Parameters
+    ----------
+    weights : Weights
+        From ``load_weights``.
+    case : GoldenCase
+    folder : Path
+        Where the bundle shall be.
+    fp16 : bool
+        Add a half-precision encoder beside the fp32 one.
+
+    Returns
+    -------
+    tuple of Numerics
+        Each precision beside the fp32 torch reference, as the manifest states it.
+
+    Raises
+    ------
+    EngineError
+        If a graph differs from the reference by more than its tolerance: nothing is written.
+    BundleError
+        If something other than a bundle is in the folder's place.
+    """
+    model, spec = weights.model.eval(), weights.config.encoder.preprocessing
+    inputs = {
+        "volume": torch.from_numpy(case.volume.astype(np.float32))[None, None],
+        "window": torch.from_numpy(case.window)[None],
+        "tokens": torch.from_numpy(case.tokens)[None],
+    }
+    precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
+    files: dict[str, bytes | Path] = {ENCODERS[p]: encoder_graph(model.encoder, inputs, p) for p in precisions}
+    with torch.no_grad():
+        features = dict(zip(("patch", "embedding"), model.encoder(**inputs), strict=True))
+    files["heads/sequence.onnx"] = _head_graph(Probabilities(model.sequence), "embedding", "probabilities", features)
+    files["heads/lesion.onnx"] = _head_graph(Probabilities(model.lesion), "patch", "probabilities", features)
+    files["scope.onnx"] = _head_graph(model.scope, "embedding", "score", features)
+    files |= {GRAPHS["cpu"]: build_graph(spec, "cpu"), GRAPHS["gpu"]: build_graph(spec, "gpu")}
+    manifest = _manifest(weights, precisions)
+    reference = reference_outputs(model, inputs)
+    numerics = check_graphs(files, manifest, [reference, reference_outputs(model, _whole_grid(inputs, spec))])
+    files[f"{manifest.golden}/{CASE}"] = _archive({**reference, "volume": case.volume[None, None]})
+    write_bundle(folder, replace(manifest, numerics=numerics), files)
+    return numerics
+
+
+def _head_graph(module: nn.Module, takes: str, gives: str, features: Mapping[str, Tensor]) -> bytes:
+    axes = {"patch": {0: "B", 1: "K"}, "embedding": {0: "B"}}[takes]
+    return graph(module, {takes: features[takes]}, outputs=(gives,), dynamic={takes: axes})
+
+
+def _whole_grid(inputs: Mapping[str, Tensor], spec: Preprocessing) -> dict[str, Tensor]:
+    """Two volumes at once and every patch a token: what the golden case leaves out. The second is upside down."""
+    volume = torch.cat([inputs["volume"], inputs["volume"].flip(2)])
+    tokens = torch.arange(spec.patches).expand(2, -1)
+    return {"volume": volume, "window": inputs["window"].expand(2, -1), "tokens": tokens}
+
+
+def _manifest(weights: Weights, precisions: Sequence[Precision]) -> Manifest:
+    config, metadata = weights.config, weights.metadata
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    encoder = weights.model.encoder
+    return Manifest(
+        name=config.name,
+        version=config.version,
+        intended_use=INTENDED_USE,
+        licence=LICENCE,
+        preprocessing=replace(config.encoder.preprocessing, graphs=GRAPHS),
+        encoder=Encoder(
+            width=config.encoder.width,
+            embedding_size=config.encoder.embedding_size,
+            parameters=sum(p.numel() for p in encoder.parameters()),
+            config=asdict(config.encoder),
+        ),
+        engines=tuple(
+            EngineFile("onnx", p, ENCODERS[p], {"torch": versions["torch"], "onnx": versions["onnx"]})
+            for p in precisions
+        ),
+        heads=(
+            Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES),
+            Head(
+                "lesion",
+                "classification",
+                "heads/lesion.onnx",
+                "Whether a focal lesion of the brain is visible.",
+                LESION,
+            ),
+        ),
+        scope=Scope("scope.onnx", "Mahalanobis and outlier-exposure margin", 0.0, subject="heads"),
+        metrics=metadata.get("metrics", {}),
+        provenance={
+            "config": yaml.safe_load(dump_config(config)),
+            "seed": config.seed,
+            "training": metadata.get("provenance", {}),
+            "export": {"decipher-rt": decipher_rt.__version__, **versions},
+        },
+    )
+
+
+def _archive(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,138 @@
+"""Torch modules to ONNX: plain standard operators, batch and tokens free, nothing of the machine that wrote them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from decipher_rt.errors import EngineError
+
+OPSET = 20  # the first with Gelu as one operator
+_STANDARD_DOMAINS = {"", "ai.onnx"}
+
+
+class Probabilities(nn.Module):
+    """A classification head as the bundle's contract has it: ``probabilities`` (B, L) instead of logits."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Softmax of logits (B, L); a single logit (B,) becomes the two classes absent and present."""
+        logits = self.head(x)
+        if isinstance(logits, tuple):
+            logits = logits[0]
+        if logits.ndim == 1:
+            return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=-1)
+        return torch.softmax(logits, dim=-1)
+
+
+def encoder_graph(encoder: nn.Module, inputs: Mapping[str, Tensor], precision: str) -> bytes:
+    """Return the encoder as a serialised ONNX graph after the encoder contract.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Takes volume (B, 1, D, H, W), window (B, 2), tokens (B, K); gives patch and embedding in float32.
+    inputs : mapping
+        One example of each, on the CPU.
+    precision : "fp32" or "fp16"
+        fp16 is made in the graph: the patches are clipped and normalised in float32, then everything is half, except
+        that LayerNorm accumulates (``stash_type``), softmax works and both outputs leave in float32.
+    """
+    if precision == "fp16":
+        encoder = copy.deepcopy(encoder).half()
+    return graph(
+        encoder,
+        inputs,
+        outputs=("patch", "embedding"),
+        dynamic={"volume": {0: "B"}, "window": {0: "B"}, "tokens": {0: "B", 1: "K"}},
+    )
+
+
+def graph(
+    module: nn.Module, inputs: Mapping[str, Tensor], *, outputs: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
+) -> bytes:
+    """Export a module whose forward takes ``inputs`` in that order.
+
+    Parameters
+    ----------
+    dynamic : mapping
+        For each input, names of the axes that stay free.
+
+    Raises
+    ------
+    EngineError
+        If the graph holds an operator outside the ONNX standard or another opset.
+    """
+    # An axis of one is taken for a constant: examples are doubled along the batch.
+    examples = tuple(torch.cat([x, x]) for x in inputs.values())
+    names = sorted({name for axes in dynamic.values() for name in axes.values()})
+    dimensions = {name: torch.export.Dim(name, min=1, max=4096) for name in names}
+    shapes = tuple({axis: dimensions[name] for axis, name in dynamic[key].items()} for key in inputs)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(), examples, input_names=list(inputs), output_names=list(outputs), opset_version=OPSET,
+            dynamic_shapes=shapes, dynamo=True, external_data=False, optimize=True, verbose=False,
+        )  # fmt: skip
+    if program is None:
+        raise EngineError("torch.onnx gave no graph; install the versions that constraints.txt names")
+    model = program.model_proto
+    _strip(model)
+    _require_standard(model)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _strip(model: ModelProto) -> None:
+    """Remove what the exporter says of itself: stack traces and source lines hold paths of this machine."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    for owner in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+    del model.graph.value_info[:]
+    for function in model.functions:
+        del function.metadata_props[:]
+
+
+def _require_standard(model: ModelProto) -> None:
+    foreign = sorted({node.domain for node in model.graph.node} - _STANDARD_DOMAINS)
+    if foreign or model.functions:
+        raise EngineError(
+            f"the graph uses operators of {', '.join(foreign) or 'its own'}; a bundle holds standard ones only"
+        )
+    versions = {entry.version for entry in model.opset_import if entry.domain in _STANDARD_DOMAINS}
+    if not versions or min(versions) < OPSET:
+        raise EngineError(f"the exported graph has opset {sorted(versions)}, a bundle needs {OPSET} or later")
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep the exporter silent: it prints and warns of its own working, and what matters is checked on the result."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

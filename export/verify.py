@@ -1,0 +1,117 @@
+"""Every graph of a bundle beside the fp32 torch model it came from: refused, before writing, where they differ."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decipher_rt.engines import load_engine
+from decipher_rt.errors import EngineError
+from decipher_rt.manifest import Manifest, Numerics, Precision
+from decipher_rt.train.model.first import FirstModel
+from decipher_rt.verify import SCOPE, VerifyRow, compare, run_case
+
+from .onnx import Probabilities
+
+# Largest absolute difference of tokens (of order 1), embedding, probabilities and scope margin. fp32: orders of
+# summation differ between engines. fp16: 11 bits of mantissa through every layer.
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2}
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@torch.no_grad()
+def reference_outputs(model: FirstModel, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Run the torch model in float32 on the encoder's inputs; inputs and outputs together make a golden case."""
+    patch, embedding = model.encoder(inputs["volume"], inputs["window"], inputs["tokens"])
+    outputs = {
+        **inputs,
+        "patch": patch,
+        "embedding": embedding,
+        "heads.sequence": Probabilities(model.sequence)(embedding),
+        "heads.lesion": Probabilities(model.lesion)(patch),
+        SCOPE: model.scope(embedding),
+    }
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def check_graphs(
+    files: Mapping[str, bytes | Path], manifest: Manifest, cases: Sequence[Arrays]
+) -> tuple[Numerics, ...]:
+    """Run the graphs on onnxruntime and compare with the reference.
+
+    Parameters
+    ----------
+    files : mapping
+        The bundle's content so far.
+    manifest : Manifest
+        Names graphs, labels and threshold.
+    cases : sequence
+        Inputs with the outputs of ``reference_outputs``.
+
+    Returns
+    -------
+    tuple of Numerics
+        One for each encoder of the manifest, over all cases.
+
+    Raises
+    ------
+    EngineError
+        Naming every output that is beyond the tolerance or changes an answer, with both numbers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (
+            [e.file for e in manifest.engines]
+            + [h.file for h in manifest.heads]
+            + [manifest.scope.file] * bool(manifest.scope)
+        ):
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            content = files[name]
+            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        heads = {h.name: load_engine("onnxruntime", Path(folder) / h.file, precision="fp32") for h in manifest.heads}
+        scope = (
+            load_engine("onnxruntime", Path(folder) / manifest.scope.file, precision="fp32") if manifest.scope else None
+        )
+        numerics = []
+        for entry in manifest.engines:
+            encoder = load_engine("onnxruntime", Path(folder) / entry.file, precision=entry.precision)
+            tolerance = TOLERANCES[entry.precision]
+            compared = [compare(run_case(case, encoder, heads, scope), case, manifest, tolerance) for case in cases]
+            rows = [row for _, rows in compared for row in rows]
+            _refuse(rows, entry.precision)
+            numerics.append(_numerics(entry.precision, min(cosine for cosine, _ in compared), rows, tolerance))
+    return tuple(numerics)
+
+
+def _refuse(rows: Sequence[VerifyRow], precision: Precision) -> None:
+    failed = [
+        f"{row.output} differs by {row.error:.3g} (tolerance {row.tolerance:g})"
+        + (f" and answers {row.answer} instead of {row.expected}" if row.answer != row.expected else "")
+        for row in rows
+        if not row.passed
+    ]
+    if failed:
+        raise EngineError(
+            f"the {precision} graphs differ from the fp32 torch model, no bundle was written: {'; '.join(failed)}"
+        )
+
+
+def _numerics(precision: Precision, cosine: float, rows: Sequence[VerifyRow], tolerance: float) -> Numerics:
+    def largest(*names: str) -> float:
+        return max(row.error for row in rows if row.output.startswith(names))
+
+    return Numerics(
+        precision=precision,
+        embedding_cosine=min(cosine, 1.0),
+        embedding_max_error=largest("embedding"),
+        patch_max_error=largest("patch"),
+        heads_max_error=largest("heads.", SCOPE),
+        tolerance=tolerance,
+    )

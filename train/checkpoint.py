@@ -1,0 +1,105 @@
+"""Weights and training state as safetensors: written beside and renamed, never pickled.
+
+A *weights folder* holds ``model.safetensors`` and ``config.yaml``; it is what ``decipher-rt export`` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn, optim
+
+import decipher_rt
+from decipher_rt.errors import DecipherError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+DEFAULT_WEIGHTS = Path(decipher_rt.__file__).parent / "default" / "weights"
+
+
+class CheckpointError(DecipherError):
+    """A checkpoint that is absent, damaged, or of another configuration. The message names the file."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata; after a crash the file is the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    # Contiguous copies: safetensors refuses tensors that share memory.
+    save_file(
+        {k: v.detach().clone().contiguous() for k, v in tensors.items()},
+        beside,
+        {k: json.dumps(v) for k, v in metadata.items()},
+    )
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; train a model first, or give a folder with {WEIGHTS}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({str(error)[:100]}); copy it again") from None
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, every name and shape checked, or raise CheckpointError."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: does not fit its configuration: {reason}") from None
+
+
+def save_training(path: Path, model: nn.Module, optimiser: optim.Optimizer, step: int, config: str) -> None:
+    """Write the state after ``step`` steps. There is no random state: every step seeds a generator with its number."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+    write_tensors(path, tensors, {"step": step, "config": config})
+
+
+def load_training(path: Path, model: nn.Module, optimiser: optim.Optimizer, config: str) -> int:
+    """Restore what ``save_training`` wrote and return the step to go on from.
+
+    Raises
+    ------
+    CheckpointError
+        Also where the checkpoint was written under another configuration.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("config") != config:
+        raise CheckpointError(
+            f"{path}: was written under another configuration; give another output folder or remove it"
+        )
+    load_state(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, path)
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            states.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": states})
+    return int(metadata["step"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place, then rename."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,77 @@
+"""``decipher-rt train`` and ``decipher-rt evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+CACHE_HELP = "Where simulated series are kept (about 2 MB each)."
+
+
+@click.group()
+def train() -> None:
+    """Train a model; each recipe is a command."""
+
+
+@train.command(epilog="Example: decipher-rt train first train/configs/first.yaml -o runs/first optimiser.steps=500")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "-o",
+    "--output",
+    default="runs/first",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the run.",
+)
+@click.option("--cache", type=click.Path(path_type=Path), help=f"{CACHE_HELP} Default: OUTPUT/samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | None, as_json: bool) -> None:
+    """Train the first model: simulate, train, calibrate, evaluate.
+
+    Killed at any moment, the same command goes on where it was. OUTPUT becomes a weights folder for 'decipher-rt
+    export'.
+    """
+    from .config import load_config
+    from .first import train_first
+    from .first_config import FirstConfig
+    from .progress import Progress
+
+    settings = load_config(FirstConfig, config, overrides)
+    weights = train_first(settings, output, cache or output / "samples", Progress())
+    _show(weights.metadata["metrics"], as_json)
+    if not as_json:
+        click.echo(f"wrote {output}: next, decipher-rt export {output}")
+
+
+@click.command(epilog="Example: decipher-rt evaluate --json | jq .lesion.auroc")
+@click.argument("weights", required=False, type=click.Path(path_type=Path))
+@click.option("--cache", default=".cache/samples", show_default=True, type=click.Path(path_type=Path), help=CACHE_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def evaluate(weights: Path | None, cache: Path, as_json: bool) -> None:
+    """Simulate the test series of WEIGHTS (default: the model that ships) and say how well it does on them."""
+    import torch
+
+    from .checkpoint import DEFAULT_WEIGHTS
+    from .evaluate import evaluate as measure
+    from .first import simulated
+    from .progress import Progress
+    from .weights import load_weights
+
+    loaded = load_weights(weights or DEFAULT_WEIGHTS)
+    torch.set_num_threads(loaded.config.threads)
+    test = simulated(loaded.config, cache, Progress(), ("test",))["test"]
+    _show(measure(loaded.model, test, loaded.config), as_json)
+
+
+def _show(metrics: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(metrics))
+        return
+    for name, figures in metrics.items():
+        if isinstance(figures, dict):
+            click.echo(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+        else:
+            click.echo(f"{name}: {figures}")

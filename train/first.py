@@ -1,0 +1,178 @@
+"""Training of the first model: supervised by the simulator's labels, all heads at once.
+
+simulate -> train -> fit temperatures and scope on validation series -> evaluate on test series -> weights folder.
+Every stage goes on where it was killed. Everything random follows from the seed and the number of the sample or step,
+so no random state is kept.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from .checkpoint import load_training, save_training
+from .config import dump_config
+from .evaluate import evaluate
+from .first_config import FirstConfig, LossConfig, OptimiserConfig
+from .log import StepLog, draw_curve
+from .model.first import FirstModel
+from .progress import Progress
+from .samples import Samples, SampleSource, make_samples
+from .scope import fit_scope, fit_temperatures
+from .views import Batch, training_batch
+from .weights import Weights, save_weights
+
+EVIDENCE_WEIGHT = 8.0  # of a lesion token: about one token in fifty holds one
+ORDER, VIEW = 1, 2  # what a generator is for
+
+
+def train_first(config: FirstConfig, folder: Path, cache_dir: Path, progress: Progress) -> Weights:
+    """Train, calibrate, evaluate, and leave a weights folder.
+
+    Parameters
+    ----------
+    config : FirstConfig
+    folder : Path
+        Gets ``model.safetensors``, ``config.yaml``, ``log.csv``, ``curve.png``, and while it runs
+        ``training.safetensors``.
+    cache_dir : Path
+        Where simulated series are kept.
+    progress : Progress
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds a run of another configuration.
+    """
+    torch.set_num_threads(config.threads)
+    start = time.monotonic()
+    splits = simulated(config, cache_dir, progress)
+    simulated_s = time.monotonic() - start
+    model = optimise(config, splits["train"], folder, progress)
+    trained_s = time.monotonic() - start - simulated_s
+    progress.say("fitting temperatures and scope")
+    fit_temperatures(model, splits["validation"], config)
+    fit_scope(model, splits["train"], splits["validation"], config)
+    metrics = evaluate(model, splits["test"], config)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "nilearn")}
+    # Only what this call did: a resumed run says less than the whole took.
+    provenance = {
+        "simulated_s": round(simulated_s),
+        "trained_s": round(trained_s),
+        "threads": config.threads,
+        "packages": versions,
+    }
+    weights = Weights(model, config, {"metrics": metrics, "provenance": provenance})
+    save_weights(folder, weights)
+    draw_curve(folder / "log.csv", folder / "curve.png")
+    (folder / "training.safetensors").unlink(missing_ok=True)
+    return weights
+
+
+def simulated(
+    config: FirstConfig, cache_dir: Path, progress: Progress, splits: tuple[str, ...] = ("train", "validation", "test")
+) -> dict[str, Samples]:
+    """Return the configuration's series by split, simulating those that are not on disk."""
+    source = SampleSource(config.seed, config.samples.not_heads, config.encoder.preprocessing)
+    found = {}
+    for split in splits:
+        count = getattr(config.samples, split)
+        with progress.bar(f"simulating {split}", count) as advance_to:
+            found[split] = make_samples(source, split, count, cache_dir, config.threads, advance_to)  # type:
+            ignore[arg - type]
+    return found
+
+
+def optimise(config: FirstConfig, samples: Samples, folder: Path, progress: Progress) -> FirstModel:
+    """Run the optimisation steps, from the last checkpoint in ``folder`` if there is one."""
+    torch.manual_seed(config.seed)
+    model = FirstModel(config.encoder)
+    optimiser = _adamw(model, config.optimiser)
+    checkpoint = folder / "training.safetensors"
+    text = dump_config(config)
+    first = load_training(checkpoint, model, optimiser, text) if checkpoint.exists() else 0
+    log = StepLog(folder / "log.csv", first)
+    with progress.bar("training", config.optimiser.steps) as advance_to:
+        for step in range(first, config.optimiser.steps):
+            start = time.monotonic()
+            losses = _step(model, optimiser, samples, config, step)
+            log.add(step, {**losses, "rate": _rate(config.optimiser, step), "seconds": time.monotonic() - start})
+            advance_to(step + 1)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.optimiser.steps:
+                log.write()
+                save_training(checkpoint, model, optimiser, step + 1, text)
+    return model.eval()
+
+
+def losses(model: FirstModel, batch: Batch, weights: LossConfig, *, bf16: bool) -> dict[str, Tensor]:
+    """Return every loss of a batch and their weighted sum ``loss``.
+
+    ``sequence`` and ``lesion`` are asked of heads only; ``headness`` of everything. A batch without heads gives
+    zeros.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        out = model(model.encoder.project(batch.patches, batch.tokens))
+    out = {name: tensor.float() for name, tensor in out.items()}
+    head = batch.head
+    heads = head.sum().clamp_min(1.0)
+    sequence = F.cross_entropy(out["sequence"], batch.sequence.clamp_min(0), reduction="none", label_smoothing=0.02)
+    lesion = F.binary_cross_entropy_with_logits(out["lesion"], batch.lesion, reduction="none")
+    known = (batch.lesion_tokens >= 0).float() * head.unsqueeze(1)
+    evidence = F.binary_cross_entropy_with_logits(
+        out["evidence"], batch.lesion_tokens.clamp_min(0), pos_weight=torch.tensor(EVIDENCE_WEIGHT), reduction="none"
+    )
+    parts = {
+        "sequence": (sequence * head).sum() / heads,
+        "lesion": (lesion * head).sum() / heads,
+        "evidence": (evidence * known).sum() / known.sum().clamp_min(1.0),
+        "headness": F.binary_cross_entropy_with_logits(out["headness"], head),
+    }
+    total = parts["sequence"] + sum(getattr(weights, name) * part for name, part in parts.items() if name != "sequence")
+    return {"loss": total, **parts}
+
+
+def _step(
+    model: FirstModel, optimiser: torch.optim.Optimizer, samples: Samples, config: FirstConfig, step: int
+) -> dict[str, float]:
+    settings = config.optimiser
+    rng = np.random.default_rng([config.seed, VIEW, step])
+    series = [samples[i] for i in _indices(config.seed, len(samples), step, settings.batch)]
+    whole = step >= settings.whole_from * settings.steps
+    batch = training_batch(series, config.encoder.preprocessing, config.augment, rng, whole=whole)
+    for group in optimiser.param_groups:
+        group["lr"] = _rate(settings, step)
+    model.train()
+    parts = losses(model, batch, config.losses, bf16=config.bf16)
+    optimiser.zero_grad(set_to_none=True)
+    parts["loss"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip, error_if_nonfinite=True)
+    optimiser.step()
+    return {name: float(value.detach()) for name, value in {**parts, "gradient_norm": norm}.items()}
+
+
+def _indices(seed: int, count: int, step: int, batch: int) -> list[int]:
+    """Return the series of a step: every epoch is a new permutation."""
+    places = range(step * batch, (step + 1) * batch)
+    orders = {e: np.random.default_rng([seed, ORDER, e]).permutation(count) for e in {p // count for p in places}}
+    return [int(orders[p // count][p % count]) for p in places]
+
+
+def _rate(settings: OptimiserConfig, step: int) -> float:
+    warm = min(1.0, (step + 1) / max(settings.warmup, 1))
+    done = max(0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _adamw(model: FirstModel, settings: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW; biases, gains, norms and learned tokens are not decayed."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98))

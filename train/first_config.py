@@ -1,0 +1,127 @@
+"""Configuration of the first model's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from .model.vit import ViTConfig
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How many series are simulated, and of what.
+
+    ``not_heads`` is the share of series that are something else: phantoms, noise, other anatomy, scrambled heads.
+    """
+
+    train: int = 4096
+    validation: int = 768
+    test: int = 1024
+    not_heads: float = 0.25
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What each view of a stored series is changed by; all are drawn anew for every view.
+
+    ``shift_voxels`` moves the series within the grid, ``flip`` is the chance of exchanging left and right, ``window``
+    moves both ends of the intensity window (share of its width, standard deviation), ``gamma`` bends intensities
+    (standard deviation of the log exponent), ``noise`` is the largest standard deviation of added noise (share of the
+    window), ``keep`` the smallest share of tokens kept.
+    """
+
+    shift_voxels: int = 8
+    flip: float = 0.5
+    window: float = 0.08
+    gamma: float = 0.15
+    noise: float = 0.04
+    keep: float = 0.5
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with linear warm-up and cosine decay to zero; gradients are clipped to norm ``clip``."""
+
+    steps: int = 1500
+    batch: int = 16
+    rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    whole_from: float = 0.85
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses beside ``sequence``, which has weight 1."""
+
+    lesion: float = 1.0
+    evidence: float = 1.0
+    headness: float = 0.5
+
+
+@dataclass(frozen=True)
+class FirstConfig:
+    """``decipher-rt train first``.
+
+    Attributes
+    ----------
+    name, version : of the model, as its bundle says
+    seed : everything random follows from it
+    encoder : ViTConfig, a preset by name, or a preset with changes
+    bf16 : train in bfloat16 where the matrix products are (weights stay float32)
+    threads : CPU threads; results are bit-exact for the same number only
+    checkpoint_every : steps
+    false_refusals : share of validation heads that each of the scope's two opinions may refuse
+    """
+
+    name: str
+    version: str
+    seed: int
+    encoder: ViTConfig
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    bf16: bool = True
+    threads: int = 2
+    checkpoint_every: int = 100
+    false_refusals: float = 0.01
+
+    def check(self) -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        encoder = self.encoder
+        if encoder.width % 6 or encoder.width % encoder.heads:
+            raise ValueError(
+                f"encoder.width is {encoder.width}, expected a multiple of 6 and of encoder.heads ({encoder.heads})"
+            )
+        for axis, (g, p) in enumerate(zip(encoder.grid_shape, encoder.patch_shape, strict=True)):
+            if p < 1 or g < 1 or g % p:
+                raise ValueError(
+                    f"encoder.grid_shape[{axis}] is {g}, expected a multiple of encoder.patch_shape[{axis}] ({p})"
+                )
+        patches = encoder.preprocessing.patches
+        buckets = encoder.token_buckets
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != patches:
+            raise ValueError(
+                f"encoder.token_buckets is {list(buckets)}, expected ascending and the last to be all {patches} patches"
+            )
+        for section in ("samples", "optimiser"):
+            for item in fields(getattr(self, section)):
+                value = getattr(getattr(self, section), item.name)
+                if value < 0 or (
+                    value == 0 and item.name in ("train", "validation", "test", "steps", "batch", "rate", "clip")
+                ):
+                    raise ValueError(f"{section}.{item.name} is {value}, expected more than 0")
+        for key, value in (
+            ("samples.not_heads", self.samples.not_heads),
+            ("augment.keep", self.augment.keep),
+            ("augment.flip", self.augment.flip),
+            ("false_refusals", self.false_refusals),
+            ("optimiser.whole_from", self.optimiser.whole_from),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{key} is {value}, expected 0 to 1")
+        for key, count in (("threads", self.threads), ("checkpoint_every", self.checkpoint_every)):
+            if count < 1:
+                raise ValueError(f"{key} is {count}, expected 1 or more")

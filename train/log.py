@@ -1,0 +1,60 @@
+"""The log of a training run: a CSV row a step, and its curve."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from .checkpoint import write_text
+
+SMOOTH = 25  # steps that the curve averages over
+
+
+class StepLog:
+    """Rows of ``log.csv``. A resumed run keeps the rows before its first step and writes the others again."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self._path = path
+        self._rows: list[dict[str, str]] = []
+        if first_step and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one step."""
+        self._rows.append({"step": str(step), **{name: f"{value:.5g}" for name, value in values.items()}})
+
+    def write(self) -> None:
+        """Write the file anew, beside and renamed."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self._rows[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._path, text.getvalue())
+
+
+def draw_curve(log: Path, picture: Path) -> None:
+    """Draw every loss of a log against the step, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
+    window = max(1, min(SMOOTH, len(rows) // 4))
+    steps = np.array([int(row["step"]) for row in rows])[window - 1 :]
+    for name in ("loss", "sequence", "lesion", "evidence", "headness"):
+        values = np.convolve([float(row[name]) for row in rows], np.ones(window) / window, mode="valid")
+        axes.plot(steps, values, label=name, linewidth=2.0 if name == "loss" else 1.2)
+    axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    beside = picture.with_name(f".{picture.name}.part")
+    figure.savefig(beside, format="png", metadata={"Software": None})
+    plt.close(figure)
+    beside.replace(picture)
