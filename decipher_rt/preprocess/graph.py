@@ -22,23 +22,26 @@ def build_graph(spec: Preprocessing, device: Device) -> bytes:
     Parameters
     ----------
     spec : Preprocessing
-        Only the size of its grid enters the graph, as a hint of how much to allocate: all geometry comes with the
-        volume.
+        Checked, that is all: the graph is the same for every grid, since all geometry comes with the volume.
     device : "cpu" or "gpu"
+
+    Raises
+    ------
+    BundleError
+        Where the numbers of ``spec`` contradict each other.
     """
     from nvidia.dali._utils import dali_trace
 
-    depth, height, width = spec.grid_shape
-    grid_bytes = depth * height * width * 4
+    spec.check()
     traced = dali_trace.is_tracing_enabled()
     dali_trace.set_tracing(enabled=False)  # a trace would put this file's path and its lines into the graph
     try:
-        return bytes(_pipeline(device, grid_bytes).serialize())
+        return bytes(_pipeline(device).serialize())
     finally:
         dali_trace.set_tracing(enabled=traced)
 
 
-def _pipeline(device: Device, grid_bytes: int) -> Any:
+def _pipeline(device: Device) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(  # type: ignore[untyped-decorator]
@@ -87,7 +90,6 @@ def _pipeline(device: Device, grid_bytes: int) -> Any:
             axes=[0, 1, 2],
             out_of_bounds_policy="pad",
             fill_values=0.0,
-            bytes_per_sample_hint=grid_bytes,
             name="pad",
         )
         return padded + low

@@ -9,6 +9,7 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess.dali import DaliGraph
 from decipher_rt.preprocess.graph import Device, build_graph
 from decipher_rt.preprocess.grid import Grid, graph_inputs, plan
+from decipher_rt.preprocess.operators import check_operators
 from decipher_rt.volume import Volume
 
 SLABS_PER_THREAD = 2
@@ -27,12 +28,15 @@ class Preprocessor:
 
     Raises
     ------
+    BundleError
+        Where the graph is damaged or holds operators that preprocessing does not use.
     EngineError
-        Where DALI is absent.
+        Where DALI is absent or refuses the graph.
     """
 
     def __init__(self, graph: bytes | None, spec: Preprocessing, device: Device = "cpu", threads: int = 2) -> None:
         self._graph = build_graph(spec, device) if graph is None else graph
+        check_operators(self._graph)
         self._spec = spec
         self._device: Device = device
         self._threads = threads
