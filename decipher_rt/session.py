@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from decipher_rt.bundle import Bundle
 from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import DecipherError, SeriesError
 from decipher_rt.manifest import Head, Precision
 from decipher_rt.preprocess import Preprocessor
@@ -83,6 +84,7 @@ class Session:
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
+        threads = threads or usable_cores()
         manifest = bundle.manifest
         encoder = bundle.file(manifest.engine_file("onnx", precision).file)
         with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
@@ -96,10 +98,10 @@ class Session:
             self._scope = load_engine(engine, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
             self.preprocessor = loading.result()
 
-    def _load_preprocessor(self, threads: int | None) -> Preprocessor:
+    def _load_preprocessor(self, threads: int) -> Preprocessor:
         spec = self.bundle.manifest.preprocessing
         graph = self.bundle.file(spec.graphs["cpu"]).read_bytes() if "cpu" in spec.graphs else None
-        return Preprocessor(graph, spec, **({"threads": threads} if threads else {}))
+        return Preprocessor(graph, spec, threads=threads)
 
     def infer(self, path: Path | str, options: ReadOptions | None = None) -> Result:
         """Answer for the one series under a path.

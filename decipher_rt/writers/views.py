@@ -53,7 +53,8 @@ def orthogonal_views(volume: Volume) -> tuple[View, View, View]:
 
     def grey(plane: NDArray[Any]) -> NDArray[np.uint8]:
         scaled = (plane.astype(np.float32) - low) / max(high - low, 1e-12)
-        return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+        pixels: NDArray[np.uint8] = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+        return pixels
 
     return (
         View("Axial", grey(sar[middle[0]]), (a, r), "R", "L", "A", "P"),
