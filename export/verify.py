@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decipher_rt.engines import load_engine
+from decipher_rt.engines import Engine, load_engine
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Manifest, Numerics, Precision
 from decipher_rt.train.model.first import FirstModel
@@ -66,22 +66,19 @@ def check_graphs(
         Naming every output that is beyond the tolerance or changes an answer, with both numbers.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name in (
-            [e.file for e in manifest.engines]
-            + [h.file for h in manifest.heads]
-            + [manifest.scope.file] * bool(manifest.scope)
-        ):
+        for name, content in files.items():
             path = Path(folder) / name
             path.parent.mkdir(exist_ok=True)
-            content = files[name]
             path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        heads = {h.name: load_engine("onnxruntime", Path(folder) / h.file, precision="fp32") for h in manifest.heads}
-        scope = (
-            load_engine("onnxruntime", Path(folder) / manifest.scope.file, precision="fp32") if manifest.scope else None
-        )
+
+        def load(file: str, precision: Precision = "fp32") -> Engine:
+            return load_engine("onnxruntime", Path(folder) / file, precision=precision)
+
+        heads = {head.name: load(head.file) for head in manifest.heads}
+        scope = load(manifest.scope.file) if manifest.scope else None
         numerics = []
         for entry in manifest.engines:
-            encoder = load_engine("onnxruntime", Path(folder) / entry.file, precision=entry.precision)
+            encoder = load(entry.file, entry.precision)
             tolerance = TOLERANCES[entry.precision]
             compared = [compare(run_case(case, encoder, heads, scope), case, manifest, tolerance) for case in cases]
             rows = [row for _, rows in compared for row in rows]

@@ -13,12 +13,12 @@ from .first_config import FirstConfig
 from .model.first import FirstModel
 from .model.heads import SEQUENCES
 from .predict import predict
-from .samples import KINDS, Samples
+from .samples import KINDS, SeriesStore
 
 BINS = 10
 
 
-def evaluate(model: FirstModel, test: Samples, config: FirstConfig) -> dict[str, Any]:
+def evaluate(model: FirstModel, test: SeriesStore, config: FirstConfig) -> dict[str, Any]:
     """Return the figures as plain JSON types.
 
     ``sequence``: accuracy, confusion matrix (rows truth, columns answer, order of ``SEQUENCES``), calibration error.

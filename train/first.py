@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from .first_config import FirstConfig, LossConfig, OptimiserConfig
 from .log import StepLog, draw_curve
 from .model.first import FirstModel
 from .progress import Progress
-from .samples import Samples, SampleSource, make_samples
+from .samples import SPLITS, Samples, SampleSource, SeriesStore, Split, make_samples
 from .scope import fit_scope, fit_temperatures
 from .views import Batch, training_batch
 from .weights import Weights, save_weights
@@ -77,20 +78,19 @@ def train_first(config: FirstConfig, folder: Path, cache_dir: Path, progress: Pr
 
 
 def simulated(
-    config: FirstConfig, cache_dir: Path, progress: Progress, splits: tuple[str, ...] = ("train", "validation", "test")
-) -> dict[str, Samples]:
+    config: FirstConfig, cache_dir: Path, progress: Progress, splits: Sequence[Split] = SPLITS
+) -> dict[Split, Samples]:
     """Return the configuration's series by split, simulating those that are not on disk."""
     source = SampleSource(config.seed, config.samples.not_heads, config.encoder.preprocessing)
-    found = {}
+    found: dict[Split, Samples] = {}
     for split in splits:
         count = getattr(config.samples, split)
         with progress.bar(f"simulating {split}", count) as advance_to:
-            found[split] = make_samples(source, split, count, cache_dir, config.threads, advance_to)  # type:
-            ignore[arg - type]
+            found[split] = make_samples(source, split, count, cache_dir, config.threads, advance_to)
     return found
 
 
-def optimise(config: FirstConfig, samples: Samples, folder: Path, progress: Progress) -> FirstModel:
+def optimise(config: FirstConfig, samples: SeriesStore, folder: Path, progress: Progress) -> FirstModel:
     """Run the optimisation steps, from the last checkpoint in ``folder`` if there is one."""
     torch.manual_seed(config.seed)
     model = FirstModel(config.encoder)
@@ -139,7 +139,7 @@ def losses(model: FirstModel, batch: Batch, weights: LossConfig, *, bf16: bool) 
 
 
 def _step(
-    model: FirstModel, optimiser: torch.optim.Optimizer, samples: Samples, config: FirstConfig, step: int
+    model: FirstModel, optimiser: torch.optim.Optimizer, samples: SeriesStore, config: FirstConfig, step: int
 ) -> dict[str, float]:
     settings = config.optimiser
     rng = np.random.default_rng([config.seed, VIEW, step])

@@ -13,7 +13,7 @@ from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 
 from .model.first import FirstModel
-from .samples import Samples, Series
+from .samples import Series, SeriesStore
 from .views import UNIT_WINDOW
 
 BATCH = 16
@@ -37,7 +37,7 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(model: FirstModel, samples: Samples, indices: Sequence[int] | None = None) -> Predictions:
+def predict(model: FirstModel, samples: SeriesStore, indices: Sequence[int] | None = None) -> Predictions:
     """Run a model over series (all, or those of ``indices``)."""
     model.eval()
     chosen = range(len(samples)) if indices is None else indices

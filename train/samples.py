@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,18 @@ def sample_seed(seed: int, split: Split, index: int) -> int:
     return int(np.random.SeedSequence([seed, SPLITS.index(split), index]).generate_state(1, np.uint64)[0] >> 1)
 
 
+class SeriesStore(Protocol):
+    """Series by number: on disk, or a list."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Series:
+        """Return one series."""
+        ...
+
+
 class Samples:
     """The series of one split, on disk. ``samples[i]`` reads one."""
 
@@ -98,7 +110,7 @@ class Samples:
         """Return how many there are."""
         return self._count
 
-    def __getitem__(self, index: int) -> Series:
+    def __getitem__(self, index: int, /) -> Series:
         """Read one series."""
         with safe_open(_shard_file(self.folder, index // SHARD), framework="numpy") as file:
             row = index % SHARD
@@ -161,7 +173,7 @@ def _write_shard(source: SampleSource, split: Split, shard: int, folder: Path) -
     series = [_simulate(source, sample_seed(source.seed, split, shard * SHARD + row)) for row in range(SHARD)]
     path = _shard_file(folder, shard)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "volume": np.stack([s.volume for s in series]),
         "lesion_mask": np.stack([np.packbits(s.lesion_mask) for s in series]),
         "labels": np.array([[s.sequence, s.lesion, s.kind] for s in series], np.int8),

@@ -13,12 +13,12 @@ from .first_config import FirstConfig
 from .model.first import FirstModel
 from .model.heads import SEQUENCES
 from .predict import predict
-from .samples import Samples
+from .samples import SeriesStore
 
 FIT_SERIES = 2048  # training series whose embeddings give the scope's means and covariance
 
 
-def fit_temperatures(model: FirstModel, validation: Samples, config: FirstConfig) -> None:
+def fit_temperatures(model: FirstModel, validation: SeriesStore, config: FirstConfig) -> None:
     """Set the heads' temperatures to the best likelihood on validation heads (arXiv 1706.04599)."""
     del config
     for head in (model.sequence, model.lesion):
@@ -37,7 +37,7 @@ def _best(loss) -> float:  # type: ignore[no-untyped-def]
     return float(grid[int(np.argmin([float(loss(t)) for t in grid]))])
 
 
-def fit_scope(model: FirstModel, train: Samples, validation: Samples, config: FirstConfig) -> None:
+def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, config: FirstConfig) -> None:
     """Set means and covariance from training heads, and both margins from validation heads.
 
     An edge (margin 0) is where ``config.false_refusals`` of the validation heads lie beyond; the median head has

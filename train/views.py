@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def training_batch(
     )
 
 
-def to_patches(volume: NDArray[np.generic], spec: Preprocessing) -> NDArray[np.generic]:
+def to_patches(volume: NDArray[Any], spec: Preprocessing) -> NDArray[Any]:
     """Return the grid (D, H, W) as rows (patches, voxels of a patch), both row-major."""
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
     return volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5).reshape(gd * gh * gw, pd * ph * pw)
@@ -88,7 +89,7 @@ def _move(
     shift = rng.integers(-reach, reach + 1, size=3)
     flip = rng.random() < augment.flip
 
-    def moved(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def moved(array: NDArray[Any]) -> NDArray[Any]:
         out = np.zeros_like(array)
         to, source = zip(*(_overlap(int(s), n) for s, n in zip(shift, array.shape, strict=True)), strict=True)
         out[to] = array[source]
