@@ -41,27 +41,34 @@ class LazyGroup(click.Group):
         return None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  decipher-rt infer series/
+  decipher-rt infer study/ -o out --png
+  decipher-rt doctor
+
+Research tool, not a medical device.""",
+)
 @click.version_option(__version__, prog_name="decipher-rt")
 def cli() -> None:
-    r"""Run 3D MRI foundation models beside the scanner: DICOM in, embeddings and decoder answers out.
-
-    \b
-    Example:
-      decipher-rt infer series/
-      decipher-rt infer series/ -o out --png --json
-
-    Research tool, not a medical device.
-    """
+    """Run 3D MRI foundation models beside the scanner: DICOM in, embeddings and decoder answers out."""
 
 
 def main() -> None:
     """Run the command line. What the user can mend ends in one line on stderr and exit status 2."""
     try:
         status: Any = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         status = error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "decipher-rt"
+        status = _fail(f"{error.format_message().rstrip('.')}; see '{command} --help'", error.exit_code)
+    except click.ClickException as error:
+        status = _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         status = _fail("interrupted", 130)
     except DecipherError as error:

@@ -18,11 +18,12 @@ DEMO_SERIES = Path(__file__).parent.parent / "default" / "demo_series"
 
 
 @click.command(
+    short_help="The main job once, each step explained.",
     epilog="""\b
 Examples:
   decipher-rt demo
   decipher-rt demo my-series/ another.nii.gz -o out
-"""
+""",
 )
 @click.argument("series", nargs=-1, type=click.Path(path_type=Path))
 @bundle_option

@@ -22,7 +22,7 @@ PACKAGES = (
 DECODERS = {"JPEG lossless": "python-gdcm", "JPEG-LS": "pyjpegls", "JPEG 2000": "pylibjpeg-openjpeg"}
 
 
-@click.command(epilog="Example: decipher-rt doctor --json | jq .engines")
+@click.command(short_help="Say what this machine can run.", epilog="Example: decipher-rt doctor --json | jq .engines")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
     """Say what this machine can run (CPU, GPU, engines, bundle) and what is missing for more."""

@@ -18,6 +18,7 @@ DEFAULT_OUT = Path("decipher-rt-out")
 
 
 @click.command(
+    short_help="Answer for each series: embedding, labels, scope.",
     epilog="""\b
 Examples:
   decipher-rt infer series/
@@ -25,7 +26,7 @@ Examples:
   decipher-rt infer series.zip --json | jq .heads
 
 Exit status: 0 all answered, 1 some of several series failed, 2 none could be answered.
-"""
+""",
 )
 @click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @bundle_option

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: decipher-rt inspect my-bundle --json | jq .heads")
+@click.command(
+    short_help="Say what a bundle holds.", epilog="Example: decipher-rt inspect my-bundle --json | jq .heads"
+)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest, with the bundle's sha256 and size.")
 def inspect(bundle: Path | None, as_json: bool) -> None:

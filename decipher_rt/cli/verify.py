@@ -12,7 +12,10 @@ import click
 from decipher_rt.cli.options import engine_options
 
 
-@click.command(epilog="Example: decipher-rt verify my-bundle --engine openvino")
+@click.command(
+    short_help="Run a bundle's golden case on this machine.",
+    epilog="Example: decipher-rt verify my-bundle --engine openvino",
+)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
