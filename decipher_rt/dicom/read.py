@@ -1,0 +1,206 @@
+"""Read DICOM series: find them under a path, and read one as a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from decipher_rt.dicom.geometry import place, stack_slices
+from decipher_rt.dicom.image import Frame, ImageFile
+from decipher_rt.dicom.parse import Damaged, Foreign, parse_file, wanted_tags
+from decipher_rt.dicom.pixels import read_plane, read_voxels
+from decipher_rt.dicom.source import Source, Unreadable
+from decipher_rt.dicom.volumes import VolumeFrames, split_volumes
+from decipher_rt.dicom.walk import Walker
+from decipher_rt.errors import SeriesError
+from decipher_rt.volume import SeriesInfo, Volume
+
+MAGNETIC_RESONANCE: Final = "MR"
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The parsed files of one series, in the order in which they were found, and what lay beside them."""
+
+    uid: str
+    path: Path
+    files: tuple[ImageFile, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """Series Description of the first file."""
+        return self.files[0].description
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies under a path: series, files that no series can be told of (whole messages), and foreign files."""
+
+    series: tuple[DicomSeries, ...]
+    damaged: tuple[Damaged, ...]
+    foreign: tuple[Foreign, ...]
+
+
+def find_dicom(files: Iterable[Source | Unreadable], path: Path, keep_phi: bool = False) -> Found:
+    """Parse the headers of files and sort them into series. Never raises for what a file holds."""
+    walker = Walker(wanted_tags(keep_phi))
+    images: dict[str, list[ImageFile]] = {}
+    damaged: list[Damaged] = []
+    foreign: list[Foreign] = []
+    for source in files:
+        if isinstance(source, Unreadable):
+            nowhere = Source(source.name, path, 0, b"")
+            damaged.append(Damaged(nowhere, f"{source.name}: cannot be read ({source.reason})"))
+            continue
+        parsed = parse_file(source, walker, keep_phi)
+        if isinstance(parsed, ImageFile):
+            images.setdefault(parsed.series_uid, []).append(parsed)
+        elif isinstance(parsed, Damaged):
+            damaged.append(parsed)
+        else:
+            foreign.append(parsed)
+    notes = _notes(damaged, foreign)
+    series = tuple(DicomSeries(uid, path, tuple(members), notes) for uid, members in images.items())
+    return Found(series, tuple(damaged), tuple(foreign))
+
+
+def read_dicom(
+    series: DicomSeries,
+    volume: int = 0,
+    allow_gaps: bool = False,
+    any_modality: bool = False,
+    keep_phi: bool = False,
+) -> Volume:
+    """Read one volume of a series.
+
+    Parameters
+    ----------
+    series : DicomSeries
+    volume : int
+        Which volume of the series, from 0: magnitude first, in the order of acquisition, then other kinds of image.
+    allow_gaps : bool
+        Leave missing slices empty instead of refusing.
+    any_modality : bool
+        Read what is not MR.
+    keep_phi : bool
+        Keep the patient's name, ID, birth date and sex in ``series.patient``.
+
+    Returns
+    -------
+    Volume
+
+    Raises
+    ------
+    SeriesError
+        Where the series is not one volume beyond doubt.
+    """
+    troubled = [file for file in series.files if file.trouble]
+    _check_modality(series.files, any_modality)
+    if troubled:
+        more = f" (and {len(troubled) - 1} more files of the series)" if len(troubled) > 1 else ""
+        raise SeriesError(troubled[0].trouble + more)
+    volumes, warnings = split_volumes([frame for file in series.files for frame in file.frames], read_plane)
+    if not 0 <= volume < len(volumes):
+        raise SeriesError(
+            f"{series.path}: the series {series.description!r} has {len(volumes)} volumes, --volume {volume} is none of them"
+        )
+    chosen = volumes[volume]
+    if len(volumes) > 1:
+        warnings.append(f"the series holds {len(volumes)} volumes; this is volume {volume} (--volume)")
+    warnings += [
+        f"volume {number} has {len(other.frames)} slices, {len(other.absent)} fewer than others"
+        for number, other in enumerate(volumes)
+        if other.absent and number != volume
+    ]
+    return _volume(series, chosen, volume, len(volumes), warnings, allow_gaps, keep_phi)
+
+
+def _volume(
+    series: DicomSeries,
+    chosen: VolumeFrames,
+    number: int,
+    count: int,
+    warnings: list[str],
+    allow_gaps: bool,
+    keep_phi: bool,
+) -> Volume:
+    frames = chosen.frames
+    _check_format(frames)
+    if chosen.absent and not allow_gaps:
+        raise SeriesError(
+            f"volume {number} has {len(frames)} slices, {len(chosen.absent)} fewer than others of the series, the first missing "
+            f"at {place(np.array(chosen.absent[0]))} (--allow-gaps reads it, --volume takes another)"
+        )
+    first = frames[0]
+    stack = stack_slices(
+        np.array([frame.position for frame in frames]),
+        np.array([frame.orientation for frame in frames]),
+        np.array([frame.spacing for frame in frames]),
+        first.slice_spacing or first.thickness,
+        allow_gaps,
+    )
+    ordered: list[Frame | None] = [frames[index] if index >= 0 else None for index in stack.order]
+    voxels, histogram = read_voxels(ordered)
+    warnings = [
+        *warnings,
+        *stack.warnings,
+        *sorted({note for file in series.files for note in file.notes}),
+        *series.notes,
+    ]
+    if first.pixels.photometric == "MONOCHROME1":
+        warnings.append("bright and dark were exchanged: the images are stored as MONOCHROME1")
+    head = series.files[0]
+    info = SeriesInfo(
+        uid=series.uid,
+        path=series.path,
+        manufacturer=head.manufacturer,
+        description=head.description,
+        files=len(series.files),
+        volume_index=number,
+        volumes=count,
+        acquisition=first.acquisition,
+        warnings=tuple(warnings),
+        patient=dict(head.patient) if keep_phi else {},
+    )
+    rescaled = histogram is None
+    slope, intercept = (1.0, 0.0) if rescaled else (first.slope, first.intercept)
+    return Volume(voxels, stack.affine_lps_mm, info, slope, intercept, histogram)
+
+
+def _check_modality(files: Iterable[ImageFile], any_modality: bool) -> None:
+    for file in files:
+        if file.modality != MAGNETIC_RESONANCE and not any_modality:
+            raise SeriesError(
+                f"{file.source.name}: modality is {file.modality or 'not given'}, not MR (--any-modality reads it all the same)"
+            )
+
+
+def _check_format(frames: tuple[Frame, ...]) -> None:
+    first = frames[0]
+    for frame in frames:
+        if frame.shape != first.shape:
+            raise SeriesError(
+                f"{frame.source.name}: the slice at {place(np.array(frame.position))} has {frame.shape[0]} x {frame.shape[1]} "
+                f"pixels, others of the volume have {first.shape[0]} x {first.shape[1]}"
+            )
+        ours, theirs = ((p.bits_allocated, p.signed, p.photometric, p.floating) for p in (first.pixels, frame.pixels))
+        if ours != theirs:
+            raise SeriesError(
+                f"{frame.source.name}: the slice at {place(np.array(frame.position))} stores its pixels in another type than others"
+            )
+
+
+def _notes(damaged: list[Damaged], foreign: list[Foreign]) -> tuple[str, ...]:
+    notes = []
+    for what, members in groupby(sorted(foreign, key=lambda f: f.what), key=lambda f: f.what):
+        sources = [member.source.name for member in members]
+        notes.append(f"{len(sources)} files ignored: {what} (first: {sources[0]})")
+    if damaged:
+        notes.append(f"{len(damaged)} DICOM files could not be read and may belong here (first: {damaged[0].trouble})")
+    return tuple(notes)

@@ -1,0 +1,245 @@
+"""Which frames of a series make one volume: duplicates, kinds of image, stacks, and volumes at the same places."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decipher_rt.dicom.geometry import SAME_POSITION_MM, STACK_TOLERANCE, place, stack_normal
+from decipher_rt.dicom.image import Frame, Kind, VolumeKeys
+from decipher_rt.errors import SeriesError
+
+# Volumes are numbered kind by kind in this order: without being asked, one wants the magnitude.
+KINDS: Final[tuple[Kind, ...]] = ("magnitude", "field map", "phase", "real", "imaginary")
+# Stacks of the same orientation whose images begin further apart than this within the plane are different stacks.
+SAME_STACK_MM: Final = 1.0
+
+PlaneReader = Callable[[Frame], NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class VolumeFrames:
+    """The frames of one volume, in any order. ``absent`` are positions (LPS mm) that other volumes of the stack have."""
+
+    frames: tuple[Frame, ...]
+    kind: Kind
+    absent: tuple[tuple[float, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Stack:
+    frames: list[Frame]
+    slots: NDArray[np.intp]
+
+
+def split_volumes(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[list[VolumeFrames], list[str]]:
+    """Sort the frames of one series into volumes; the first is the one to take by default.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+    read_plane : callable
+        Gives the pixels of a frame; asked only to compare images that look like duplicates.
+
+    Returns
+    -------
+    volumes : list of VolumeFrames
+        Magnitude first; within a kind in the order of acquisition.
+    warnings : list of str
+
+    Raises
+    ------
+    SeriesError
+        Where images at one place cannot be told apart into volumes.
+    """
+    frames, warnings = drop_duplicates(frames, read_plane)
+    by_kind: dict[Kind, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        by_kind[frame.kind].append(frame)
+    kinds = [kind for kind in KINDS if kind in by_kind]
+    volumes: list[VolumeFrames] = []
+    for kind in kinds:
+        stack, left_out = _largest_stack(by_kind[kind])
+        if left_out:
+            warnings.append(left_out)
+        if kind != kinds[0]:
+            first = len(volumes)
+            warnings.append(f"{len(by_kind[kind])} {kind} images are in the series too (--volume {first})")
+        volumes += _volumes(stack, kind)
+    if kinds[0] != "magnitude":
+        warnings.append(f"the images are {kinds[0]} images, not magnitude")
+    return volumes, warnings
+
+
+def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[list[Frame], list[str]]:
+    """Leave out images that are there twice: the same SOP instance, or the same place, keys and pixels.
+
+    Raises
+    ------
+    SeriesError
+        Where two files claim to be the same SOP instance at the same place, with different pixels.
+    """
+    kept: list[Frame] = []
+    instances: dict[Hashable, Frame] = {}
+    twins: dict[Hashable, list[Frame]] = {}
+    dropped: list[Frame] = []
+    reused = 0
+    for frame in frames:
+        where = (frame.position, frame.orientation, frame.tile)
+        instance = (frame.sop_uid, frame.index, frame.tile)
+        same = instances.get(instance) if frame.sop_uid else None
+        if same is not None and (same.position, same.orientation, same.tile) == where:
+            if not _same_pixels(same, frame, read_plane):
+                raise SeriesError(
+                    f"{frame.source.name} and {same.source.name} claim to be the same image (SOP Instance UID), "
+                    "with different pixels; remove one"
+                )
+            dropped.append(frame)
+            continue
+        reused += same is not None
+        likeness = (where, frame.keys, frame.kind, frame.instance)
+        if any(_same_pixels(twin, frame, read_plane) for twin in twins.get(likeness, ())):
+            dropped.append(frame)
+            continue
+        instances.setdefault(instance, frame)
+        twins.setdefault(likeness, []).append(frame)
+        kept.append(frame)
+    warnings = []
+    if dropped:
+        warnings.append(f"{len(dropped)} duplicate images were left out (first: {dropped[0].source.name})")
+    if reused:
+        warnings.append(f"{reused} images share their SOP Instance UID with another one; told apart by position")
+    return kept, warnings
+
+
+def _same_pixels(one: Frame, other: Frame, read_plane: PlaneReader) -> bool:
+    return (
+        one.shape == other.shape
+        and (one.slope, one.intercept) == (other.slope, other.intercept)
+        and np.array_equal(read_plane(one), read_plane(other))
+    )
+
+
+def _largest_stack(frames: list[Frame]) -> tuple[_Stack, str]:
+    stacks = [stack for group in _by_orientation(frames) for stack in _by_place(group)]
+    largest = max(stacks, key=lambda stack: (int(stack.slots.max()), len(stack.frames)))
+    others = len(frames) - len(largest.frames)
+    if not others:
+        return largest, ""
+    return largest, (
+        f"{others} images in {len(stacks) - 1} other stacks (another orientation or place) were left out; "
+        f"the largest stack has {len(largest.frames)}"
+    )
+
+
+def _by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
+    """Group by orientation, and by the name of the stack where files name one."""
+    groups: list[tuple[tuple[float, ...], str, list[Frame]]] = []
+    for frame in frames:
+        for orientation, stack, members in reversed(groups):
+            if stack == frame.stack and (
+                orientation == frame.orientation
+                or max(abs(a - b) for a, b in zip(orientation, frame.orientation, strict=True)) <= STACK_TOLERANCE
+            ):
+                members.append(frame)
+                break
+        else:
+            groups.append((frame.orientation, frame.stack, [frame]))
+    return [members for _, _, members in groups]
+
+
+def _by_place(frames: list[Frame]) -> list[_Stack]:
+    """Number the places along the normal; where images at one place begin far apart in the plane, they are several stacks."""
+    positions = np.array([frame.position for frame in frames])
+    slots = _slots(frames, positions)
+    first_at = np.zeros(int(slots.max()) + 1, dtype=np.intp)
+    first_at[slots[::-1]] = np.arange(len(frames))[::-1]
+    if np.linalg.norm(positions - positions[first_at[slots]], axis=1).max() <= SAME_STACK_MM:
+        return [_Stack(frames, slots)]
+    orientation = np.array(frames[0].orientation)
+    in_plane = positions @ np.stack([orientation[:3], orientation[3:]], axis=1)
+    origins: list[tuple[NDArray[np.float64], list[int]]] = []
+    for index, origin in enumerate(in_plane):
+        for other, members in origins:
+            if np.abs(origin - other).max() <= SAME_STACK_MM:
+                members.append(index)
+                break
+        else:
+            origins.append((origin, [index]))
+    parts = [[frames[index] for index in members] for _, members in origins]
+    return [_Stack(part, _slots(part, np.array([frame.position for frame in part]))) for part in parts]
+
+
+def _slots(frames: Sequence[Frame], positions: NDArray[np.float64]) -> NDArray[np.intp]:
+    locations = positions @ stack_normal(np.array(frames[0].orientation))
+    order = np.argsort(locations, kind="stable")
+    slots = np.empty(len(frames), dtype=np.intp)
+    slots[order] = np.concatenate([[0], np.cumsum(np.diff(locations[order]) > SAME_POSITION_MM)])
+    return slots
+
+
+def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
+    """Tell volumes at the same places apart by what the header says of them, else by their order at each place."""
+    frames, slots = stack.frames, stack.slots
+    per_slot = np.bincount(slots)
+    if per_slot.max() == 1:
+        return [VolumeFrames(tuple(frames), kind)]
+    groups = _by_keys(frames, slots, per_slot)
+    if groups is None:
+        groups = _by_rank(frames, slots, per_slot)
+    groups.sort(key=lambda members: min(frames[index].instance for index in members))
+    position_of = {int(slot): frame.position for slot, frame in zip(slots, frames, strict=True)}
+    return [
+        VolumeFrames(
+            tuple(frames[index] for index in members),
+            kind,
+            tuple(position_of[slot] for slot in sorted(position_of.keys() - {int(slots[index]) for index in members})),
+        )
+        for members in groups
+    ]
+
+
+def _by_keys(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]] | None:
+    """Group by the first keys that put each place into each volume at most once.
+
+    A key can number volumes only where it varies at one place, and takes no values elsewhere that it does not take at the
+    place with the most images (a time of acquisition, say, differs everywhere and numbers nothing).
+    """
+    fullest = int(per_slot.argmax())
+    chosen: list[str] = []
+    for name in (item.name for item in fields(VolumeKeys)):
+        values = [getattr(frame.keys, name) for frame in frames]
+        at_fullest = {value for value, slot in zip(values, slots, strict=True) if slot == fullest}
+        if len(at_fullest) < 2 or not set(values) <= at_fullest:
+            continue
+        chosen.append(name)
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for index, frame in enumerate(frames):
+            groups[tuple(getattr(frame.keys, key) for key in chosen)].append(index)
+        if all(len({int(slots[index]) for index in members}) == len(members) for members in groups.values()):
+            return list(groups.values())
+    return None
+
+
+def _by_rank(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]]:
+    """The n-th image at each place, by instance number, belongs to the n-th volume: only where all places have as many."""
+    instances = Counter((int(slot), frame.instance) for slot, frame in zip(slots, frames, strict=True))
+    if per_slot.min() != per_slot.max() or max(instances.values()) > 1:
+        few, many = int(per_slot.argmin()), int(per_slot.argmax())
+        places = {int(slot): np.array(frame.position) for slot, frame in zip(slots, frames, strict=True)}
+        raise SeriesError(
+            f"the images cannot be told apart into volumes: {per_slot[few]} at {place(places[few])}, "
+            f"{per_slot[many]} at {place(places[many])}, and neither time, echo nor number says which belong together"
+        )
+    volumes: list[list[int]] = [[] for _ in range(int(per_slot.max()))]
+    seen: Counter[int] = Counter()
+    for index in sorted(range(len(frames)), key=lambda index: frames[index].instance):
+        slot = int(slots[index])
+        volumes[seen[slot]].append(index)
+        seen[slot] += 1
+    return volumes

@@ -1,0 +1,151 @@
+"""Find the series under a path and read them: DICOM (files, folders, ``.zip``) and NIfTI.
+
+for series in find_series(Path("study")):
+    volume = read_series(series)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decipher_rt.errors import SeriesError
+from decipher_rt.volume import Volume
+
+if TYPE_CHECKING:
+    from decipher_rt.dicom.read import DicomSeries, Found
+    from decipher_rt.nifti import NiftiFile
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a caller allows.
+
+    Attributes
+    ----------
+    volume : int
+        Which volume of a series that holds several, from 0.
+    allow_gaps : bool
+        Leave missing slices empty instead of refusing the series.
+    any_modality : bool
+        Read what is not MR.
+    keep_phi : bool
+        Keep the patient's name, ID, birth date and sex; they leave the files only where both `find_series` and
+        `read_series` are told so.
+    """
+
+    volume: int = 0
+    allow_gaps: bool = False
+    any_modality: bool = False
+    keep_phi: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series under a path, its headers parsed, its pixels not yet read.
+
+    Attributes
+    ----------
+    uid : str
+        Series Instance UID; empty for a file that cannot be read as far as that.
+    path : Path
+        What was asked for; for NIfTI the file itself.
+    description : str
+    files : int
+    content : DicomSeries, NiftiFile or str
+        What `read_series` reads; a string is the message of the error that it raises.
+    """
+
+    uid: str
+    path: Path
+    description: str
+    files: int
+    content: DicomSeries | NiftiFile | str
+
+
+def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series]:  # noqa: B008 (frozen)
+    """Find every series under a file, a folder (and its folders) or a ``.zip``.
+
+    One series that cannot be read does not hide the others: its trouble is raised by `read_series`. A damaged DICOM file
+    that names no series is an entry of its own.
+
+    Parameters
+    ----------
+    path : Path
+    options : ReadOptions
+
+    Returns
+    -------
+    list of Series
+        In the order in which the files were found (by name); DICOM first.
+
+    Raises
+    ------
+    SeriesError
+        Where the path does not exist, is not safe to read, or holds no series.
+    """
+    from decipher_rt.dicom.read import find_dicom
+    from decipher_rt.dicom.source import Source, sources
+
+    path = Path(path)
+    files, niftis = [], []
+    for source in sources(path):
+        is_nifti = isinstance(source, Source) and source.name.lower().endswith((".nii", ".nii.gz"))
+        (niftis if is_nifti else files).append(source)
+    found = find_dicom(files, path, options.keep_phi)
+    series = [Series(one.uid, path, one.description, len(one.files), one) for one in found.series]
+    if niftis:
+        from decipher_rt.nifti import open_nifti
+
+        for source in niftis:
+            if isinstance(source, Source):
+                try:
+                    nifti = open_nifti(source)
+                except SeriesError as error:
+                    series.append(Series("", source.path, source.name, 1, str(error)))
+                else:
+                    series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
+    series += [Series("", path, one.source.name, 1, one.trouble) for one in found.damaged]
+    if not series:
+        raise SeriesError(_nothing(path, found))
+    return series
+
+
+def read_series(series: Series, options: ReadOptions = ReadOptions()) -> Volume:  # noqa: B008 (frozen)
+    """Read one volume of a series.
+
+    Parameters
+    ----------
+    series : Series
+        From `find_series`.
+    options : ReadOptions
+
+    Returns
+    -------
+    Volume
+
+    Raises
+    ------
+    SeriesError
+        In one line: what is wrong, in which file or at which position, and which option goes on where one does.
+    """
+    from decipher_rt.dicom.read import DicomSeries, read_dicom
+
+    content = series.content
+    if isinstance(content, str):
+        raise SeriesError(content)
+    if isinstance(content, DicomSeries):
+        return read_dicom(content, options.volume, options.allow_gaps, options.any_modality, options.keep_phi)
+    from decipher_rt.nifti import read_nifti
+
+    return read_nifti(content, options.volume)
+
+
+def _nothing(path: Path, found: Found) -> str:
+    if not found.foreign:
+        return f"{path}: holds no files"
+    first = found.foreign[0]
+    if first.source.path == path and first.source.data is None:
+        return f"{path}: {first.what}, nor NIfTI (.nii, .nii.gz)" if "not a" in first.what else f"{path}: {first.what}"
+    return f"{path}: no series with images in {len(found.foreign)} files (first: {first.source.name}, {first.what})"
