@@ -8,7 +8,6 @@ import uuid
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -53,6 +52,7 @@ def open_nifti(source: Source) -> NiftiFile:
         Not NIfTI, damaged, not three or four dimensions, not real numbers, or neither qform nor sform.
     """
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     head = _bytes(source, 0, 4096)
@@ -67,7 +67,7 @@ def open_nifti(source: Source) -> NiftiFile:
         offset = int(header.get_data_offset())
     except (
         HeaderDataError,
-        nibabel.filebasedimages.ImageFileError,
+        ImageFileError,
         ValueError,
         TypeError,
         KeyError,
@@ -79,7 +79,8 @@ def open_nifti(source: Source) -> NiftiFile:
         raise SeriesError(f"{source.name}: holds {dtype} voxels; real numbers are read")
     if codes == (0, 0):
         raise SeriesError(
-            f"{source.name}: neither sform nor qform is set: the header does not say where the voxels lie in the patient"
+            f"{source.name}: neither sform nor qform is set: "
+            "the header does not say where the voxels lie in the patient"
         )
     try:
         axis_order(affine)
@@ -157,8 +158,7 @@ def _bytes(source: Source, offset: int, count: int) -> bytes:
     try:
         if not source.name.lower().endswith(".gz"):
             return source.read(offset, count)
-        raw = BytesIO(source.data) if source.data is not None else Path(source.path).open("rb")
-        with raw, gzip.GzipFile(fileobj=raw) as file:
+        with gzip.open(source.path if source.data is None else BytesIO(source.data)) as file:
             file.seek(offset)
             return file.read(count)
     except EOFError:

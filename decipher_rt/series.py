@@ -64,11 +64,11 @@ class Series:
     content: DicomSeries | NiftiFile | str
 
 
-def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series]:  # noqa: B008 (frozen)
+def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series]:
     """Find every series under a file, a folder (and its folders) or a ``.zip``.
 
-    One series that cannot be read does not hide the others: its trouble is raised by `read_series`. A damaged DICOM file
-    that names no series is an entry of its own.
+    One series that cannot be read does not hide the others: its trouble is raised by `read_series`. A damaged DICOM
+    file that names no series is an entry of its own.
 
     Parameters
     ----------
@@ -86,33 +86,35 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
         Where the path does not exist, is not safe to read, or holds no series.
     """
     from decipher_rt.dicom.read import find_dicom
-    from decipher_rt.dicom.source import Source, sources
+    from decipher_rt.dicom.source import Source, Unreadable, sources
 
     path = Path(path)
-    files, niftis = [], []
+    files: list[Source | Unreadable] = []
+    niftis: list[Source] = []
     for source in sources(path):
-        is_nifti = isinstance(source, Source) and source.name.lower().endswith((".nii", ".nii.gz"))
-        (niftis if is_nifti else files).append(source)
+        if isinstance(source, Source) and source.name.lower().endswith((".nii", ".nii.gz")):
+            niftis.append(source)
+        else:
+            files.append(source)
     found = find_dicom(files, path, options.keep_phi)
     series = [Series(one.uid, path, one.description, len(one.files), one) for one in found.series]
     if niftis:
         from decipher_rt.nifti import open_nifti
 
         for source in niftis:
-            if isinstance(source, Source):
-                try:
-                    nifti = open_nifti(source)
-                except SeriesError as error:
-                    series.append(Series("", source.path, source.name, 1, str(error)))
-                else:
-                    series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
+            try:
+                nifti = open_nifti(source)
+            except SeriesError as error:
+                series.append(Series("", source.path, source.name, 1, str(error)))
+            else:
+                series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
     series += [Series("", path, one.source.name, 1, one.trouble) for one in found.damaged]
     if not series:
         raise SeriesError(_nothing(path, found))
     return series
 
 
-def read_series(series: Series, options: ReadOptions = ReadOptions()) -> Volume:  # noqa: B008 (frozen)
+def read_series(series: Series, options: ReadOptions = ReadOptions()) -> Volume:
     """Read one volume of a series.
 
     Parameters

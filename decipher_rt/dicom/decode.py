@@ -1,4 +1,6 @@
-"""Decode pixels that do not lie in the file as they are: compressed, big endian, deflated, floating point. All by pydicom.
+"""Decode pixels that do not lie in the file as they are: compressed, big endian, deflated, floating point.
+
+pydicom does all of it.
 
 Every decoder that is asked for by name here has a permissive licence. pylibjpeg-libjpeg and python-jpeg (GPL) would be
 taken by pydicom where they are installed; naming the decoder keeps them out.
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from decipher_rt.dicom.image import NotAnImage, PixelFormat
+from decipher_rt.dicom.image import NotAnImageError, PixelFormat
 from decipher_rt.dicom.parse import PYDICOM_ERRORS, quiet_pydicom, read_dataset
 from decipher_rt.dicom.source import Source
 from decipher_rt.errors import SeriesError
@@ -64,10 +66,8 @@ def decode_planes(source: Source, pixels: PixelFormat, indices: Sequence[int]) -
             planes = _planes(dataset, pixels, indices)
             for index in indices:
                 plane = next(planes)
-                if plane.shape != (pixels.rows, pixels.columns):
-                    raise NotAnImage(f"image {index + 1} decodes to {plane.shape}")
-                yield plane
-    except NotAnImage as error:
+                yield _checked(plane, pixels, index)
+    except NotAnImageError as error:
         raise SeriesError(f"{source.name}: {error}") from None
     except PYDICOM_ERRORS as error:
         raise SeriesError(
@@ -75,18 +75,24 @@ def decode_planes(source: Source, pixels: PixelFormat, indices: Sequence[int]) -
         ) from None
 
 
+def _checked(plane: NDArray[Any], pixels: PixelFormat, index: int) -> NDArray[Any]:
+    if plane.shape != (pixels.rows, pixels.columns):
+        raise NotAnImageError(f"image {index + 1} decodes to {plane.shape}")
+    return plane
+
+
 def _planes(dataset: FileDataset, pixels: PixelFormat, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     syntax = pixels.transfer_syntax
     name = str(UID(syntax).name)
     if syntax not in DECODERS and syntax not in NATIVE:
-        raise NotAnImage(f"is compressed as {name}, which is not read; convert it to JPEG 2000 or uncompressed")
+        raise NotAnImageError(f"is compressed as {name}, which is not read; convert it to JPEG 2000 or uncompressed")
     decoder = get_decoder(UID(syntax))
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
-        raise NotAnImage(f"is compressed as {name}, and its decoder is not installed ({missing})")
+        raise NotAnImageError(f"is compressed as {name}, and its decoder is not installed ({missing})")
     plugin = DECODERS.get(syntax, "")
     if plugin:
         _check_codestreams(dataset, pixels, indices)
@@ -99,7 +105,7 @@ def _check_codestreams(dataset: FileDataset, pixels: PixelFormat, indices: Seque
     from pydicom.encaps import generate_frames
 
     if pixels.rows * pixels.columns > MAX_COMPRESSED_PIXELS:
-        raise NotAnImage(f"claims {pixels.rows} x {pixels.columns} compressed pixels")
+        raise NotAnImageError(f"claims {pixels.rows} x {pixels.columns} compressed pixels")
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     asked = set(indices)
     seen = 0
@@ -110,23 +116,23 @@ def _check_codestreams(dataset: FileDataset, pixels: PixelFormat, indices: Seque
         if pixels.transfer_syntax == RLE:
             (segments,) = struct.unpack_from("<I", frame)
             if segments != pixels.bits_allocated // 8:
-                raise NotAnImage(f"image {index + 1} has {segments} RLE segments for {pixels.bits_allocated} bits")
+                raise NotAnImageError(f"image {index + 1} has {segments} RLE segments for {pixels.bits_allocated} bits")
             continue
         found = _codestream_size(bytes(frame))
         if found is None:
-            raise NotAnImage(f"image {index + 1} is not compressed as the file says")
+            raise NotAnImageError(f"image {index + 1} is not compressed as the file says")
         rows, columns, samples, bits = found
         if (rows, columns, samples) != (pixels.rows, pixels.columns, 1) or bits > pixels.bits_allocated:
-            raise NotAnImage(
+            raise NotAnImageError(
                 f"image {index + 1} is compressed with {rows} x {columns} pixels of {samples} x {bits} bits, "
                 f"the header says {pixels.rows} x {pixels.columns} of {pixels.bits_allocated}"
             )
     if seen < max(asked, default=-1) + 1:
-        raise NotAnImage(f"is cut off: it holds {seen} of {count} compressed images")
+        raise NotAnImageError(f"is cut off: it holds {seen} of {count} compressed images")
 
 
 def _codestream_size(frame: bytes) -> tuple[int, int, int, int] | None:
-    """Read (rows, columns, samples, bits) from a JPEG, JPEG-LS (ISO 10918-1 B.2.2) or JPEG 2000 (15444-1 A.5.1) header."""
+    """Read (rows, columns, samples, bits) from a JPEG, JPEG-LS (10918-1 B.2.2) or JPEG 2000 (15444-1 A.5.1) header."""
     if frame[:4] == b"\xff\x4f\xff\x51":
         _, _, right, bottom, left, top = struct.unpack_from(">HHIIII", frame, 4)
         (samples,) = struct.unpack_from(">H", frame, 40)

@@ -84,7 +84,7 @@ VR: Final[dict[int, str]] = {
 
 BINARY_NUMBERS: Final = {"US": "H", "SS": "h", "FD": "d"}
 PADDING = " \0"
-# Character sets in which bytes decode one by one without escapes (PS3.3 C.12.1.1.2); absent means ASCII, read as Latin-1.
+# Character sets without escapes (PS3.3 C.12.1.1.2); absent means ASCII, which pydicom reads as Latin-1.
 DECODING: Final = {"": "latin-1", "ISO_IR 6": "latin-1", "ISO_IR 100": "latin-1", "ISO_IR 192": "utf-8"}
 
 
@@ -134,6 +134,7 @@ class RawElements:
         self.values = values
 
     def texts(self, tag: int) -> tuple[str, ...]:
+        """Return the values of a text element without padding."""
         value = self.values.get(tag)
         if not value:
             return ()
@@ -148,6 +149,7 @@ class RawElements:
         return parts if any(parts) else ()
 
     def numbers(self, tag: int) -> tuple[float, ...]:
+        """Return the values of a numeric element."""
         value = self.values.get(tag)
         if not value:
             return ()
@@ -163,6 +165,7 @@ class RawElements:
         return tuple([float(number) for number in struct.unpack(f"<{len(value) // size}{code}", value)])
 
     def raw(self, tag: int) -> bytes:
+        """Return the bytes of a private binary element."""
         return self.values.get(tag, b"")
 
 
@@ -173,13 +176,16 @@ class DatasetElements:
         self.dataset = dataset
 
     def texts(self, tag: int) -> tuple[str, ...]:
+        """Return the values of a text element without padding."""
         decoded = [str(value).strip(PADDING) for value in self._values(tag)]
         return tuple(decoded) if any(decoded) else ()
 
     def numbers(self, tag: int) -> tuple[float, ...]:
+        """Return the values of a numeric element."""
         return tuple(float(value) for value in self._values(tag))
 
     def raw(self, tag: int) -> bytes:
+        """Return the bytes of a private binary element."""
         value = self.dataset[tag].value if tag in self.dataset else b""
         return value if isinstance(value, bytes) else b""
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from decipher_rt.dicom import elements as tags
 from decipher_rt.dicom.elements import DatasetElements
-from decipher_rt.dicom.image import Frame, NotAnImage, PixelFormat, VolumeKeys, image_kind, plane, rescale
+from decipher_rt.dicom.image import Frame, NotAnImageError, PixelFormat, VolumeKeys, image_kind, plane, rescale
 from decipher_rt.dicom.source import Source
 from decipher_rt.volume import Acquisition
 
@@ -56,13 +56,13 @@ def enhanced_frames(
 
     Raises
     ------
-    NotAnImage, ValueError
+    NotAnImageError, ValueError
         Where a frame does not say where it lies, or the number of frames is not what the groups describe.
     """
     count = tags.integer(file, tags.FRAMES, 1)
     groups = file.dataset[FRAME_GROUPS].value if FRAME_GROUPS in file.dataset else []
     if len(groups) != count:
-        raise NotAnImage(f"has {count} frames, and functional groups for {len(groups)}")
+        raise NotAnImageError(f"has {count} frames, and functional groups for {len(groups)}")
     shared = file.within(SHARED_GROUPS)
     sop_uid = tags.text(file, tags.SOP_INSTANCE_UID)
     instance = int(tags.number(file, tags.INSTANCE_NUMBER) or 0)
@@ -75,8 +75,8 @@ def enhanced_frames(
 
         try:
             frames.append(_frame(file, macro, source, sop_uid, pixels, index, offset, instance))
-        except NotAnImage as error:
-            raise NotAnImage(f"frame {index + 1} {error}") from None
+        except NotAnImageError as error:
+            raise NotAnImageError(f"frame {index + 1} {error}") from None
     return tuple(frames)
 
 

@@ -1,4 +1,4 @@
-"""One image plane as a frame: where it lies, what kind it is, which volume it may belong to, and where its pixels are."""
+"""One image plane as a frame: where it lies, its kind, which volume it may belong to, where its pixels are."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class ImageFile:
     patient: dict[str, str] = field(default_factory=dict)
 
 
-class NotAnImage(ValueError):
+class NotAnImageError(ValueError):
     """What keeps a file from being an image with a place in the patient, in words that follow the file's name."""
 
 
@@ -136,7 +136,7 @@ def pixel_format(elements: Elements, transfer_syntax: str, floating: bool = Fals
 
     Raises
     ------
-    NotAnImage
+    NotAnImageError
         Where it describes no greyscale image of 8 to 32 bits.
     """
     try:
@@ -147,19 +147,19 @@ def pixel_format(elements: Elements, transfer_syntax: str, floating: bool = Fals
         high = tags.integer(elements, tags.HIGH_BIT, stored - 1)
         signed = tags.integer(elements, tags.PIXEL_REPRESENTATION, 0)
     except ValueError as error:
-        raise NotAnImage(f"does not describe its pixels: {error}") from None
+        raise NotAnImageError(f"does not describe its pixels: {error}") from None
     photometric = tags.text(elements, tags.PHOTOMETRIC)
     if rows < 1 or columns < 1:
-        raise NotAnImage(f"has {rows} rows and {columns} columns")
+        raise NotAnImageError(f"has {rows} rows and {columns} columns")
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise NotAnImage(f"is not a greyscale image ({photometric or 'no photometric interpretation'})")
+        raise NotAnImageError(f"is not a greyscale image ({photometric or 'no photometric interpretation'})")
     if floating:
         if allocated not in (32, 64):
-            raise NotAnImage(f"has floating point pixels of {allocated} bits; 32 and 64 are read")
+            raise NotAnImageError(f"has floating point pixels of {allocated} bits; 32 and 64 are read")
     elif allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1 or signed not in (0, 1):
-        raise NotAnImage(
-            f"has {allocated} bits a pixel, {stored} of them stored, high bit {high}; 8, 16 or 32 bits with the high bit "
-            "at the top of the stored ones are read"
+        raise NotAnImageError(
+            f"has {allocated} bits a pixel, {stored} of them stored, high bit {high}; 8, 16 or 32 bits with the "
+            "high bit at the top of the stored ones are read"
         )
     return PixelFormat(rows, columns, allocated, stored, bool(signed), photometric, transfer_syntax, floating)
 
@@ -170,7 +170,7 @@ def rescale(elements: Elements) -> tuple[float, float]:
     slope = 1.0 if slope is None else slope
     intercept = 0.0 if intercept is None else intercept
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
-        raise NotAnImage(f"has the rescale slope {slope} and intercept {intercept}")
+        raise NotAnImageError(f"has the rescale slope {slope} and intercept {intercept}")
     return slope, intercept
 
 
@@ -181,7 +181,7 @@ def plane(
 
     Raises
     ------
-    NotAnImage
+    NotAnImageError
         Where the image does not say where it lies in the patient.
     """
     absent = [
@@ -194,9 +194,9 @@ def plane(
         if len(values) != count or not all(abs(value) <= MAX_COORDINATE_MM for value in values)
     ]
     if absent:
-        raise NotAnImage(f"does not say where it lies in the patient: no usable {' and '.join(absent)}")
+        raise NotAnImageError(f"does not say where it lies in the patient: no usable {' and '.join(absent)}")
     if min(spacing) <= 0:
-        raise NotAnImage(f"has the pixel spacing {spacing[0]:g} x {spacing[1]:g} mm")
+        raise NotAnImageError(f"has the pixel spacing {spacing[0]:g} x {spacing[1]:g} mm")
     return (position[0], position[1], position[2]), orientation, (spacing[0], spacing[1])
 
 
@@ -228,11 +228,11 @@ def classic_frame(
 
     Raises
     ------
-    NotAnImage, ValueError
+    NotAnImageError, ValueError
         Where the header does not say what is needed, or not in numbers.
     """
     if tags.integer(elements, tags.FRAMES, 1) != 1:
-        raise NotAnImage("holds several images without functional groups that say where each one lies")
+        raise NotAnImageError("holds several images without functional groups that say where each one lies")
     position, orientation, spacing = plane(
         elements.numbers(tags.POSITION), elements.numbers(tags.ORIENTATION), elements.numbers(tags.PIXEL_SPACING)
     )

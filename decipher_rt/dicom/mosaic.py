@@ -1,8 +1,8 @@
 """Siemens mosaics: all slices of a volume tiled into one image, and the CSA header that says how they lie.
 
 The layout of the CSA header is documented by its readers (nibabel's "Siemens CSA header", dcm2niix); Siemens publishes
-none. Two numbers are taken from it and nothing else. The header is private data of a file that may be hostile: every length
-is checked before it is used.
+none. Two entries are taken from it and nothing else. The header is private data of a file that may be hostile: every
+length is checked before it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from decipher_rt.dicom import elements as tags
 from decipher_rt.dicom.elements import Elements
-from decipher_rt.dicom.image import Frame, NotAnImage
+from decipher_rt.dicom.image import Frame, NotAnImageError
 
 CSA_MAGIC: Final = b"SV10"
 # A CSA image header has about 100 entries of a few items; these limits only keep loops short.
@@ -36,12 +36,12 @@ def is_mosaic(image_type: tuple[str, ...]) -> bool:
 def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
     """Cut a mosaic into the frames of its slices, in the order in which they are tiled.
 
-    Image Position of a mosaic is where an image of that many pixels around the first slice's centre would begin, so the first
-    slice begins half of the surplus further along rows and columns.
+    Image Position of a mosaic is where an image of that many pixels around the first slice's centre would begin, so the
+    first slice begins half of the surplus further along rows and columns.
 
     Raises
     ------
-    NotAnImage
+    NotAnImageError
         Where the header does not say how many slices there are and where they lie.
     """
     csa = _csa_values(_csa_image_header(elements), ("NumberOfImagesInMosaic", "SliceNormalVector"))
@@ -50,11 +50,11 @@ def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
     rows, columns = image.pixels.rows, image.pixels.columns
     tiles = math.ceil(math.sqrt(slices))
     if rows % tiles or columns % tiles:
-        raise NotAnImage(
+        raise NotAnImageError(
             f"is a mosaic of {slices} slices, but {rows} x {columns} pixels do not divide into {tiles} x {tiles}"
         )
     if len(normal) != 3 or not all(map(math.isfinite, normal)):
-        raise NotAnImage("is a Siemens mosaic without the slice direction (CSA SliceNormalVector)")
+        raise NotAnImageError("is a Siemens mosaic without the slice direction (CSA SliceNormalVector)")
     across, down = image.orientation[:3], image.orientation[3:]
     cross = (
         across[1] * down[2] - across[2] * down[1],
@@ -62,10 +62,10 @@ def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
         across[0] * down[1] - across[1] * down[0],
     )
     if abs(abs(sum(a * b for a, b in zip(cross, normal, strict=True))) - 1.0) > NORMAL_TOLERANCE:
-        raise NotAnImage("is a Siemens mosaic whose slice direction (CSA) is not the normal of the image")
+        raise NotAnImageError("is a Siemens mosaic whose slice direction (CSA) is not the normal of the image")
     spacing = image.slice_spacing or image.thickness
     if not spacing or not math.isfinite(spacing) or spacing <= 0:
-        raise NotAnImage("is a Siemens mosaic without Spacing Between Slices")
+        raise NotAnImageError("is a Siemens mosaic without Spacing Between Slices")
     height, width = rows // tiles, columns // tiles
     right = (columns - width) / 2 * image.spacing[1]
     below = (rows - height) / 2 * image.spacing[0]
@@ -91,9 +91,9 @@ def _slices(elements: Elements, in_csa: list[float]) -> int:
         number = tags.number(elements, tags.SIEMENS_MOSAIC_IMAGES)
         said += [int(number)] if number is not None else []
     if not said:
-        raise NotAnImage("is a Siemens mosaic that does not say how many slices it holds (NumberOfImagesInMosaic)")
+        raise NotAnImageError("is a Siemens mosaic that does not say how many slices it holds (NumberOfImagesInMosaic)")
     if len(set(said)) > 1 or not 1 <= said[0] <= MAX_ITEMS:
-        raise NotAnImage(f"is a Siemens mosaic of {' or '.join(map(str, said))} slices")
+        raise NotAnImageError(f"is a Siemens mosaic of {' or '.join(map(str, said))} slices")
     return said[0]
 
 
@@ -105,11 +105,11 @@ def _csa_image_header(elements: Elements) -> bytes:
 
 
 def _csa_values(header: bytes, names: tuple[str, ...]) -> dict[str, list[float]]:
-    """Read the numbers of some entries. Raises NotAnImage where the header does not hold together."""
+    """Read the numbers of some entries. Raises NotAnImageError where the header does not hold together."""
     if not header:
         return {}
     if header[:4] != CSA_MAGIC:
-        raise NotAnImage("is a Siemens mosaic with a CSA header that is not of the layout SV10")
+        raise NotAnImageError("is a Siemens mosaic with a CSA header that is not of the layout SV10")
     found: dict[str, list[float]] = {}
     try:
         (entries,) = struct.unpack_from("<I", header, 8)
@@ -119,13 +119,13 @@ def _csa_values(header: bytes, names: tuple[str, ...]) -> dict[str, list[float]]
             position += _ENTRY.size
             name = name_field.split(b"\0", 1)[0].decode("latin-1")
             if not 0 <= items <= MAX_ITEMS:
-                raise NotAnImage("is a Siemens mosaic with a damaged CSA header")
+                raise NotAnImageError("is a Siemens mosaic with a damaged CSA header")
             values = []
             for _ in range(items):
                 _, length, _, _ = _ITEM.unpack_from(header, position)
                 position += _ITEM.size
                 if not 0 <= length <= MAX_ITEM_BYTES or position + length > len(header):
-                    raise NotAnImage("is a Siemens mosaic with a damaged CSA header")
+                    raise NotAnImageError("is a Siemens mosaic with a damaged CSA header")
                 values.append(header[position : position + length].split(b"\0", 1)[0].strip())
                 position += (length + 3) // 4 * 4
             if name in names:
@@ -133,7 +133,7 @@ def _csa_values(header: bytes, names: tuple[str, ...]) -> dict[str, list[float]]
             if len(found) == len(names):
                 break
     except (struct.error, ValueError) as error:
-        if isinstance(error, NotAnImage):
+        if isinstance(error, NotAnImageError):
             raise
-        raise NotAnImage("is a Siemens mosaic with a damaged CSA header") from None
+        raise NotAnImageError("is a Siemens mosaic with a damaged CSA header") from None
     return found

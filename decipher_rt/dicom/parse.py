@@ -21,7 +21,7 @@ from decipher_rt.dicom.image import (
     ENHANCED,
     Frame,
     ImageFile,
-    NotAnImage,
+    NotAnImageError,
     PixelFormat,
     classic_acquisition,
     classic_frame,
@@ -29,7 +29,7 @@ from decipher_rt.dicom.image import (
 )
 from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames
 from decipher_rt.dicom.source import Source
-from decipher_rt.dicom.walk import Unusual, Walker
+from decipher_rt.dicom.walk import UnusualFileError, Walker
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -90,21 +90,21 @@ def parse_file(source: Source, walker: Walker, keep_phi: bool = False) -> ImageF
     try:
         walked = walker.walk(source)
         return _image_file(source, walked.elements, walked.transfer_syntax, walked.pixel_offset, walked.pixel_length)
-    except (Unusual, ValueError, OverflowError):
+    except (UnusualFileError, ValueError, OverflowError):
         return parse_with_pydicom(source, keep_phi)
     except OSError as error:
         return Damaged(source, f"{source.name}: {error.strerror or error}")
 
 
 def _image_file(source: Source, elements: RawElements, transfer_syntax: str, offset: int, length: int) -> ImageFile:
-    """Build from a walk; raises Unusual or ValueError on whatever pydicom should look at."""
+    """Build from a walk; raises UnusualFileError or ValueError on whatever pydicom should look at."""
     sop_class = tags.text(elements, tags.SOP_CLASS_UID)
     series_uid = tags.text(elements, tags.SERIES_UID)
     if sop_class in ENHANCED or not series_uid:
-        raise Unusual("functional groups, or no series")
+        raise UnusualFileError("functional groups, or no series")
     pixels = pixel_format(elements, transfer_syntax)
     if length - pixels.frame_bytes not in (0, pixels.frame_bytes % 2):
-        raise Unusual("the length of Pixel Data is not that of one image")
+        raise UnusualFileError("the length of Pixel Data is not that of one image")
     frames = _classic_frames(elements, source, pixels, offset)
     return _describe(source, elements, series_uid, frames)
 
@@ -143,7 +143,7 @@ def parse_with_pydicom(source: Source, keep_phi: bool = False) -> ImageFile | Fo
         with quiet_pydicom():
             dataset = read_dataset(source)
             return _from_dataset(source, dataset, keep_phi, bare)
-    except NotAnImage as error:
+    except NotAnImageError as error:
         return Damaged(source, f"{source.name}: {error}")
     except PYDICOM_ERRORS as error:
         if bare:
@@ -152,7 +152,7 @@ def parse_with_pydicom(source: Source, keep_phi: bool = False) -> ImageFile | Fo
 
 
 def read_dataset(source: Source) -> FileDataset:
-    """Read a whole file with pydicom, pixels included. Raises what pydicom raises, and NotAnImage on a deflate bomb."""
+    """Read a whole file with pydicom. Raises what pydicom raises, and NotAnImageError on a deflate bomb."""
     import pydicom
 
     data = source.read(0, source.size)
@@ -189,7 +189,7 @@ def _from_dataset(source: Source, dataset: FileDataset, keep_phi: bool, bare: bo
                 del dataset[tag]
     try:
         frames = _frames_of_dataset(source, dataset, elements, has_pixels)
-    except NotAnImage as error:
+    except NotAnImageError as error:
         return _describe(source, elements, series_uid, trouble=f"{source.name}: {error}")
     except PYDICOM_ERRORS as error:
         return _describe(source, elements, series_uid, trouble=f"{source.name}: damaged header ({_brief(error)})")
@@ -205,20 +205,20 @@ def _frames_of_dataset(
     source: Source, dataset: FileDataset, elements: DatasetElements, has_pixels: bool
 ) -> tuple[Frame, ...]:
     if not has_pixels:
-        raise NotAnImage("holds no pixel data, or is cut off before it")
+        raise NotAnImageError("holds no pixel data, or is cut off before it")
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
     syntax = syntax or ("1.2.840.10008.1.2" if dataset.original_encoding[0] else "1.2.840.10008.1.2.1")
     floating = tags.PIXEL_DATA not in dataset
     pixels = pixel_format(elements, syntax, floating)
     element = dataset.get_item(tags.PIXEL_DATA if not floating else _float_tag(dataset))
-    length = len(element.value or b"")  # type: ignore[union-attr, arg-type]
+    length = len(element.value or b"")
     offset = None
     if _is_native(syntax):
         expected = tags.integer(elements, tags.FRAMES, 1) * pixels.frame_bytes
         if length < expected:
-            raise NotAnImage(f"is cut off: its pixel data has {length} of {expected} bytes")
+            raise NotAnImageError(f"is cut off: its pixel data has {length} of {expected} bytes")
         if length > expected + expected % 2:
-            raise NotAnImage(f"has {length} bytes of pixel data where its header describes {expected}")
+            raise NotAnImageError(f"has {length} bytes of pixel data where its header describes {expected}")
         if syntax in NATIVE_LITTLE_ENDIAN and not floating:
             offset = _value_position(element, dataset)
     if FRAME_GROUPS in dataset:
@@ -231,7 +231,7 @@ def _is_native(syntax: str) -> bool:
 
     uid = UID(syntax)
     if not uid.is_transfer_syntax:
-        raise NotAnImage(f"has the unknown transfer syntax {syntax or 'none'}")
+        raise NotAnImageError(f"has the unknown transfer syntax {syntax or 'none'}")
     return not uid.is_encapsulated
 
 
@@ -266,13 +266,13 @@ def _check_inflated_size(data: bytes) -> None:
         total += len(piece)
         waiting = inflater.unconsumed_tail
         if total > limit:
-            raise NotAnImage(f"inflates to more than {limit >> 20} MiB; no MR image does")
+            raise NotAnImageError(f"inflates to more than {limit >> 20} MiB; no MR image does")
         if not piece and not waiting:
             break
 
 
-def _brief(error: BaseException) -> str:
+def _brief(error: Exception) -> str:
     """Name an error of pydicom in one line without repeating values of the header."""
-    return {EOFError: "it ends too early", MemoryError: "it asks for too much memory"}.get(
-        type(error), type(error).__name__
-    )
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    return "it asks for too much memory" if isinstance(error, MemoryError) else type(error).__name__

@@ -174,7 +174,7 @@ def _tile(image: NDArray[Any], frame: Frame) -> NDArray[Any]:
 
 
 def _read_native(frame: Frame, plane: NDArray[Any], offset: int) -> None:
-    target = memoryview(plane.reshape(-1).view(np.uint8))
+    target = plane.reshape(-1).view(np.uint8).data
     try:
         count = frame.source.read_into(target, offset)
     except OSError as error:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from decipher_rt.dicom.geometry import place, stack_slices
 from decipher_rt.dicom.image import Frame, ImageFile
 from decipher_rt.dicom.parse import Damaged, Foreign, parse_file, wanted_tags
 from decipher_rt.dicom.pixels import read_plane, read_voxels
 from decipher_rt.dicom.source import Source, Unreadable
+from decipher_rt.dicom.stack import place, stack_slices
 from decipher_rt.dicom.volumes import VolumeFrames, split_volumes
 from decipher_rt.dicom.walk import Walker
 from decipher_rt.errors import SeriesError
@@ -108,7 +108,8 @@ def read_dicom(
     volumes, warnings = split_volumes([frame for file in series.files for frame in file.frames], read_plane)
     if not 0 <= volume < len(volumes):
         raise SeriesError(
-            f"{series.path}: the series {series.description!r} has {len(volumes)} volumes, --volume {volume} is none of them"
+            f"{series.path}: the series {series.description!r} has {len(volumes)} volumes, "
+            f"--volume {volume} is none of them"
         )
     chosen = volumes[volume]
     if len(volumes) > 1:
@@ -134,8 +135,8 @@ def _volume(
     _check_format(frames)
     if chosen.absent and not allow_gaps:
         raise SeriesError(
-            f"volume {number} has {len(frames)} slices, {len(chosen.absent)} fewer than others of the series, the first missing "
-            f"at {place(np.array(chosen.absent[0]))} (--allow-gaps reads it, --volume takes another)"
+            f"volume {number} has {len(frames)} slices, {len(chosen.absent)} fewer than others of the series, "
+            f"the first missing at {place(np.array(chosen.absent[0]))} (--allow-gaps reads it, --volume takes another)"
         )
     first = frames[0]
     stack = stack_slices(
@@ -177,7 +178,8 @@ def _check_modality(files: Iterable[ImageFile], any_modality: bool) -> None:
     for file in files:
         if file.modality != MAGNETIC_RESONANCE and not any_modality:
             raise SeriesError(
-                f"{file.source.name}: modality is {file.modality or 'not given'}, not MR (--any-modality reads it all the same)"
+                f"{file.source.name}: modality is {file.modality or 'not given'}, not MR "
+                "(--any-modality reads it all the same)"
             )
 
 
@@ -186,13 +188,14 @@ def _check_format(frames: tuple[Frame, ...]) -> None:
     for frame in frames:
         if frame.shape != first.shape:
             raise SeriesError(
-                f"{frame.source.name}: the slice at {place(np.array(frame.position))} has {frame.shape[0]} x {frame.shape[1]} "
-                f"pixels, others of the volume have {first.shape[0]} x {first.shape[1]}"
+                f"{frame.source.name}: the slice at {place(np.array(frame.position))} has {frame.shape[0]} x "
+                f"{frame.shape[1]} pixels, others of the volume have {first.shape[0]} x {first.shape[1]}"
             )
         ours, theirs = ((p.bits_allocated, p.signed, p.photometric, p.floating) for p in (first.pixels, frame.pixels))
         if ours != theirs:
             raise SeriesError(
-                f"{frame.source.name}: the slice at {place(np.array(frame.position))} stores its pixels in another type than others"
+                f"{frame.source.name}: the slice at {place(np.array(frame.position))} stores its pixels "
+                "in another type than others"
             )
 
 

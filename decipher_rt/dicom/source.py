@@ -1,4 +1,4 @@
-"""Where bytes come from: files of a folder and members of a zip archive, within limits that a hostile input cannot pass."""
+"""Where bytes come from: files of a folder and members of a zip archive, within limits for hostile input."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from decipher_rt.errors import SeriesError
 
-# A scan of one patient has some ten thousand files; more under one path is a mistake (a whole archive, the root folder).
+# A scan of one patient has some ten thousand files; more under one path is a mistake (the root folder, say).
 MAX_FILES = 200_000
 # An archive is read in memory. Its declared sizes are checked first; zipfile never yields more than was declared.
 MAX_ARCHIVE_BYTES = 4 << 30
-# MR images deflate about 1:2, images of mere air up to 1:100; deflate itself ends at 1:1032. Small archives may be anything.
+# MR images deflate about 1:2, images of mere air 1:100; deflate itself ends at 1:1032. Small archives may be anything.
 MAX_ARCHIVE_RATIO = 200
 SMALL_ARCHIVE_BYTES = 256 << 20
 

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from decipher_rt.dicom.geometry import SAME_POSITION_MM, STACK_TOLERANCE, place, stack_normal
 from decipher_rt.dicom.image import Frame, Kind, VolumeKeys
+from decipher_rt.dicom.stack import SAME_POSITION_MM, STACK_TOLERANCE, place, stack_normal
 from decipher_rt.errors import SeriesError
 
 # Volumes are numbered kind by kind in this order: without being asked, one wants the magnitude.
@@ -24,7 +24,7 @@ PlaneReader = Callable[[Frame], NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class VolumeFrames:
-    """The frames of one volume, in any order. ``absent`` are positions (LPS mm) that other volumes of the stack have."""
+    """The frames of one volume, in any order. ``absent``: positions (LPS mm) that other volumes of the stack have."""
 
     frames: tuple[Frame, ...]
     kind: Kind
@@ -154,7 +154,7 @@ def _by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
 
 
 def _by_place(frames: list[Frame]) -> list[_Stack]:
-    """Number the places along the normal; where images at one place begin far apart in the plane, they are several stacks."""
+    """Give each image its place along the normal; split where images at one place begin far apart in the plane."""
     positions = np.array([frame.position for frame in frames])
     slots = _slots(frames, positions)
     first_at = np.zeros(int(slots.max()) + 1, dtype=np.intp)
@@ -207,8 +207,8 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
 def _by_keys(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]] | None:
     """Group by the first keys that put each place into each volume at most once.
 
-    A key can number volumes only where it varies at one place, and takes no values elsewhere that it does not take at the
-    place with the most images (a time of acquisition, say, differs everywhere and numbers nothing).
+    A key can number volumes only where it varies at one place, and takes no values elsewhere that it does not take at
+    the place with the most images (a time of acquisition, say, differs everywhere and numbers nothing).
     """
     fullest = int(per_slot.argmax())
     chosen: list[str] = []
@@ -227,7 +227,7 @@ def _by_keys(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray
 
 
 def _by_rank(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]]:
-    """The n-th image at each place, by instance number, belongs to the n-th volume: only where all places have as many."""
+    """Put the n-th image of each place, by instance number, into the n-th volume; only where all have as many."""
     instances = Counter((int(slot), frame.instance) for slot, frame in zip(slots, frames, strict=True))
     if per_slot.min() != per_slot.max() or max(instances.values()) > 1:
         few, many = int(per_slot.argmin()), int(per_slot.argmax())

@@ -1,13 +1,13 @@
 """Walk the data elements of an uncompressed little endian file without pydicom, strictly or not at all.
 
-pydicom is the parser of record. This walker takes only what it understands beyond doubt (PS3.5 section 7, PS3.10 section 7):
-standard value representations, ascending tags, lengths within the file, one image at the very end. On anything else it
-raises `Unusual`, and the caller asks pydicom.
+pydicom is the parser of record. This walker takes only what it understands beyond doubt (PS3.5 section 7, PS3.10
+section 7): standard value representations, ascending tags, lengths within the file, one image at the very end. On
+anything else it raises `UnusualFileError`, and the caller asks pydicom.
 
-The files of a series have nearly the same header. The walk of the previous file is remembered as runs of elements; where
-the next file has the same bytes at the place where the walk stands, walking them would give the same elements, so the run
-is taken whole. A run that differs is walked element by element and split around what differs, so that after two or three
-files only the elements that truly vary are looked at.
+The files of a series have nearly the same header. The walk of the previous file is remembered as runs of elements;
+where the next file has the same bytes at the place where the walk stands, walking them would give the same elements, so
+the run is taken whole. A run that differs is walked element by element and split around what differs, so that after two
+or three files only the elements that truly vary are looked at.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _IMPLICIT = struct.Struct("<HHI").unpack_from
 _LENGTH = struct.Struct("<I").unpack_from
 
 
-class Unusual(Exception):
+class UnusualFileError(Exception):
     """The file is not one that the walker takes; pydicom decides what it is."""
 
 
-class _Beyond(Exception):
+class _BeyondReadError(Exception):
     """The walk needs bytes beyond those that were read."""
 
 
@@ -79,7 +79,7 @@ class _Run:
 
 
 class Walker:
-    """Walks files one after the other and remembers the runs of the last one. ``wanted`` are the tags whose values are kept."""
+    """Walks file after file and remembers the runs of the last one. ``wanted`` are the tags whose values are kept."""
 
     def __init__(self, wanted: Iterable[int]) -> None:
         self.wanted = frozenset(wanted)
@@ -92,7 +92,7 @@ class Walker:
 
         Raises
         ------
-        Unusual
+        UnusualFileError
             Where the source is anything but a plain uncompressed little endian image.
         OSError
             Where the source cannot be read.
@@ -100,31 +100,31 @@ class Walker:
         head = source.head(min(self._first_read, source.size))
         try:
             walked = self._walk(head, source.size)
-        except _Beyond:
+        except _BeyondReadError:
             head = source.head(min(source.size, MAX_HEADER))
             try:
                 walked = self._walk(head, source.size)
-            except _Beyond:
-                raise Unusual("the header goes on beyond what is read") from None
+            except _BeyondReadError:
+                raise UnusualFileError("the header goes on beyond what is read") from None
         self._first_read = max(FIRST_READ, min(walked.pixel_offset + 4096, MAX_HEADER))
         return walked
 
     def _walk(self, head: bytes, size: int) -> Walked:
         if head[128:132] != b"DICM":
-            raise Unusual("no DICM prefix")
+            raise UnusualFileError("no DICM prefix")
         syntax, start = _file_meta(head)
         if syntax == EXPLICIT_LITTLE_ENDIAN:
             explicit = True
         elif syntax == IMPLICIT_LITTLE_ENDIAN:
             explicit = False
         else:
-            raise Unusual("another transfer syntax")
+            raise UnusualFileError("another transfer syntax")
         values, position = self._elements(head, start, explicit, size)
         tag, vr, length, offset = _header(head, position, explicit)
         if tag != tags.PIXEL_DATA or (explicit and vr not in PIXEL_VR):
-            raise Unusual("no Pixel Data of 8 or 16 bit words")
+            raise UnusualFileError("no Pixel Data of 8 or 16 bit words")
         if offset + length != size:
-            raise Unusual("the image does not end the file")
+            raise UnusualFileError("the image does not end the file")
         return Walked(tags.RawElements(values), syntax.decode("ascii"), offset, length)
 
     def _elements(self, head: bytes, position: int, explicit: bool, size: int) -> tuple[dict[int, bytes], int]:
@@ -137,7 +137,7 @@ class Walker:
         for run in self._runs[explicit]:
             if head.startswith(run.raw, position):
                 if run.ends[0][0] <= last:
-                    raise Unusual("tags do not ascend")
+                    raise UnusualFileError("tags do not ascend")
                 values.update(run.wanted)
                 position += len(run.raw)
                 last = run.last
@@ -166,7 +166,7 @@ class Walker:
         while position - start < RUN_BYTES:
             tag, vr, length, value = _header(head, position, explicit)
             if tag <= last:
-                raise Unusual("tags do not ascend")
+                raise UnusualFileError("tags do not ascend")
             if tag > until:
                 break
             if length == UNDEFINED:
@@ -174,10 +174,10 @@ class Walker:
             else:
                 end = value + length
                 if end > size:
-                    raise Unusual("an element is longer than the file")
+                    raise UnusualFileError("an element is longer than the file")
             if tag in self.wanted:
                 if end > len(head):
-                    raise _Beyond
+                    raise _BeyondReadError
                 _check_vr(tag, vr, explicit)
                 wanted[tag] = head[value:end]
             position = end
@@ -186,7 +186,7 @@ class Walker:
         if not ends:
             return None, position, last
         if position > len(head):
-            raise _Beyond
+            raise _BeyondReadError
         return _Run(head[start:position], last, ends, wanted), position, last
 
     def _split(self, fresh: _Run, former: _Run) -> list[_Run]:
@@ -226,14 +226,14 @@ def _file_meta(head: bytes) -> tuple[bytes, int]:
         tag, _, length, value = _header(head, position, explicit=True)
         position = value + length
         if tag <= last or position > len(head):
-            raise Unusual("file meta information that does not ascend or is too long")
+            raise UnusualFileError("file meta information that does not ascend or is too long")
         if tag == 0x00020000 and length == 4:
             said_end = position + int(_LENGTH(head, value)[0])
         elif tag == 0x00020010:
             syntax = head[value:position].rstrip(b"\0 ")
         last = tag
     if said_end not in (None, position):
-        raise Unusual("the length of the file meta information is wrong")
+        raise UnusualFileError("the length of the file meta information is wrong")
     return syntax, position
 
 
@@ -241,7 +241,7 @@ def _unpack_explicit(head: bytes, position: int) -> tuple[int, int, bytes, int]:
     try:
         group, element, vr, length = _EXPLICIT(head, position)
     except struct.error:
-        raise _Beyond from None
+        raise _BeyondReadError from None
     return group, element, vr, length
 
 
@@ -257,24 +257,24 @@ def _header(head: bytes, position: int, explicit: bool) -> tuple[int, bytes, int
         if vr in LONG_VR and length == 0:
             return group << 16 | element, vr, _LENGTH(head, position + 8)[0], position + 12
     except struct.error:
-        raise _Beyond from None
-    raise Unusual("a value representation that is not of the standard")
+        raise _BeyondReadError from None
+    raise UnusualFileError("a value representation that is not of the standard")
 
 
 def _sequence_end(head: bytes, position: int, vr: bytes, explicit: bool, depth: int) -> int:
     """Return where a sequence of undefined length ends, having walked everything in it (PS3.5 section 7.5)."""
     if (explicit and vr != b"SQ") or depth > MAX_DEPTH:
-        raise Unusual("undefined length outside of a sequence")
+        raise UnusualFileError("undefined length outside of a sequence")
     while True:
         tag, length = _item(head, position)
         position += 8
         if tag == SEQUENCE_END and length == 0:
             return position
         if tag != ITEM:
-            raise Unusual("a sequence holds something that is no item")
+            raise UnusualFileError("a sequence holds something that is no item")
         end = position + length if length != UNDEFINED else None
         if end is not None and end > len(head):
-            raise _Beyond
+            raise _BeyondReadError
         position = _item_end(head, position, end, explicit, depth)
 
 
@@ -285,15 +285,15 @@ def _item_end(head: bytes, position: int, end: int | None, explicit: bool, depth
             return position + 8
         tag, vr, length, value = _header(head, position, explicit)
         if tag <= last or tag >> 16 == 0xFFFE:
-            raise Unusual("tags in an item do not ascend")
+            raise UnusualFileError("tags in an item do not ascend")
         if not explicit and last == 0:
             _refuse_hidden_vr(head, position)
         position = _sequence_end(head, value, vr, explicit, depth + 1) if length == UNDEFINED else value + length
         if position > len(head):
-            raise _Beyond
+            raise _BeyondReadError
         last = tag
     if position != end:
-        raise Unusual("an item ends within an element")
+        raise UnusualFileError("an item ends within an element")
     return position
 
 
@@ -301,18 +301,18 @@ def _item(head: bytes, position: int) -> tuple[int, int]:
     try:
         group, element, length = _IMPLICIT(head, position)
     except struct.error:
-        raise _Beyond from None
+        raise _BeyondReadError from None
     return group << 16 | element, length
 
 
 def _check_vr(tag: int, vr: bytes, explicit: bool) -> None:
     expected = tags.VR[tag].encode()
     if explicit and vr != expected and not (expected == b"OB" and vr in RAW_VR):
-        raise Unusual("an element has another value representation than the standard gives it")
+        raise UnusualFileError("an element has another value representation than the standard gives it")
 
 
 def _refuse_hidden_vr(head: bytes, position: int) -> None:
     """Refuse implicit data whose length could be two letters: pydicom then takes it as explicit."""
     first, second = head[position + 4], head[position + 5]
     if 0x40 < first < 0x5B and 0x40 < second < 0x5B:
-        raise Unusual("implicit and explicit cannot be told apart")
+        raise UnusualFileError("implicit and explicit cannot be told apart")
