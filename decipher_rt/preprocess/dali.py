@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
@@ -37,6 +38,7 @@ CPU = 0  # DALI_STORAGE_CPU
 FEED_NO_COPY = 4  # DALI_FEED_INPUT_NO_COPY
 COPY_SYNC = 2  # DALI_COPY_SYNC
 NO_LAYOUT = b""  # the graph says it; DALI 2.4 crashes on the NULL that its header allows
+ASSERTION = re.compile(r'^Assert on ".*" failed: ')
 BOILERPLATE = ("Critical error", "Error in", "encountered", "C++ context", "Current pipeline")
 # Bits of daliPipelineParams_t that say which of its members are given.
 HAS_BATCH, HAS_THREADS, HAS_DEVICE = 1 << 0, 1 << 1, 1 << 2
@@ -245,4 +247,4 @@ def _essence(message: str) -> str:
     """Return what DALI says went wrong, on one line, without its source positions and stack."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     wanted = [line for line in lines if not line.startswith(BOILERPLATE)]
-    return (wanted or lines or ["no message"])[0][:300]
+    return ASSERTION.sub("", (wanted or lines or ["no message"])[0])[:300]
