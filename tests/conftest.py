@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
 from pydicom.valuerep import DSfloat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -140,3 +151,64 @@ def write_series() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> SimpleNamespace:
+    """The parts that ``write_series`` is made of, for series that it does not write."""
+    return SimpleNamespace(
+        oblique_affine=oblique_affine,
+        voxels=synthetic_voxels,
+        slice_dataset=slice_dataset,
+        save=save_dataset,
+    )
+
+
+@pytest.fixture(scope="session")
+def compressed_dataset() -> Callable[[np.ndarray, str], Dataset]:
+    """A function ``(plane, name) -> Dataset`` that compresses a slice: rle, jpeg-ls, jpeg 2000, jpeg lossless."""
+
+    def compressed(
+        plane: np.ndarray, name: str, index: int = 0, affine: np.ndarray | None = None, **overrides: Any
+    ) -> Dataset:
+        affine = oblique_affine() if affine is None else affine
+        dataset = slice_dataset(plane, affine, index, "1.2.826.0.1.3680043.8.498.1", **overrides)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        if name == "jpeg lossless":
+            dataset.PixelData = encapsulate([_jpeg_lossless(dataset)])
+            dataset["PixelData"].VR = "OB"
+            dataset["PixelData"].is_undefined_length = True
+            dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+            return dataset
+        syntax, plugin = {
+            "rle": (RLELossless, "pydicom"),
+            "jpeg-ls": (JPEGLSLossless, "pyjpegls"),
+            "jpeg 2000": (JPEG2000Lossless, "pylibjpeg"),
+        }[name]
+        dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
+        return dataset
+
+    return compressed
+
+
+def _jpeg_lossless(dataset: Dataset) -> bytes:
+    """Compress as JPEG lossless, first order prediction, with GDCM."""
+    import gdcm
+
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((dataset.Columns, dataset.Rows))
+    bits = dataset.BitsAllocated
+    image.SetPixelFormat(gdcm.PixelFormat(1, bits, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation))
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetByteStringValue(dataset.PixelData)
+    image.SetDataElement(element)
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(image)
+    assert change.Change()
+    fragment = change.GetOutput().GetDataElement().GetSequenceOfFragments().GetFragment(0)
+    return fragment.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
