@@ -189,18 +189,23 @@ def sample(
     return torch.cat(slabs) if len(slabs) > 1 else slabs[0]
 
 
-def receive_field(rng: np.random.Generator, shown: Geometry, field_strength_t: float) -> NDArray[np.float32]:
-    """Smooth multiplicative shading at the control points: transmit centre brightening, coil fall-off, and the rest."""
+def receive_field(
+    rng: np.random.Generator, shown: Geometry, field_strength_t: float, array_share: float
+) -> NDArray[np.float32]:
+    """Smooth multiplicative shading at the control points: transmit centre brightening, coil fall-off, and the rest.
+
+    ``array_share`` is the probability of an unnormalised receive array, brightest near its elements.
+    """
     mesh = np.meshgrid(*[c / 110.0 for c in shown.controls], indexing="ij")
     strength = rng.uniform(0.02, 0.16) * (1.5 if field_strength_t > 2 else 1.0)
     shading = np.zeros_like(mesh[0])
     for axis in mesh:
         shading += strength * (rng.normal() * axis + rng.normal() * axis**2)
     shading += strength * (rng.normal() * mesh[0] * mesh[1] + rng.normal() * mesh[1] * mesh[2])
-    if rng.random() < 0.45:  # an array without normalisation is brightest near its elements
-        centre = rng.normal(0, 0.12, 3)
+    if rng.random() < array_share:
+        centre = rng.normal(0, 0.12, 3) + np.array([0.0, rng.uniform(0, 0.35), 0.0])  # the head lies on the array
         radius = sum((m - c) ** 2 for m, c in zip(mesh, centre, strict=True))
-        shading += rng.uniform(0.1, 0.7) * np.minimum(radius, 1.6)
+        shading += rng.uniform(0.1, 1.1) * np.minimum(radius, 1.4)
     if rng.random() < 0.5:  # and falls off below the coil
         below = np.clip(-(mesh[0] + rng.uniform(0.2, 0.9)), 0, None)
         shading -= rng.uniform(0.3, 2.0) * below

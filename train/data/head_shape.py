@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -18,6 +19,7 @@ from .tissues import TISSUES
 F = NDArray[np.float32]
 Point = tuple[float, float, float]
 
+CLOSING_MM = 9.0
 AIR, GREY, WHITE, CSF = (TISSUES.index(name) for name in ("air", "grey", "white", "csf"))
 BONE, MARROW, FAT, SKIN = (TISSUES.index(name) for name in ("bone", "marrow", "fat", "skin"))
 MUSCLE, VITREOUS, GLAND, BLOOD = (TISSUES.index(name) for name in ("muscle", "vitreous", "gland", "blood"))
@@ -62,9 +64,13 @@ class Frame:
     def noise(self, rng: np.random.Generator, size_mm: Point) -> F:
         """Smooth Gaussian noise of unit variance; ``size_mm`` is its grain along (R, A, S)."""
         sizes = [max(3, round(n * self.step_mm / s) + 3) for n, s in zip(self.shape, size_mm[::-1], strict=True)]
-        coarse = rng.standard_normal(sizes).astype(np.float32)
-        zoomed = ndimage.zoom(coarse, [n / m for n, m in zip(self.shape, sizes, strict=True)], order=1)
-        return (zoomed / zoomed.std()).astype(np.float32)
+        coarse = torch.from_numpy(rng.standard_normal(sizes).astype(np.float32))[None, None]
+        fine = torch.nn.functional.interpolate(coarse, size=self.shape, mode="trilinear", align_corners=True)
+        return np.asarray((fine / fine.std())[0, 0].numpy(), np.float32)
+
+    def grain(self, rng: np.random.Generator) -> F:
+        """White noise: added to a smooth field before a threshold, it mixes tissues gradually."""
+        return rng.standard_normal(self.shape, dtype=np.float32)
 
 
 def smooth_union(a: F, b: F, width_mm: float) -> F:
@@ -97,8 +103,7 @@ def build_head(frame: Frame, brain: NDArray[np.bool_], rng: np.random.Generator)
     labels : ndarray of uint8, (S, A, R)
         Index into ``TISSUES``. Inside the brain's closed hull: CSF.
     """
-    closed = signed_distance(signed_distance(brain, frame.step_mm) < 9.0, frame.step_mm) + 9.0
-    hull = ndimage.gaussian_filter(closed, 2.0 / frame.step_mm)  # the dura is smooth where the gyri are not
+    hull = _hull(frame, brain)
     skin = _skin(frame, hull, rng)
     labels = np.full(frame.shape, AIR, np.uint8)
     _soft_tissue(frame, labels, skin, rng)
@@ -112,6 +117,18 @@ def build_head(frame: Frame, brain: NDArray[np.bool_], rng: np.random.Generator)
     labels[sinus & (frame.z > -30)] = BLOOD
     _spine(frame, labels, rng)
     return labels
+
+
+def _hull(frame: Frame, brain: NDArray[np.bool_]) -> F:
+    """Signed distance of the brain closed over its sulci and smoothed, as the dura is.
+
+    Computed on every second voxel: the surface is smooth on that scale, and distance transforms are what takes time.
+    """
+    sparse, step = brain[::2, ::2, ::2], 2 * frame.step_mm
+    closed = signed_distance(signed_distance(sparse, step) < CLOSING_MM, step) + CLOSING_MM
+    smooth = torch.from_numpy(ndimage.gaussian_filter(closed, 2.0 / step))[None, None]
+    upsampled = torch.nn.functional.interpolate(smooth, size=frame.shape, mode="trilinear", align_corners=False)
+    return np.asarray(upsampled[0, 0].numpy(), np.float32)
 
 
 def _skin(frame: Frame, hull: F, rng: np.random.Generator) -> F:
@@ -144,10 +161,11 @@ def _skin(frame: Frame, hull: F, rng: np.random.Generator) -> F:
 def _soft_tissue(frame: Frame, labels: NDArray[np.uint8], skin: F, rng: np.random.Generator) -> None:
     """Skin, subcutaneous fat, and under it muscle marbled with fat."""
     inside = skin < 0
-    grain = frame.noise(rng, (9, 14, 16)) + 0.7 * frame.noise(rng, (4, 6, 9))
+    smooth = frame.noise(rng, (9, 12, 16)) + 0.8 * frame.noise(rng, (3.5, 5, 8))
+    grain = smooth + 0.9 * frame.grain(rng)
     labels[inside] = MUSCLE
-    labels[inside & (grain > rng.uniform(0.9, 1.3))] = FAT
-    labels[inside & (grain < -1.6)] = GLAND
+    labels[inside & (grain > rng.uniform(1.5, 2.1))] = FAT
+    labels[inside & (grain < -1.7)] = GLAND
     fat_mm = rng.uniform(3.0, 6.0) + 1.2 * frame.noise(rng, (40, 40, 40))
     cheek = np.exp(-((np.abs(frame.x) - 48) / 24) ** 2 - ((frame.y - 45) / 38) ** 2 - ((frame.z + 75) / 38) ** 2)
     nape = np.exp(-(frame.x / 60) ** 2 - ((frame.y + 100) / 40) ** 2 - ((frame.z + 105) / 45) ** 2)
@@ -167,7 +185,7 @@ def _skull(frame: Frame, labels: NDArray[np.uint8], hull: F, skin: F, rng: np.ra
     labels[temporal & (frame.y > -25) & (frame.y < 52) & (skin < -6.5)] = MUSCLE
     labels[shell] = BONE
     middle = np.abs(hull - 2.0 - thick / 2) < thick * rng.uniform(0.16, 0.26)
-    cells = frame.noise(rng, (6, 6, 6))
+    cells = frame.noise(rng, (6, 6, 6)) + 0.6 * frame.grain(rng)
     diploe = middle & ~base & (np.abs(frame.x) < 62) & (thick > 5.2)
     labels[shell & diploe & (cells > -1.2)] = MARROW
     labels[shell & base & middle & (cells > 0.3)] = MARROW
@@ -279,10 +297,12 @@ def _neck(frame: Frame, labels: NDArray[np.uint8], skin: F, rng: np.random.Gener
         frame.pair((17, -14, -130), (9, 8, 60)),
         frame.pair((24, -92, -115), (17, 7, 55)),
     )
-    between = np.minimum.reduce([np.abs(b) for b in bundles]) < rng.uniform(0.8, 2.2)
+    wander = 2.0 * frame.noise(rng, (10, 10, 25)) + 0.8 * frame.grain(rng)
+    between = np.minimum.reduce([np.abs(b + wander) for b in bundles]) < rng.uniform(0.5, 1.2)
+    marbled = frame.noise(rng, (3, 3, 12)) + frame.grain(rng) > rng.uniform(2.0, 2.8)
     for bundle in bundles:
-        labels[(bundle < 0) & deep] = MUSCLE
-    labels[between & deep] = FAT
+        labels[(bundle + wander < 0) & deep] = MUSCLE
+    labels[(between | marbled) & deep & (labels == MUSCLE)] = FAT
     for side in (-1, 1):
         vessels = ((24, -6, -72), (30, 2, -200), 3.2), ((32, -14, -66), (36, -4, -200), 5.0)
         for start, end, radius in vessels:

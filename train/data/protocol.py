@@ -72,7 +72,7 @@ def draw_protocol(rng: np.random.Generator, field_t: float, tissue: TissueValues
     u, high = rng.uniform, field_t > 2
     suppression = float(u(0.03, 0.3))
     if sequence == "T1w":
-        family = rng.choice(["mprage", "flash2d", "flash3d", "se"], p=[0.46, 0.26, 0.10, 0.18])
+        family = str(rng.choice(["mprage", "flash2d", "flash3d", "se"], p=[0.46, 0.26, 0.10, 0.18]))
         if family == "mprage":
             ti, spacing = u(800, 1100), u(5.5, 10.0)
             echoes = int(min(u(110, 200), 1.85 * ti / spacing))
@@ -92,7 +92,7 @@ def draw_protocol(rng: np.random.Generator, field_t: float, tissue: TissueValues
         return Protocol("T2w", "tse", field_t, u(2600, 7000), u(78, 130), 90, None, 0, 0, left)
     if sequence == "PDw":
         left = suppression if rng.random() < 0.3 else u(0.9, 1.2)
-        return Protocol("PDw", rng.choice(["tse", "se"]), field_t, u(2000, 5000), u(10, 34), 90, None, 0, 0, left)
+        return Protocol("PDw", str(rng.choice(["tse", "se"])), field_t, u(2000, 5000), u(10, 34), 90, None, 0, 0, left)
     if sequence == "FLAIR":
         volume = bool(rng.random() < 0.35)
         tr, te = (u(4800, 8500), u(80, 125)) if volume else (u(6500, 11000), u(80, 145))
@@ -101,7 +101,7 @@ def draw_protocol(rng: np.random.Generator, field_t: float, tissue: TissueValues
         return Protocol("FLAIR", "flair3d" if volume else "flair", field_t, tr, te, 90, ti, 0, 0, left, volume)
     if rng.random() < 0.62:
         te = u(24, 40) if high else u(28, 60)
-        return Protocol("T2*w", "epi", field_t, u(900, 4500), te, u(60, 90), None, u(0.45, 0.9), 64, u(0.01, 0.12))
+        return Protocol("T2*w", "epi", field_t, u(1000, 6000), te, u(60, 90), None, u(0.45, 0.9), 64, u(0.01, 0.12))
     volume = bool(rng.random() < 0.25)
     if volume:
         return Protocol("T2*w", "gre3d", field_t, u(27, 50), u(18, 30), u(10, 18), None, 0, 0, 1.0, True)

@@ -74,9 +74,17 @@ def render(scene: Scene, head: Head, spacing_mm: tuple[float, ...] | None, grid:
     positions = tuple(a.positions_mm for a in axes)
     image = acq.sample(torch.from_numpy(values), base, shown, positions)
     image = acq.separable(image, tuple(None if a.pool is None else torch.from_numpy(a.pool) for a in axes))  # type: ignore[arg-type]
-    shading = acq.receive_field(np.random.default_rng(look.shading_seed), shown, scene.protocol.field_strength_t)
+    shading = acq.receive_field(
+        np.random.default_rng(look.shading_seed),
+        shown,
+        scene.protocol.field_strength_t,
+        0.75 if scene.protocol.family == "epi" else 0.4,
+    )
     if shown.compression is not None:
-        shading = shading * shown.compression
+        # Veins, flow and residual ghosts mottle echo-planar images.
+        mottle = np.random.default_rng(look.shading_seed + 1)
+        texture = mottle.uniform(0.02, 0.14) * mottle.standard_normal(shading.shape, dtype=np.float32)
+        shading = shading * shown.compression * np.exp(texture)
     hats = tuple(acq.hat_matrix(c, _voxel_positions(a)) for c, a in zip(shown.controls, axes, strict=True))
     image = image.mul_(acq.separable(torch.from_numpy(shading), (hats[0], hats[1], hats[2]))).abs_()
     if look.ghost:

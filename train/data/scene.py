@@ -28,7 +28,6 @@ class Look:
     removed : "nothing", "face" or "scalp"
     sharpness : exponent on tissue fractions
     brightness : factors on the signal of fat, marrow, blood, skin
-    turbulence : amplitude in mm of a scrambling deformation; 0 for a head
     """
 
     snr: float
@@ -80,6 +79,8 @@ def _draw_look(rng: np.random.Generator, protocol: Protocol) -> Look:
         ghost, shift = u(0.02, 0.12), u(0.05, 0.6)
     removed = str(rng.choice(["nothing", "face", "scalp"], p=[0.90, 0.05, 0.05]))
     inflow = 2.2 if protocol.family in ("flash2d", "flash3d", "gre3d") else 1.0
+    # Selective water excitation and dephasing along the train leave less of fat in MPRAGE than the equation says.
+    fat = u(0.35, 0.9) if protocol.family == "mprage" else u(0.65, 1.1)
     return Look(
         snr=float(np.exp(u(np.log(low), np.log(high)))),
         background=str(rng.choice(["noise", "masked", "quiet"], p=[0.6, 0.15, 0.25])),
@@ -90,5 +91,5 @@ def _draw_look(rng: np.random.Generator, protocol: Protocol) -> Look:
         scale=float(np.exp(u(np.log(120), np.log(4000)))),
         removed=removed,
         sharpness=float(u(0.9, 1.8)),
-        brightness=(u(0.7, 1.1), u(0.45, 1.0), u(0.0, inflow), u(0.7, 1.1)),
+        brightness=(fat, u(0.45, 1.0), u(0.0, inflow), u(0.7, 1.1)),
     )
