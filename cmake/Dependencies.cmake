@@ -1,0 +1,35 @@
+# Finds DALI's header, CUDA's headers (types only: nothing of CUDA is linked), OpenVINO and nlohmann_json, first in
+# DECIPHER_RT_PYTHON_ENV, then on the system.
+find_package(Threads REQUIRED)
+
+set(_wheels "")
+if(DECIPHER_RT_PYTHON_ENV)
+  file(GLOB _wheels LIST_DIRECTORIES true "${DECIPHER_RT_PYTHON_ENV}/lib/python3*/site-packages")
+endif()
+
+find_path(DALI_INCLUDE_DIR dali/dali.h HINTS ${_wheels} PATH_SUFFIXES nvidia/dali/include)
+if(NOT DALI_INCLUDE_DIR)
+  message(FATAL_ERROR "dali/dali.h not found: pip install nvidia-dali-cuda130 into DECIPHER_RT_PYTHON_ENV "
+                      "(${DECIPHER_RT_PYTHON_ENV}), or set DALI_INCLUDE_DIR")
+endif()
+cmake_path(GET DALI_INCLUDE_DIR PARENT_PATH DALI_LIBRARY_DIR)
+
+find_path(CUDA_INCLUDE_DIR cuda_runtime_api.h HINTS ${_wheels} /usr/local/cuda
+          PATH_SUFFIXES triton/backends/nvidia/include nvidia/cu13/include nvidia/cuda_runtime/include include)
+if(NOT CUDA_INCLUDE_DIR)
+  message(FATAL_ERROR "cuda_runtime_api.h not found (DALI's header needs it): pip install triton into "
+                      "DECIPHER_RT_PYTHON_ENV (${DECIPHER_RT_PYTHON_ENV}), or set CUDA_INCLUDE_DIR")
+endif()
+
+find_package(nlohmann_json 3.10 QUIET)
+if(NOT nlohmann_json_FOUND)
+  message(FATAL_ERROR "nlohmann_json not found: apt-get install nlohmann-json3-dev")
+endif()
+
+if(DECIPHER_RT_OPENVINO)
+  list(TRANSFORM _wheels APPEND "/openvino/cmake" OUTPUT_VARIABLE _openvino)
+  # Not the frontends that the wheel exports beside the runtime: those are loaded by OpenVINO itself.
+  find_package(OpenVINO REQUIRED COMPONENTS Runtime HINTS ${_openvino})
+  get_target_property(OPENVINO_LIBRARY openvino::runtime LOCATION)
+  cmake_path(GET OPENVINO_LIBRARY PARENT_PATH OPENVINO_LIBRARY_DIR)
+endif()

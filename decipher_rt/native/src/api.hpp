@@ -1,0 +1,70 @@
+// The opaque types of decipher_rt.h, and the copying of structures of other versions.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+#include "backend.hpp"
+#include "error.hpp"
+
+struct drt_session {
+    std::unique_ptr<decipher::Backend> backend;
+    std::optional<decipher::Result> result;
+};
+
+struct drt_series {
+    drt_session* session = nullptr;
+    std::unique_ptr<decipher::Arrival> arrival;
+    std::int64_t pixel_bytes = 0, columns = 0;
+    bool finished = false;
+};
+
+namespace decipher {
+
+template <class Pointer>
+Pointer& required(Pointer* pointer, const char* name) {
+    if (pointer == nullptr) throw argument_error(std::string(name) + " is NULL");
+    return *pointer;
+}
+
+// A caller's structure over the defaults: members that its program does not know keep theirs.
+template <class Struct>
+Struct read_struct(const Struct* from, const char* name, const Struct& defaults) {
+    const std::size_t size = required(from, name).struct_size;
+    if (size < sizeof(std::size_t) * 2 || size > 4 * sizeof(Struct))
+        throw argument_error(std::string(name) + "->struct_size is " + std::to_string(size) +
+                             ": set it to the structure's size, or use the function that gives its defaults");
+    Struct to = defaults;
+    std::memcpy(static_cast<void*>(&to), from, std::min(size, sizeof to));
+    return to;
+}
+
+// The other way round: fill what the caller's program knows of.
+template <class Struct>
+void write_struct(Struct* to, std::size_t size, Struct from) {
+    from.struct_size = size;
+    std::memcpy(static_cast<void*>(to), &from, std::min(size, sizeof from));
+}
+
+template <class Struct>
+void give_defaults(Struct* to, std::size_t size, const Struct& defaults) {
+    if (to == nullptr || size < sizeof(std::size_t)) return;
+    std::memset(static_cast<void*>(to), 0, size);
+    write_struct(to, size, defaults);
+}
+
+// Sets *size to how many values there are, then copies them if there is room.
+template <class Value>
+void copy_values(const std::vector<Value>& from, Value* to, std::size_t capacity, std::size_t* size, const char* what) {
+    required(size, "size") = from.size();
+    if (to == nullptr && capacity == 0) return;
+    if (to == nullptr) throw argument_error("the buffer is NULL and its capacity is not 0");
+    if (capacity < from.size())
+        throw Error(DRT_ERROR_BUFFER_SIZE, std::string(what) + " has " + std::to_string(from.size()) +
+                                               " values; the buffer holds " + std::to_string(capacity));
+    std::copy(from.begin(), from.end(), to);
+}
+
+}  // namespace decipher

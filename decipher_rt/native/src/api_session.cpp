@@ -1,0 +1,172 @@
+// decipher_rt.h: status, opening and closing, running on a volume.
+
+#include <algorithm>
+
+#include "api.hpp"
+#include "worker_client.hpp"
+
+using namespace decipher;
+
+namespace {
+
+constexpr unsigned most_threads = 1024;
+// A volume for warming up: large enough to be cut into every slab, small enough to cost little beside the encoder.
+constexpr std::int64_t warm_up_voxels = 32;
+
+const drt_session_params default_params = [] {
+    drt_session_params params{};
+    params.struct_size = sizeof params;
+    params.device = DRT_CPU;
+    params.mode = DRT_IN_PROCESS;
+    params.precision = "fp32";
+    params.threads = 1;
+    return params;
+}();
+
+const drt_cuda_params default_cuda = [] {
+    drt_cuda_params params{};
+    params.struct_size = sizeof params;
+    return params;
+}();
+
+const drt_volume default_volume = [] {
+    drt_volume volume{};
+    volume.struct_size = sizeof volume;
+    volume.memory = DRT_HOST_MEMORY;
+    volume.type = DRT_INT16;
+    for (int i = 0; i < 4; ++i) volume.affine_lps_mm[5 * i] = 1;
+    volume.slope = 1;
+    return volume;
+}();
+
+std::string text_or_empty(const char* text) { return text != nullptr ? text : ""; }
+
+SessionOptions session_options(const char* bundle, const drt_session_params& params) {
+    if (params.threads < 1 || params.threads > most_threads)
+        throw argument_error("threads is " + std::to_string(params.threads) + ", expected 1 to " + std::to_string(most_threads));
+    if (params.mode != DRT_IN_PROCESS && params.mode != DRT_WORKER)
+        throw argument_error("mode " + std::to_string(params.mode) + " is none of drt_mode");
+    if (params.device != DRT_CPU && params.device != DRT_CUDA)
+        throw argument_error("device " + std::to_string(params.device) + " is none of drt_device");
+    SessionOptions options;
+    options.bundle = &required(bundle, "bundle");
+    options.precision = params.precision != nullptr ? params.precision : "fp32";
+    options.cache_folder = text_or_empty(params.cache_folder);
+    options.library_folder = text_or_empty(params.library_folder);
+    options.threads = params.threads;
+    options.callbacks = {params.log, params.progress, params.cancel, params.user_data};
+    return options;
+}
+
+SeriesForm form_of(const drt_volume& volume) {
+    return check_form(volume.type, volume.shape, volume.affine_lps_mm, volume.slope, volume.intercept, volume.modality);
+}
+
+VolumeView view_of(const drt_volume& volume) {
+    required(static_cast<const std::byte*>(volume.voxels), "volume->voxels");
+    if (volume.memory != DRT_HOST_MEMORY)
+        throw Error(DRT_ERROR_UNSUPPORTED, "voxels in device memory need a session on the GPU: open it with device = DRT_CUDA");
+    const auto size = static_cast<std::int64_t>(bytes_of(volume.type));
+    const auto& [d, h, w] = volume.strides;
+    VolumeView view{static_cast<const std::byte*>(volume.voxels), {d, h, w}};
+    if (d == 0 && h == 0 && w == 0) view.strides = {size * volume.shape[1] * volume.shape[2], size * volume.shape[2], size};
+    return view;
+}
+
+}  // namespace
+
+const char* drt_status_text(drt_status status) {
+    switch (status) {
+        case DRT_OK: return "done";
+        case DRT_ERROR_ARGUMENT: return "wrong argument";
+        case DRT_ERROR_BUNDLE: return "bundle refused";
+        case DRT_ERROR_SERIES: return "series refused";
+        case DRT_ERROR_ENGINE: return "engine failed";
+        case DRT_ERROR_CANCELLED: return "cancelled";
+        case DRT_ERROR_BUFFER_SIZE: return "buffer too small";
+        case DRT_ERROR_MEMORY: return "out of memory";
+        case DRT_ERROR_NO_RESULT: return "no result";
+        case DRT_ERROR_NOT_ANSWERED: return "not answered: out of scope";
+        case DRT_ERROR_WORKER_LOST: return "worker process lost";
+        case DRT_ERROR_DEVICE_LOST: return "device lost";
+        case DRT_ERROR_UNSUPPORTED: return "not supported";
+        case DRT_ERROR_INTERNAL: return "internal error";
+    }
+    return "unknown status";
+}
+
+const char* drt_last_error(void) { return last_error(); }
+
+const char* drt_version(void) { return DRT_VERSION_TEXT; }
+
+uint32_t drt_abi_version(void) { return DRT_ABI_VERSION; }
+
+void drt_session_default_params(drt_session_params* params, size_t struct_size) {
+    give_defaults(params, struct_size, default_params);
+}
+
+void drt_cuda_default_params(drt_cuda_params* params, size_t struct_size) {
+    give_defaults(params, struct_size, default_cuda);
+}
+
+void drt_default_volume(drt_volume* volume, size_t struct_size) { give_defaults(volume, struct_size, default_volume); }
+
+drt_status drt_session_open(const char* bundle, const drt_session_params* params, drt_session** session) {
+    if (session != nullptr) *session = nullptr;
+    return guarded([&] {
+        required(session, "session");
+        const drt_session_params given = params != nullptr ? read_struct(params, "params", default_params) : default_params;
+        const SessionOptions options = session_options(bundle, given);
+        if (given.device == DRT_CUDA)
+            throw Error(DRT_ERROR_UNSUPPORTED, "this build has no engine for CUDA: build it with TENSORRT_INCLUDE_DIR, or open with device = DRT_CPU");
+        auto opened = std::make_unique<drt_session>();
+        if (given.mode == DRT_WORKER)
+            opened->backend = make_worker(options, text_or_empty(given.worker_path), given.worker_timeout_ms);
+        else
+            opened->backend = make_in_process(options);
+        *session = opened.release();
+    });
+}
+
+void drt_session_close(drt_session* session) {
+    guarded([&] { delete session; });
+}
+
+drt_status drt_session_warm_up(drt_session* session) {
+    return guarded([&] {
+        drt_session& opened = required(session, "session");
+        opened.result.reset();
+        const Preprocessing& spec = opened.backend->description().manifest.preprocessing;
+        std::vector<std::int16_t> voxels(static_cast<std::size_t>(warm_up_voxels * warm_up_voxels * warm_up_voxels));
+        for (std::size_t i = 0; i < voxels.size(); ++i) voxels[i] = static_cast<std::int16_t>(i % 1000);
+        drt_volume volume = default_volume;
+        volume.voxels = voxels.data();
+        for (int i = 0; i < 3; ++i) {  // as large as the grid, so that nothing is padding
+            volume.shape[i] = warm_up_voxels;
+            volume.affine_lps_mm[5 * i] = spec.spacing_mm[static_cast<std::size_t>(i)] *
+                                          static_cast<double>(spec.grid_shape[static_cast<std::size_t>(i)]) / warm_up_voxels;
+        }
+        opened.backend->run(form_of(volume), view_of(volume));
+    });
+}
+
+drt_status drt_session_run(drt_session* session, const drt_volume* volume) {
+    return guarded([&] {
+        drt_session& opened = required(session, "session");
+        opened.result.reset();
+        const drt_volume given = read_struct(volume, "volume", default_volume);
+        opened.result = opened.backend->run(form_of(given), view_of(given));
+    });
+}
+
+drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, void*) {
+    return guarded([&] {
+        required(session, "session");
+        required(volume, "volume");
+        throw Error(DRT_ERROR_UNSUPPORTED, "drt_session_enqueue needs a session on the GPU; use drt_session_run");
+    });
+}
+
+drt_status drt_session_wait(drt_session* session) {
+    return guarded([&] { required(session, "session"); });
+}

@@ -1,0 +1,59 @@
+// What every engine is: a graph of the bundle, loaded once, run many times on named arrays.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+
+namespace decipher {
+
+enum class Element { float32, int64 };
+
+// An array of the caller, read in place.
+struct Array {
+    Element element;
+    std::vector<std::size_t> shape;
+    const void* data;
+};
+
+using Arrays = std::map<std::string, Array>;
+using Outputs = std::map<std::string, std::vector<float>>;
+
+class Graph {
+public:
+    Graph() = default;
+    virtual ~Graph() = default;
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+
+    virtual const std::vector<std::string>& inputs() const = 0;
+
+    // Run on the arrays that are the graph's inputs; others in `arrays` are left alone. `cancelled` is asked now and
+    // then; once it says so, the run ends with DRT_ERROR_CANCELLED.
+    virtual Outputs run(const Arrays& arrays, const std::function<bool()>& cancelled) = 0;
+};
+
+class Engine {
+public:
+    Engine() = default;
+    virtual ~Engine() = default;
+    Engine(const Engine&) = delete;
+    Engine& operator=(const Engine&) = delete;
+
+    virtual std::string name() const = 0;
+    virtual std::string device() const = 0;
+
+    // Throws an engine error where the engine refuses the file. Safe to call from several threads.
+    virtual std::unique_ptr<Graph> load(const std::string& file, const Bytes& content, unsigned threads) = 0;
+};
+
+// `cache_folder`: where compiled graphs are kept; empty for nowhere.
+std::unique_ptr<Engine> make_openvino(const std::string& cache_folder);
+
+}  // namespace decipher

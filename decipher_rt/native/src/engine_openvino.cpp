@@ -1,0 +1,152 @@
+#include <chrono>
+#include <filesystem>
+#include <openvino/frontend/manager.hpp>
+#include <openvino/openvino.hpp>
+#include <openvino/runtime/exception.hpp>
+#include <sstream>
+
+#include "engine.hpp"
+#include "error.hpp"
+#include "graph_cache.hpp"
+#include "memory_stream.hpp"
+#include "onnx_check.hpp"
+#include "sha256.hpp"
+
+namespace decipher {
+
+namespace {
+
+constexpr auto cancel_interval = std::chrono::milliseconds(5);
+
+ov::element::Type element_type(Element element) {
+    return element == Element::float32 ? ov::element::f32 : ov::element::i64;
+}
+
+class OpenVinoGraph : public Graph {
+public:
+    OpenVinoGraph(std::string file, ov::CompiledModel compiled)
+        : file_(std::move(file)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
+        for (const auto& port : compiled_.inputs()) inputs_.push_back(port.get_any_name());
+    }
+
+    const std::vector<std::string>& inputs() const override { return inputs_; }
+
+    Outputs run(const Arrays& arrays, const std::function<bool()>& cancelled) override try {
+        for (const auto& port : compiled_.inputs()) {
+            const std::string name = port.get_any_name();
+            const auto found = arrays.find(name);
+            if (found == arrays.end()) throw engine_error(file_ + ": needs an input " + name + " that nothing gives");
+            const auto& [element, shape, data] = found->second;
+            if (port.get_element_type() != element_type(element) || !port.get_partial_shape().compatible(ov::PartialShape(ov::Shape(shape))))
+                throw engine_error(file_ + ": input " + name + " is " + element_type(element).get_type_name() + " " +
+                                   ov::Shape(shape).to_string() + ", expected " +
+                                   port.get_element_type().get_type_name() + " " + port.get_partial_shape().to_string());
+            request_.set_tensor(port, ov::Tensor(element_type(element), ov::Shape(shape), const_cast<void*>(data)));
+        }
+        if (cancelled) {
+            request_.start_async();
+            while (!request_.wait_for(cancel_interval)) {
+                if (!cancelled()) continue;
+                request_.cancel();
+                break;
+            }
+            request_.wait();
+        } else {
+            request_.infer();
+        }
+        Outputs outputs;
+        for (const auto& port : compiled_.outputs()) {
+            const ov::Tensor tensor = request_.get_tensor(port);
+            if (tensor.get_element_type() != ov::element::f32)
+                throw engine_error(file_ + ": output " + port.get_any_name() + " is " +
+                                   tensor.get_element_type().get_type_name() + ", expected f32");
+            const float* values = tensor.data<float>();
+            outputs[port.get_any_name()].assign(values, values + tensor.get_size());
+        }
+        return outputs;
+    } catch (const ov::Cancelled&) {
+        throw Error(DRT_ERROR_CANCELLED, "cancelled while the engine ran");
+    } catch (const ov::Exception& error) {
+        throw engine_error(file_ + ": OpenVINO failed: " + one_line(error.what()));
+    }
+
+private:
+    std::string file_;
+    ov::CompiledModel compiled_;
+    ov::InferRequest request_;
+    std::vector<std::string> inputs_;
+};
+
+class OpenVino : public Engine {
+public:
+    explicit OpenVino(const std::string& cache_folder)
+        : version_(ov::get_openvino_version().buildNumber), cache_(cache_folder) {
+        try {
+            const auto capabilities = core_.get_property("CPU", ov::device::capabilities);
+            for (const std::string& capability : capabilities) capabilities_ += capability + " ";
+        } catch (const ov::Exception& error) {
+            throw engine_error("OpenVINO cannot use the CPU: " + one_line(error.what()) +
+                               "; copy libopenvino_intel_cpu_plugin.so (on ARM libopenvino_arm_cpu_plugin.so) beside libopenvino");
+        }
+    }
+
+    std::string name() const override { return "openvino"; }
+    std::string device() const override { return "cpu"; }
+
+    std::unique_ptr<Graph> load(const std::string& file, const Bytes& content, unsigned threads) override try {
+        const ov::AnyMap properties = {
+            ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+            ov::inference_num_threads(static_cast<std::int32_t>(threads)),
+            // OpenVINO turns fp32 graphs into bfloat16 by itself where the CPU has it: the answers would depend on it.
+            ov::hint::inference_precision(ov::element::f32),
+        };
+        const std::string key = version_ + " " + capabilities_ + std::to_string(threads) + " " +
+                                hexadecimal(sha256(content));
+        if (const auto kept = cache_.find(key)) {
+            try {
+                MemoryBuffer buffer(*kept);
+                std::istream stream(&buffer);
+                return std::make_unique<OpenVinoGraph>(file, core_.import_model(stream, "CPU", properties));
+            } catch (const ov::Exception&) {
+                cache_.forget(key);  // of another build with the same version: compile it anew
+            }
+        }
+        ov::CompiledModel compiled = core_.compile_model(read_onnx(file, content), "CPU", properties);
+        if (cache_.enabled()) {
+            std::ostringstream stream;
+            compiled.export_model(stream);
+            cache_.keep(key, std::move(stream).str());
+        }
+        return std::make_unique<OpenVinoGraph>(file, std::move(compiled));
+    } catch (const ov::Exception& error) {
+        throw engine_error(file + ": OpenVINO " + version_ + " refuses it: " + one_line(error.what()));
+    }
+
+private:
+    // Left to itself, OpenVINO tries its other formats on the file, and complains of each on standard error.
+    std::shared_ptr<ov::Model> read_onnx(const std::string& file, const Bytes& content) const {
+        check_self_contained(file, content);
+        ov::frontend::FrontEndManager manager;
+        const ov::frontend::FrontEnd::Ptr reader = manager.load_by_framework("onnx");
+        if (!reader) throw engine_error("OpenVINO has no ONNX reader: copy libopenvino_onnx_frontend.so beside libopenvino");
+        MemoryBuffer buffer(content);
+        std::istream stream(&buffer), *pointer = &stream;
+        const ov::frontend::InputModel::Ptr model = reader->load(pointer);
+        if (!model) throw engine_error(file + ": OpenVINO " + version_ + " refuses it: not an ONNX graph");
+        return reader->convert(model);
+    }
+
+    std::string version_, capabilities_;
+    ov::Core core_;
+    GraphCache cache_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_openvino(const std::string& cache_folder) try {
+    return std::make_unique<OpenVino>(cache_folder);
+} catch (const ov::Exception& error) {
+    throw engine_error("OpenVINO does not start: " + one_line(error.what()));
+}
+
+}  // namespace decipher

@@ -1,0 +1,57 @@
+#include "error.hpp"
+
+#include <array>
+#include <cstdio>
+#include <new>
+#include <sstream>
+
+namespace decipher {
+
+namespace {
+
+constexpr std::size_t longest_message = 1024;
+constexpr std::size_t longest_foreign_message = 300;
+
+// A fixed buffer: remembering that there is no memory must not need any.
+thread_local std::array<char, longest_message> message_of_thread{};
+
+}  // namespace
+
+const char* last_error() noexcept { return message_of_thread.data(); }
+
+drt_status remember(drt_status status, const char* message) noexcept {
+    std::snprintf(message_of_thread.data(), message_of_thread.size(), "%s", message);
+    for (char& c : message_of_thread)
+        if (c == '\n' || c == '\r') c = ' ';
+    return status;
+}
+
+drt_status remember_current() noexcept {
+    try {
+        throw;
+    } catch (const Error& error) {
+        return remember(error.status, error.what());
+    } catch (const std::bad_alloc&) {
+        return remember(DRT_ERROR_MEMORY, "out of memory");
+    } catch (const std::exception& error) {
+        return remember(DRT_ERROR_INTERNAL, error.what());
+    } catch (...) {
+        return remember(DRT_ERROR_INTERNAL, "an exception of unknown type");
+    }
+}
+
+std::string one_line(const std::string& message) {
+    std::istringstream lines(message);
+    std::string said, first;
+    for (std::string line; std::getline(lines, line);) {
+        const auto begin = line.find_first_not_of(" \t\r");
+        if (begin == std::string::npos) continue;
+        line = line.substr(begin, line.find_last_not_of(" \t\r") - begin + 1);
+        if (first.empty()) first = line;
+        if (line.rfind("Exception from", 0) == 0 || line.rfind("Check '", 0) == 0) continue;
+        said += (said.empty() ? "" : " ") + line;
+    }
+    return (said.empty() ? first : said).substr(0, longest_foreign_message);
+}
+
+}  // namespace decipher

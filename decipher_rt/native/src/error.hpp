@@ -1,0 +1,43 @@
+// Errors inside the library are exceptions; `guarded` turns them into a status and a message at the C boundary.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "decipher_rt.h"
+
+namespace decipher {
+
+struct Error : std::runtime_error {
+    Error(drt_status code, const std::string& message) : std::runtime_error(message), status(code) {}
+    drt_status status;
+};
+
+inline Error argument_error(const std::string& message) { return {DRT_ERROR_ARGUMENT, message}; }
+inline Error bundle_error(const std::string& message) { return {DRT_ERROR_BUNDLE, message}; }
+inline Error series_error(const std::string& message) { return {DRT_ERROR_SERIES, message}; }
+inline Error engine_error(const std::string& message) { return {DRT_ERROR_ENGINE, message}; }
+
+const char* last_error() noexcept;
+
+// Keep the message for the calling thread; returns the status.
+drt_status remember(drt_status status, const char* message) noexcept;
+
+// Remember the exception that is being handled.
+drt_status remember_current() noexcept;
+
+template <class Function>
+drt_status guarded(Function&& function) noexcept {
+    try {
+        std::forward<Function>(function)();
+        return DRT_OK;
+    } catch (...) {
+        return remember_current();
+    }
+}
+
+// The first line of what another library said, without its place in its own source.
+std::string one_line(const std::string& message);
+
+}  // namespace decipher

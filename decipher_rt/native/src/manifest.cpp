@@ -1,0 +1,276 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+
+namespace decipher {
+
+namespace {
+
+using Json = nlohmann::json;
+using Keys = std::vector<std::string_view>;
+
+constexpr std::string_view schema = "decipher-rt/bundle/1";
+constexpr std::size_t longest_value = 60;
+constexpr std::int64_t largest_size = std::int64_t{1} << 20;  // of one axis: products stay far from overflow
+const Keys precisions = {"fp32", "fp16", "bf16", "int8"};
+
+[[noreturn]] void refuse(const std::string& key, const std::string& found, const std::string& expected) {
+    throw bundle_error("manifest.json: " + key + " is " + found.substr(0, longest_value) + ", expected " + expected);
+}
+
+std::string shown(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+std::string joined(const Keys& names) {
+    std::string text;
+    for (const std::string_view name : names) text += (text.empty() ? "" : ", ") + std::string(name);
+    return text;
+}
+
+std::string number_text(double value) {
+    std::array<char, 32> text;
+    const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+    return {text.data(), end};
+}
+
+template <class Values>
+std::string list_text(const Values& values) {
+    std::string text;
+    for (const auto value : values) text += (text.empty() ? "" : ", ") + number_text(static_cast<double>(value));
+    return "(" + text + ")";
+}
+
+// One JSON object: every key is read once, and unknown ones are refused.
+class Object {
+public:
+    Object(const Json& value, std::string key, const Keys& required, const Keys& optional) : value_(value), key_(std::move(key)) {
+        if (!value.is_object()) refuse(key_, shown(value), "an object");
+        Keys known = required;
+        known.insert(known.end(), optional.begin(), optional.end());
+        for (const auto& [name, item] : value.items())
+            if (std::find(known.begin(), known.end(), name) == known.end())
+                refuse(key_, "'" + name + "'", "no keys other than " + joined(known));
+        for (const std::string_view name : required)
+            if (!value.contains(name)) refuse(at(name), "nothing", "a value");
+    }
+
+    bool has(std::string_view name) const { return value_.contains(name); }
+    const Json& operator[](std::string_view name) const { return value_.at(std::string(name)); }
+    std::string at(std::string_view name) const { return key_ + "." + std::string(name); }
+
+    std::string text(std::string_view name) const { return text_of((*this)[name], at(name)); }
+    std::string text_or(std::string_view name, std::string otherwise) const {
+        return has(name) ? text(name) : std::move(otherwise);
+    }
+    std::string one_of(std::string_view name, const Keys& choices) const {
+        const Json& value = (*this)[name];
+        if (!value.is_string() || std::find(choices.begin(), choices.end(), value.get_ref<const std::string&>()) == choices.end())
+            refuse(at(name), shown(value), "one of " + joined(choices));
+        return value.get<std::string>();
+    }
+    std::int64_t integer(std::string_view name) const { return integer_of((*this)[name], at(name)); }
+    double number(std::string_view name) const { return number_of((*this)[name], at(name)); }
+
+    const Json& list(std::string_view name, std::size_t entries = 0) const {
+        const Json& value = (*this)[name];
+        if (!value.is_array()) refuse(at(name), shown(value), "a list");
+        if (entries != 0 && value.size() != entries)
+            refuse(at(name), shown(value), std::to_string(entries) + " entries");
+        return value;
+    }
+    template <class Value, class Read>
+    void read_list(std::string_view name, Value& values, Read&& read) const {
+        const Json& items = list(name);
+        for (std::size_t i = 0; i < items.size(); ++i)
+            values.push_back(read(items[i], at(name) + "[" + std::to_string(i) + "]"));
+    }
+    template <class Type, std::size_t N, class Read>
+    void read_array(std::string_view name, std::array<Type, N>& values, Read&& read) const {
+        const Json& items = list(name, N);
+        for (std::size_t i = 0; i < N; ++i) values[i] = read(items[i], at(name) + "[" + std::to_string(i) + "]");
+    }
+    std::map<std::string, std::string> texts(std::string_view name) const {
+        std::map<std::string, std::string> result;
+        expect_object(name);
+        for (const auto& [key, item] : (*this)[name].items()) result[key] = text_of(item, at(name) + "." + key);
+        return result;
+    }
+    void expect_object(std::string_view name) const {
+        if (has(name) && !(*this)[name].is_object()) refuse(at(name), shown((*this)[name]), "an object");
+    }
+
+    static std::string text_of(const Json& value, const std::string& key) {
+        if (!value.is_string()) refuse(key, shown(value), "a str");
+        return value.get<std::string>();
+    }
+    static std::int64_t integer_of(const Json& value, const std::string& key) {
+        if (!value.is_number_integer()) refuse(key, shown(value), "a int");
+        if (value.is_number_unsigned() && value.get<std::uint64_t>() > std::numeric_limits<std::int64_t>::max())
+            refuse(key, shown(value), "a int of 64 bits");
+        return value.get<std::int64_t>();
+    }
+    static double number_of(const Json& value, const std::string& key) {
+        if (!value.is_number()) refuse(key, shown(value), "a number");
+        return value.get<double>();
+    }
+
+private:
+    const Json& value_;
+    std::string key_;
+};
+
+void check(const Preprocessing& spec) {
+    const auto& [grid, spacing, patch, buckets, percentiles, level, least, graphs] = spec;
+    bool multiple = true, positive = true;
+    for (std::size_t i = 0; i < 3; ++i) {
+        multiple = multiple && patch[i] >= 1 && grid[i] >= 1 && grid[i] <= largest_size && grid[i] % patch[i] == 0;
+        positive = positive && spacing[i] > 0;
+    }
+    if (!multiple)
+        throw bundle_error("manifest.json: preprocessing.grid_shape " + list_text(grid) +
+                           " must be a multiple of patch_shape " + list_text(patch));
+    if (!positive)
+        throw bundle_error("manifest.json: preprocessing.spacing_mm " + list_text(spacing) + " must be positive");
+    const bool ascending = std::adjacent_find(buckets.begin(), buckets.end(), std::greater_equal<>()) == buckets.end();
+    if (buckets.empty() || !ascending || buckets.front() < 1 || buckets.back() != spec.patches())
+        throw bundle_error("manifest.json: preprocessing.token_buckets " + list_text(buckets) +
+                           " must ascend and end with the number of patches, " + std::to_string(spec.patches()));
+    if (!(0 <= percentiles[0] && percentiles[0] < percentiles[1] && percentiles[1] <= 100))
+        throw bundle_error("manifest.json: preprocessing.window_percentiles " + list_text(percentiles) +
+                           " must ascend within 0..100");
+}
+
+Preprocessing read_preprocessing(const Json& json) {
+    const Object object(json, "manifest.preprocessing", {"grid_shape", "spacing_mm", "patch_shape", "token_buckets"},
+                        {"window_percentiles", "tissue_level", "min_tissue", "graphs"});
+    Preprocessing spec;
+    object.read_array("grid_shape", spec.grid_shape, Object::integer_of);
+    object.read_array("spacing_mm", spec.spacing_mm, Object::number_of);
+    object.read_array("patch_shape", spec.patch_shape, Object::integer_of);
+    object.read_list("token_buckets", spec.token_buckets, Object::integer_of);
+    if (object.has("window_percentiles"))
+        object.read_array("window_percentiles", spec.window_percentiles, Object::number_of);
+    if (object.has("tissue_level")) spec.tissue_level = object.number("tissue_level");
+    if (object.has("min_tissue")) spec.min_tissue = object.number("min_tissue");
+    if (object.has("graphs")) spec.graphs = object.texts("graphs");
+    return spec;
+}
+
+Encoder read_encoder(const Json& json) {
+    const Object object(json, "manifest.encoder", {"width", "embedding_size", "parameters"}, {"config"});
+    object.integer("parameters");
+    object.expect_object("config");
+    const Encoder encoder{object.integer("width"), object.integer("embedding_size")};
+    return encoder;
+}
+
+Head read_head(const Json& json, const std::string& key) {
+    const Object object(json, key, {"name", "kind", "file"}, {"description", "labels", "unit"});
+    Head head;
+    head.name = object.text("name");
+    head.kind = object.one_of("kind", {"classification", "regression"}) == "regression" ? HeadKind::regression
+                                                                                        : HeadKind::classification;
+    head.file = object.text("file");
+    head.description = object.text_or("description", "");
+    if (object.has("labels")) object.read_list("labels", head.labels, Object::text_of);
+    head.unit = object.text_or("unit", "");
+    return head;
+}
+
+std::optional<Scope> read_scope(const Json& json) {
+    if (json.is_null()) return std::nullopt;
+    const Object object(json, "manifest.scope", {"file", "method", "threshold"}, {"modalities", "subject"});
+    Scope scope;
+    scope.file = object.text("file");
+    scope.method = object.text("method");
+    scope.threshold = object.number("threshold");
+    scope.subject = object.text_or("subject", "");
+    if (object.has("modalities")) {
+        scope.modalities.clear();
+        object.read_list("modalities", scope.modalities, Object::text_of);
+    }
+    return scope;
+}
+
+EngineFile read_engine(const Json& json, const std::string& key) {
+    const Object object(json, key, {"target", "precision", "file"}, {"built_with"});
+    EngineFile engine{object.text("target"), object.one_of("precision", precisions), object.text("file"), {}};
+    if (object.has("built_with")) engine.built_with = object.texts("built_with");
+    return engine;
+}
+
+// Kept by people and by `decipher-rt inspect`; here only their form is checked, so that both refuse the same files.
+int check_numerics(const Json& json, const std::string& key) {
+    const Object object(json, key,
+                        {"precision", "embedding_cosine", "embedding_max_error", "patch_max_error", "heads_max_error",
+                         "tolerance"},
+                        {});
+    object.one_of("precision", precisions);
+    for (const auto* name :
+         {"embedding_cosine", "embedding_max_error", "patch_max_error", "heads_max_error", "tolerance"})
+        object.number(name);
+    return 0;
+}
+
+Manifest read_manifest(const Json& json) {
+    if (json.is_object() && (!json.contains("schema") || json["schema"] != schema))
+        throw bundle_error("manifest.json: schema is " + (json.contains("schema") ? shown(json["schema"]) : "absent") +
+                           ", this runtime reads '" + std::string(schema) + "'");
+    const Object object(
+        json, "manifest", {"name", "version", "intended_use", "licence", "preprocessing", "encoder", "engines"},
+        {"heads", "scope", "golden", "numerics", "metrics", "provenance", "schema"});
+    Manifest manifest;
+    manifest.name = object.text("name");
+    manifest.version = object.text("version");
+    manifest.intended_use = object.text("intended_use");
+    manifest.licence = object.text("licence");
+    manifest.preprocessing = read_preprocessing(object["preprocessing"]);
+    manifest.encoder = read_encoder(object["encoder"]);
+    object.read_list("engines", manifest.engines, read_engine);
+    if (object.has("heads")) object.read_list("heads", manifest.heads, read_head);
+    if (object.has("scope")) manifest.scope = read_scope(object["scope"]);
+    object.text_or("golden", "");
+    std::vector<int> checked;
+    if (object.has("numerics")) object.read_list("numerics", checked, check_numerics);
+    object.expect_object("metrics");
+    object.expect_object("provenance");
+    check(manifest.preprocessing);
+    return manifest;
+}
+
+}  // namespace
+
+std::array<std::int64_t, 3> Preprocessing::patch_grid() const {
+    return {grid_shape[0] / patch_shape[0], grid_shape[1] / patch_shape[1], grid_shape[2] / patch_shape[2]};
+}
+
+std::int64_t Preprocessing::patches() const {
+    const auto [d, h, w] = patch_grid();
+    return d * h * w;
+}
+
+const EngineFile& Manifest::engine_file(std::string_view target, std::string_view precision) const {
+    std::string present;
+    for (const EngineFile& engine : engines) {
+        if (engine.target == target && engine.precision == precision) return engine;
+        present += (present.empty() ? "" : ", ") + engine.target + " " + engine.precision;
+    }
+    throw bundle_error("bundle " + name + ": no " + std::string(precision) + " encoder for " + std::string(target) +
+                       "; it holds: " + present);
+}
+
+Manifest parse_manifest(std::string_view json) {
+    Json document;
+    try {
+        document = Json::parse(json);
+    } catch (const Json::parse_error& error) {
+        throw bundle_error("manifest.json is not JSON (" + one_line(error.what()) + "); export the bundle again");
+    }
+    return read_manifest(document);
+}
+
+}  // namespace decipher

@@ -1,0 +1,252 @@
+#include "session.hpp"
+
+#include <array>
+#include <charconv>
+#include <chrono>
+#include <future>
+
+#include "error.hpp"
+#include "parallel.hpp"
+#include "tokens.hpp"
+
+namespace decipher {
+
+namespace {
+
+constexpr std::int64_t slabs_per_thread = 2;
+
+std::vector<std::string> files_of(const Manifest& manifest, std::string_view precision) {
+    std::vector<std::string> files = {manifest.engine_file("onnx", precision).file};
+    const auto graph = manifest.preprocessing.graphs.find("cpu");
+    if (graph == manifest.preprocessing.graphs.end())
+        throw bundle_error("bundle " + manifest.name + ": no preprocessing graph for the CPU; export it again");
+    files.push_back(graph->second);
+    for (const Head& head : manifest.heads) files.push_back(head.file);
+    if (manifest.scope) files.push_back(manifest.scope->file);
+    return files;
+}
+
+Histogram count_slices(const SeriesForm& form, const void* voxels, unsigned threads) {
+    std::vector<Histogram> parts(std::min<std::size_t>(threads, static_cast<std::size_t>(form.shape[0])), Histogram(form.stored));
+    const std::size_t total = form.voxels();
+    parallel_for(parts.size(), threads, [&](std::size_t i) {
+        const std::size_t begin = total * i / parts.size(), end = total * (i + 1) / parts.size();
+        parts[i].count(static_cast<const std::byte*>(voxels) + begin * bytes_of(form.stored), end - begin);
+    });
+    for (std::size_t i = 1; i < parts.size(); ++i) parts[0].merge(parts[i]);
+    return std::move(parts[0]);
+}
+
+// As Python's "%g" with three or six digits, whatever the locale.
+std::string general(double value, int digits) {
+    std::array<char, 64> text;
+    const auto end = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, digits).ptr;
+    return {text.data(), end};
+}
+
+Window window_of(const Histogram& histogram, const Preprocessing& spec, std::span<const float> stored) {
+    const Window window = histogram.percentiles(spec.window_percentiles, stored);
+    if (!(window[0] < window[1]))
+        throw series_error("the volume has no contrast: its " + general(spec.window_percentiles[0], 6) + " and " +
+                           general(spec.window_percentiles[1], 6) + " percentiles are both " + general(window[0], 6) +
+                           "; give an image series, not a mask or an empty one");
+    return window;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+    return text;
+}
+
+}  // namespace
+
+void Callbacks::report(drt_stage stage, double fraction) const {
+    if (progress != nullptr) progress(user_data, stage, fraction);
+}
+
+void Callbacks::say(drt_log_level level, const std::string& message) const {
+    if (log != nullptr) log(user_data, level, message.c_str());
+}
+
+void Callbacks::stop_if_cancelled(const char* when) const {
+    if (cancelled()) throw Error(DRT_ERROR_CANCELLED, std::string("cancelled ") + when);
+}
+
+// Times of consecutive stages: a stage lasts from the end of the one before it, so no time falls between.
+class Session::Clock {
+public:
+    double stage() {
+        const auto now = std::chrono::steady_clock::now();
+        return milliseconds(now - std::exchange(last_, now));
+    }
+    double total() const { return milliseconds(std::chrono::steady_clock::now() - start_); }
+
+private:
+    static double milliseconds(std::chrono::steady_clock::duration duration) {
+        return std::chrono::duration<double, std::milli>(duration).count();
+    }
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now(), last_ = start_;
+};
+
+Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) {
+    Clock clock;
+    callbacks_.report(DRT_OPEN, 0);
+    const unsigned threads = options.threads;
+    // DALI takes as long to load as the bundle takes to check: side by side where the caller allows a second thread.
+    auto loading = std::async(threads > 1 ? std::launch::async : std::launch::deferred,
+                              [&] { return load_dali(options.library_folder); });
+    Bundle bundle = open_bundle(options.bundle, options.precision, files_of, threads > 1 ? threads - 1 : 1);
+    callbacks_.report(DRT_OPEN, 0.3);
+    const Manifest& manifest = bundle.manifest;
+    const Preprocessing& spec = manifest.preprocessing;
+    preprocessing_ = bundle.file(spec.graphs.at("cpu"));
+    for (std::int64_t n = 1; n <= slabs_per_thread * threads; ++n)
+        if (spec.grid_shape[0] % n == 0) slabs_ = n;
+    grid_.resize(static_cast<std::size_t>(spec.voxels()));
+
+    engine_ = make_openvino(options.cache_folder);
+    const EngineFile& encoder = manifest.engine_file("onnx", options.precision);
+    encoder_ = engine_->load(encoder.file, bundle.file(encoder.file), threads);
+    callbacks_.report(DRT_OPEN, 0.8);
+    for (const Head& head : manifest.heads) heads_[head.name] = engine_->load(head.file, bundle.file(head.file), 1);
+    if (manifest.scope) scope_ = engine_->load(manifest.scope->file, bundle.file(manifest.scope->file), 1);
+    dali_ = loading.get();
+    // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
+    graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_), threads);
+
+    description_.engine = engine_->name();
+    description_.device = engine_->device();
+    description_.precision = options.precision;
+    description_.threads = threads;
+    description_.bundle_sha256 = bundle.sha256;
+    description_.host_bytes = grid_.size() * sizeof(float);
+    description_.manifest = std::move(bundle.manifest);
+    description_.open_ms = clock.total();
+    callbacks_.report(DRT_OPEN, 1);
+    callbacks_.say(DRT_LOG_INFO, "bundle " + description_.manifest.name + " " + description_.manifest.version + " is open on " +
+                                     description_.engine + ", " + description_.precision + ", " +
+                                     std::to_string(threads) + " threads");
+}
+
+GridPlan Session::plan(const SeriesForm& form) const {
+    return plan_grid(form.affine, form.shape, description_.manifest.preprocessing);
+}
+
+DaliGraph& Session::graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch,
+                          unsigned threads) {
+    std::unique_ptr<DaliGraph>& found = graphs[type];
+    if (!found) found = std::make_unique<DaliGraph>(dali_, preprocessing_, batch, threads);
+    return *found;
+}
+
+void Session::make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window) {
+    const Shape& grid_shape = description_.manifest.preprocessing.grid_shape;
+    const auto samples = grid_arguments(plan, grid_shape, slabs_, window[0]);
+    DaliGraph& pipeline = graph(grid_graphs_, type, samples.size(), description_.threads);
+    try {
+        pipeline.run(voxels, type, shape, samples, grid_);
+    } catch (...) {
+        grid_graphs_.erase(type);  // DALI does not go on after an error
+        throw;
+    }
+}
+
+void Session::resample_in_plane(const SeriesForm& form, const GridPlan& plan, const void* pixels, float* resampled) {
+    const GraphArguments sample = slice_arguments(plan);
+    DaliGraph& pipeline = graph(slice_graphs_, form.stored, 1, 1);
+    try {
+        pipeline.run(pixels, form.stored, {1, form.shape[1], form.shape[2]}, {&sample, 1},
+                     {resampled, static_cast<std::size_t>(plan.size[1] * plan.size[2])});
+    } catch (...) {
+        slice_graphs_.erase(form.stored);
+        throw;
+    }
+}
+
+Result Session::run(const SeriesForm& form, const void* voxels) {
+    Clock clock;
+    callbacks_.report(DRT_PREPROCESS, 0);
+    callbacks_.stop_if_cancelled("before preprocessing");
+    const Histogram histogram = count_slices(form, voxels, description_.threads);
+    const std::span<const float> stored =
+        form.stored == VoxelType::float32 ? std::span(static_cast<const float*>(voxels), form.voxels()) : std::span<const float>();
+    const Window window = window_of(histogram, description_.manifest.preprocessing, stored);
+    const GridPlan grid = plan(form);
+    make_grid(grid, form.stored, form.shape, voxels, window);
+    return answer(form, grid, window, clock);
+}
+
+Result Session::finish(const SeriesForm& form, const GridPlan& whole, const float* planes, const Histogram& histogram,
+                       std::span<const float> stored) {
+    Clock clock;
+    callbacks_.report(DRT_PREPROCESS, 0);
+    callbacks_.stop_if_cancelled("before the last of preprocessing");
+    const Window window = window_of(histogram, description_.manifest.preprocessing, stored);
+    make_grid(after_in_plane(whole), VoxelType::float32, {form.shape[0], whole.size[1], whole.size[2]}, planes, window);
+    return answer(form, whole, window, clock);
+}
+
+Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Window& window, Clock& clock) {
+    const Preprocessing& spec = description_.manifest.preprocessing;
+    const std::array<float, 2> limits = {static_cast<float>(window[0]), static_cast<float>(window[1])};
+    Result result;
+    result.grid_affine = grid.affine;
+    result.tokens = select_tokens(grid_, limits, spec, description_.threads);
+    result.times.preprocess_ms = clock.stage();
+    callbacks_.report(DRT_PREPROCESS, 1);
+
+    callbacks_.stop_if_cancelled("before encoding");
+    callbacks_.report(DRT_ENCODE, 0);
+    const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+    const std::size_t tokens = result.tokens.size(), width = size(description_.manifest.encoder.width);
+    Arrays arrays;
+    arrays["volume"] = {Element::float32, {1, 1, size(spec.grid_shape[0]), size(spec.grid_shape[1]), size(spec.grid_shape[2])}, grid_.data()};
+    arrays["window"] = {Element::float32, {1, 2}, limits.data()};
+    arrays["tokens"] = {Element::int64, {1, tokens}, result.tokens.data()};
+    std::function<bool()> cancelled;
+    if (callbacks_.cancel != nullptr) cancelled = [this] { return callbacks_.cancelled(); };
+    Outputs encoded = encoder_->run(arrays, cancelled);
+    result.patch = std::move(encoded["patch"]);
+    result.embedding = std::move(encoded["embedding"]);
+    if (result.patch.size() != tokens * width || result.embedding.size() != size(description_.manifest.encoder.embedding_size))
+        throw engine_error("the encoder gave " + std::to_string(result.patch.size()) + " values of patch tokens and " +
+                           std::to_string(result.embedding.size()) + " of the embedding: it does not match its manifest");
+    result.times.encode_ms = clock.stage();
+    callbacks_.report(DRT_ENCODE, 1);
+
+    callbacks_.report(DRT_HEADS, 0);
+    arrays["patch"] = {Element::float32, {1, tokens, width}, result.patch.data()};
+    arrays["embedding"] = {Element::float32, {1, result.embedding.size()}, result.embedding.data()};
+    result.scope = judge_scope(form, arrays);
+    for (const Head& head : description_.manifest.heads) {
+        if (!result.scope.inside) break;
+        const bool regression = head.kind == HeadKind::regression;
+        std::vector<float> values = std::move(heads_.at(head.name)->run(arrays, {})[regression ? "value" : "probabilities"]);
+        if (values.size() != (regression ? 1 : head.labels.size()))
+            throw engine_error(head.file + ": gave " + std::to_string(values.size()) + " values: it does not match its manifest");
+        result.heads[head.name] = std::move(values);
+    }
+    result.times.heads_ms = clock.stage();
+    result.times.total_ms = clock.total();
+    callbacks_.report(DRT_HEADS, 1);
+    return result;
+}
+
+ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features) {
+    const std::optional<Scope>& scope = description_.manifest.scope;
+    if (!scope) return {true, std::nullopt, "the bundle sets no scope"};
+    const auto& known = scope->modalities;
+    if (form.knows_modality && std::find(known.begin(), known.end(), form.modality) == known.end())
+        return {false, std::nullopt, "modality " + form.modality + ", made for " + joined(known)};
+    const std::vector<float> score = std::move(scope_->run(features, {})["score"]);
+    if (score.size() != 1) throw engine_error(scope->file + ": gave no single score: it does not match its manifest");
+    const double value = score[0];
+    const bool inside = value >= scope->threshold;
+    std::string reason = scope->method + " score " + general(value, 3) + " is " + (inside ? "at least" : "below") +
+                         " the threshold " + general(scope->threshold, 3);
+    if (!inside && !scope->subject.empty()) reason += ": unlike the " + scope->subject + " the model was made for";
+    return {inside, value, reason};
+}
+
+}  // namespace decipher

@@ -1,0 +1,104 @@
+// One opened bundle on one engine, and the stages of a series in order, each timed here and nowhere else.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "dali_graph.hpp"
+#include "engine.hpp"
+#include "histogram.hpp"
+#include "voxels.hpp"
+
+namespace decipher {
+
+struct Callbacks {
+    drt_log_callback log = nullptr;
+    drt_progress_callback progress = nullptr;
+    drt_cancel_callback cancel = nullptr;
+    void* user_data = nullptr;
+
+    void report(drt_stage stage, double fraction) const;
+    void say(drt_log_level level, const std::string& message) const;
+    bool cancelled() const { return cancel != nullptr && cancel(user_data) != 0; }
+    void stop_if_cancelled(const char* when) const;
+};
+
+struct SessionOptions {
+    std::string bundle, precision = "fp32", cache_folder, library_folder;
+    unsigned threads = 1;
+    Callbacks callbacks;
+};
+
+struct ScopeAnswer {
+    bool inside = true;
+    std::optional<double> score;
+    std::string reason;
+};
+
+struct Times {
+    double preprocess_ms = 0, encode_ms = 0, heads_ms = 0, total_ms = 0, arrival_ms = 0;
+};
+
+struct Result {
+    std::vector<float> embedding, patch;
+    std::vector<std::int64_t> tokens;
+    ScopeAnswer scope;
+    std::map<std::string, std::vector<float>> heads;  // only where in scope
+    Affine grid_affine;
+    Times times;
+};
+
+// What stays the same from opening to closing; the answers to drt_session_describe.
+struct Description {
+    Manifest manifest;
+    std::string bundle_sha256, engine, device, precision;
+    unsigned threads = 1;
+    double open_ms = 0;
+    std::uint64_t host_bytes = 0, device_bytes = 0;
+    std::int64_t worker_pid = 0;
+};
+
+// In-process work on a bundle. One thread at a time.
+class Session {
+public:
+    explicit Session(const SessionOptions& options);
+
+    const Description& description() const { return description_; }
+
+    // The voxels are contiguous, of form.stored.
+    Result run(const SeriesForm& form, const void* voxels);
+
+    // Slices as they arrive; see series.hpp.
+    void resample_in_plane(const SeriesForm& form, const GridPlan& plan, const void* pixels, float* resampled);
+    // Slices resampled in plane, the window of the stored values: what is left to do.
+    Result finish(const SeriesForm& form, const GridPlan& plan, const float* planes, const Histogram& histogram,
+                  std::span<const float> stored);
+
+    GridPlan plan(const SeriesForm& form) const;
+
+private:
+    class Clock;
+
+    DaliGraph& graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch, unsigned threads);
+    void make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window);
+    Result answer(const SeriesForm& form, const GridPlan& plan, const Window& window, Clock& clock);
+    ScopeAnswer judge_scope(const SeriesForm& form, const Arrays& features);
+
+    Callbacks callbacks_;
+    Description description_;
+    Bytes preprocessing_;
+    std::shared_ptr<const DaliLibrary> dali_;
+    std::int64_t slabs_ = 1;
+    std::map<VoxelType, std::unique_ptr<DaliGraph>> grid_graphs_, slice_graphs_;
+    std::vector<float> grid_;
+    std::unique_ptr<Engine> engine_;
+    std::unique_ptr<Graph> encoder_, scope_;
+    std::map<std::string, std::unique_ptr<Graph>> heads_;
+};
+
+}  // namespace decipher

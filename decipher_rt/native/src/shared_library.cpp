@@ -1,0 +1,27 @@
+#include "shared_library.hpp"
+
+#include <dlfcn.h>
+
+#include "error.hpp"
+
+namespace decipher {
+
+SharedLibrary SharedLibrary::load(const std::string& folder, const std::string& name, const std::string& advice) {
+    const std::string path = folder.empty() ? name : folder + "/" + name;
+    SharedLibrary library;
+    library.name_ = name;
+    library.handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (library.handle_ == nullptr) {
+        const char* reason = dlerror();
+        throw engine_error(name + " does not load (" + one_line(reason != nullptr ? reason : "no reason given") + "): " + advice);
+    }
+    return library;
+}
+
+void* SharedLibrary::symbol(const char* name) const {
+    void* address = dlsym(handle_, name);
+    if (address == nullptr) throw engine_error(name_ + " has no " + name + ": it is of another version");
+    return address;
+}
+
+}  // namespace decipher
