@@ -58,9 +58,9 @@ def lattice(
         count = max(1, int(np.floor(n * step / grid_mm + 0.501)))
         if count > grid_size and (count - grid_size) % 2:
             count -= 1
-        positions = (np.arange(count) - (count - 1) / 2) * grid_mm
+        positions = centred(count, grid_mm)
         return Axis(positions, None, count, grid_mm, min(1.0, 2 * step / (3 * grid_mm)))
-    centres = (np.arange(n) - (n - 1) / 2) * step
+    centres = centred(n, step)
     width = prescription.thickness_mm if axis == prescription.slice_axis else step
     parts = max(1, int(np.ceil(width / lattice_mm)))
     offsets = width * ((np.arange(parts) + 0.5) / parts - 0.5)
@@ -215,8 +215,8 @@ def receive_field(
 def magnitude_noise(image: Tensor, sigma: float, share: float, generator: torch.Generator) -> Tensor:
     """Add the noise of a magnitude image.
 
-    Where ``share`` is 1, complex Gaussian noise of ``sigma`` a channel: Rician. Where it is less, what is left of such noise after
-    magnitudes were averaged: the Rician mean and that share of the Rician variance
+    Where ``share`` is 1, complex Gaussian noise of ``sigma`` a channel: Rician. Where it is less, what is left of such
+    noise after magnitudes were averaged: the Rician mean and that share of the Rician variance
     (Gudbjartsson 1995, MRM 34:910; the mean by an approximation good to 2 %).
     """
     if share > 0.999:
@@ -231,6 +231,20 @@ def magnitude_noise(image: Tensor, sigma: float, share: float, generator: torch.
     return second.sqrt_().add_(noise.mul_(spread)).clamp_(min=0)
 
 
+def extended(positions: NDArray[np.float64], beyond: int) -> NDArray[np.float64]:
+    """Continue evenly spaced positions by ``beyond`` points on either side."""
+    return centred(len(positions) + 2 * beyond, float(positions[1] - positions[0]))
+
+
+def fold(image: Tensor, axis: int, beyond: int) -> Tensor:
+    """Fold ``beyond`` points on either side of the field of view onto its other end, as aliasing does."""
+    size = image.shape[axis] - 2 * beyond
+    inner = image.narrow(axis, beyond, size).clone()
+    inner.narrow(axis, size - beyond, beyond).add_(image.narrow(axis, 0, beyond))
+    inner.narrow(axis, 0, beyond).add_(image.narrow(axis, beyond + size, beyond))
+    return inner
+
+
 def ghosts(image: Tensor, axis: int, strength: float, shift: int) -> Tensor:
     """Add a copy displaced along the phase axis, as periodic motion or alternating echoes do."""
     return image + strength * torch.roll(image, shift, axis)
@@ -238,7 +252,11 @@ def ghosts(image: Tensor, axis: int, strength: float, shift: int) -> Tensor:
 
 def resize_matrix(voxels: int, step_mm: float, count: int, grid_mm: float) -> Tensor:
     """Linear interpolation from acquired voxel centres to ``count`` grid voxels, both centred; the border repeats."""
-    centres = (np.arange(voxels) - (voxels - 1) / 2) * step_mm
     if voxels == 1:
         return torch.ones(count, 1)
-    return hat_matrix(centres, (np.arange(count) - (count - 1) / 2) * grid_mm)
+    return hat_matrix(centred(voxels, step_mm), centred(count, grid_mm))
+
+
+def centred(count: int, step_mm: float) -> NDArray[np.float64]:
+    """Positions of ``count`` points around 0."""
+    return np.asarray((np.arange(count) - (count - 1) / 2) * step_mm, np.float64)

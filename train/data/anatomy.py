@@ -6,6 +6,7 @@ Every voxel holds a code into a palette of tissue mixtures, so that an image of 
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import functools
 import hashlib
@@ -107,7 +108,7 @@ def anatomy_from_files(name: str, files: list[Path]) -> Anatomy:
 
 
 def write_head(path: Path, fine: Map, coarse: Map, field: NDArray[np.float32]) -> None:
-    """Write one head (its maps and the field shift in ppm over the coarse one) as npz, beside and renamed. No pickle."""
+    """Write one head, its maps and the field shift in ppm over the coarse one, as npz, beside and renamed."""
     gradient = np.sqrt(sum(g**2 for g in np.gradient(field, coarse.step_mm)))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -155,9 +156,10 @@ def _read_map(file: np.lib.npyio.NpzFile, name: str, step: int) -> Map:
 
 @functools.cache
 def _version() -> str:
-    """Name of a build: a digest of the files that decide it, so that a changed builder never reads an old cache."""
+    """Name of a build: a digest of the code that decides it, so that a changed builder never reads an old cache."""
     digest = hashlib.sha256()
     for name in ("anatomy_build.py", "head_shape.py", "susceptibility.py"):
-        digest.update((Path(__file__).parent / name).read_bytes())
+        tree = ast.parse((Path(__file__).parent / name).read_text(encoding="utf-8"))
+        digest.update(ast.dump(tree).encode())  # comments and layout do not matter
     digest.update(",".join(TISSUES).encode())
     return digest.hexdigest()[:12]

@@ -112,7 +112,7 @@ def build_head_maps(brain: NDArray[np.float32], seed: int) -> tuple[Map, Map, ND
     origin = tuple(v + FINE_MM / 2 for v in LOW_MM)
     small = _palette(coarse.astype(np.uint8), (origin[0], origin[1], origin[2]), COARSE_MM)
     air = small.palette[:, AIR][small.codes]
-    return _palette(fine, LOW_MM, FINE_MM), small, field_shift_ppm(air, COARSE_MM)
+    return _palette(fine, LOW_MM, FINE_MM), small, field_shift_ppm(air)
 
 
 def _palette(fractions: NDArray[np.uint8], origin: tuple[float, float, float], step: float) -> Map:

@@ -1,4 +1,4 @@
-"""Signal equations: what a tissue of T1, T2, T2*, density gives in each kind of sequence. Times in ms, angles in degrees.
+"""Signal equations: what tissue of T1, T2, T2* and density gives in each sequence. Times in ms, angles in degrees.
 
 All are magnitudes relative to a fully relaxed, fully sampled density of 1. Magnetisation transfer is ignored.
 Source of the closed forms: Bernstein, King, Zhou, Handbook of MRI Pulse Sequences, 2004, chapters 14 and 17; MPRAGE:

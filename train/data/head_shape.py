@@ -1,4 +1,4 @@
-"""Everything of a head that a skull-stripped brain template lacks, painted around the brain: CSF, skull, scalp, face, neck.
+"""What a skull-stripped brain template lacks, painted around the brain: CSF, skull, scalp, face, neck.
 
 Signed distances (mm, negative inside) of ellipsoids and tubes are joined with a smooth minimum; the skull follows the
 distance from the closed brain. Positions are MNI millimetres, R, A, S positive, measured on published atlases of the
@@ -49,7 +49,7 @@ class Frame:
         return ((radius - 1) * min(radii)).astype(np.float32)
 
     def pair(self, centre: Point, radii: Point, pitch_deg: float = 0.0) -> F:
-        """The same ellipsoid on both sides of the midline."""
+        """Return the signed distance of the same ellipsoid on both sides of the midline."""
         mirrored = (-centre[0], centre[1], centre[2])
         return np.minimum(self.ellipsoid(centre, radii, pitch_deg), self.ellipsoid(mirrored, radii, pitch_deg))
 
@@ -137,7 +137,7 @@ def _skin(frame: Frame, hull: F, rng: np.random.Generator) -> F:
     scalp = u(13.0, 16.5)
     # Above the skull base the surface follows the brain; temporal muscle and nuchal fat thicken it below.
     lower = np.clip((10 - frame.z) / 60, 0, 1)
-    surface = hull - scalp - 3.0 * lower
+    surface = np.asarray(hull - scalp - 3.0 * lower, np.float32)
     face = frame.ellipsoid((0, 38, -62), (u(60, 66), u(58, 63), u(58, 68)))
     jaw = frame.ellipsoid((0, 52, u(-112, -104)), (u(42, 50), u(44, 50), u(30, 36)), -12)
     brow = frame.ellipsoid((0, 62, -22), (54, 29, 26))
@@ -153,7 +153,7 @@ def _skin(frame: Frame, hull: F, rng: np.random.Generator) -> F:
     lips = frame.ellipsoid((0, 97, -92), (22, 8, 11))
     chin = frame.ellipsoid((0, 86, -118), (18, 12, 12))
     surface = smooth_union(smooth_union(surface, lips, 8), chin, 10)
-    surface = np.maximum(surface, -frame.pair((32, 88, -38), (13, 13, 11)))  # eye sockets
+    surface = np.asarray(np.maximum(surface, -frame.pair((32, 88, -38), (13, 13, 11))), np.float32)  # eye sockets
     ears = frame.pair((u(84, 88), -32, -44), (4.5, 15, u(26, 32)), 15)
     return smooth_union(surface, ears, 4)
 
@@ -167,8 +167,8 @@ def _soft_tissue(frame: Frame, labels: NDArray[np.uint8], skin: F, rng: np.rando
     labels[inside & (grain > rng.uniform(1.5, 2.1))] = FAT
     labels[inside & (grain < -1.7)] = GLAND
     fat_mm = rng.uniform(3.0, 6.0) + 1.2 * frame.noise(rng, (40, 40, 40))
-    cheek = np.exp(-((np.abs(frame.x) - 48) / 24) ** 2 - ((frame.y - 45) / 38) ** 2 - ((frame.z + 75) / 38) ** 2)
-    nape = np.exp(-(frame.x / 60) ** 2 - ((frame.y + 100) / 40) ** 2 - ((frame.z + 105) / 45) ** 2)
+    cheek = np.exp(-(((np.abs(frame.x) - 48) / 24) ** 2) - ((frame.y - 45) / 38) ** 2 - ((frame.z + 75) / 38) ** 2)
+    nape = np.exp(-((frame.x / 60) ** 2) - ((frame.y + 100) / 40) ** 2 - ((frame.z + 105) / 45) ** 2)
     fat_mm = fat_mm + rng.uniform(4, 9) * cheek + rng.uniform(3, 10) * nape
     labels[inside & (skin > -1.8 - fat_mm)] = FAT
     labels[inside & (skin > -rng.uniform(1.6, 2.4))] = SKIN
@@ -177,7 +177,7 @@ def _soft_tissue(frame: Frame, labels: NDArray[np.uint8], skin: F, rng: np.rando
 def _skull(frame: Frame, labels: NDArray[np.uint8], hull: F, skin: F, rng: np.random.Generator) -> None:
     """Inner and outer table with diploe between; a thick, mixed base; temporal muscle beside it."""
     thick = rng.uniform(5.5, 7.5) + 0.9 * frame.noise(rng, (35, 35, 35))
-    thick = thick + 3.0 * np.exp(-((frame.y + 105) / 22) ** 2 - ((frame.z + 10) / 28) ** 2)
+    thick = thick + 3.0 * np.exp(-(((frame.y + 105) / 22) ** 2) - ((frame.z + 10) / 28) ** 2)
     base = (frame.z < -28) | ((frame.z < -8) & (frame.y > 30))
     outer = 2.0 + np.minimum(thick, 11.0)
     shell = (hull < outer) & (hull > 0) & (frame.z > -72) & (skin < -2.5)
@@ -225,7 +225,9 @@ def _air_spaces(frame: Frame, labels: NDArray[np.uint8], skin: F, rng: np.random
     mastoid = frame.pair((53, -34, -54), (u(8, 12), u(12, 16), u(14, 18)), 20)
     filled = (mastoid < 0) & (skin < -7)
     labels[filled] = np.where(cells > -0.4, AIR, BONE)[filled]
-    canal = np.minimum(frame.tube((46, -22, -45), (90, -24, -46), 3.2), frame.tube((-46, -22, -45), (-90, -24, -46), 3.2))
+    canal = np.minimum(
+        frame.tube((46, -22, -45), (90, -24, -46), 3.2), frame.tube((-46, -22, -45), (-90, -24, -46), 3.2)
+    )
     labels[(canal < 1.8) & (skin < -8)] = BONE
     labels[canal < 0] = AIR
     pharynx = np.minimum(

@@ -87,7 +87,12 @@ def draw_lesions(rng: np.random.Generator, base: Map) -> tuple[LesionPlan, ...]:
 
 
 def paint(
-    plan: LesionPlan, base: Map, signals: NDArray[np.float64], image: NDArray[np.float32], labels: NDArray[np.float32], label: int
+    plan: LesionPlan,
+    base: Map,
+    signals: NDArray[np.float64],
+    image: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    label: int,
 ) -> float:
     """Paint a lesion into an image and a label map of ``base``'s shape, in place.
 
@@ -173,7 +178,7 @@ def _draw_one(rng: np.random.Generator, base: Map, kind: str) -> LesionPlan | No
 
 
 def _draw_centre(rng: np.random.Generator, base: Map, kind: str) -> NDArray[np.float64] | None:
-    """A position whose tissue and distance from the ventricles suit the kind, by rejection; None after many tries."""
+    """Draw a position whose tissue and distance from the ventricles suit the kind; None where no try does."""
     points = rng.uniform([-66, -100, -55], [66, 66, 74], (400, 3))
     index = np.round((points - np.array(base.origin_mm)) / base.step_mm).astype(int)
     mixture = base.palette[base.codes[index[:, 2], index[:, 1], index[:, 0]]]

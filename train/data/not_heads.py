@@ -29,7 +29,7 @@ def simulate_other(seed: int, kind: str, preprocessing: Preprocessing) -> Sample
     fov, step, axis = _draw_field_of_view(rng, kind)
     lattice_step = np.maximum(step, spacing)
     shape = np.maximum(np.floor(fov / lattice_step + 0.501), 1).astype(int)
-    positions = [(np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, lattice_step, strict=True)]
+    positions = [acq.centred(int(n), float(d)) for n, d in zip(shape, lattice_step, strict=True)]
     if kind == "noise":
         image = np.zeros(shape, np.float32) if rng.random() < 0.5 else _texture(rng, shape)
     else:
@@ -50,18 +50,24 @@ def simulate_other(seed: int, kind: str, preprocessing: Preprocessing) -> Sample
     if kind != "noise" and rng.random() < 0.3:
         noisy = torch.where(tensor < 2 * sigma, noisy * 0.1, noisy)
     low, high = np.percentile(noisy.numpy(), preprocessing.window_percentiles, method="inverted_cdf")
-    counts = [min(g, max(1, int(np.floor(f / s + 0.501)))) for g, f, s in zip(grid, shape * lattice_step, spacing, strict=True)]
+    counts = [
+        min(g, max(1, int(np.floor(f / s + 0.501))))
+        for g, f, s in zip(grid, shape * lattice_step, spacing, strict=True)
+    ]
     volume = np.full(grid, low, np.float32)
     starts = [(g - c) // 2 for g, c in zip(grid, counts, strict=True)]
     place = tuple(slice(a, a + c) for a, c in zip(starts, counts, strict=True))
-    matrices = [acq.resize_matrix(int(n), float(d), c, s) for n, d, c, s in zip(shape, lattice_step, counts, spacing, strict=True)]
+    matrices = [
+        acq.resize_matrix(int(n), float(d), c, s)
+        for n, d, c, s in zip(shape, lattice_step, counts, spacing, strict=True)
+    ]
     volume[place] = acq.separable(noisy, (matrices[0], matrices[1], matrices[2])).numpy()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])[:, [2, 1, 0, 3]] * np.array([*spacing, 1.0])
     return _sample(volume, float(low), float(high), kind, affine)
 
 
 def scramble(seed: int, head: Sample, preprocessing: Preprocessing) -> Sample:
-    """Make a head no head: blocks shuffled within the field of view, axes exchanged, or parts mirrored onto each other."""
+    """Make a head no head: shuffle blocks, exchange axes, mirror one half onto the other, or roll."""
     rng = np.random.default_rng([seed, 0x5C4A])
     volume = head.volume.copy()
     way = rng.choice(["blocks", "transposed", "mirrored", "rolled"], p=[0.5, 0.15, 0.15, 0.2])
@@ -87,7 +93,7 @@ def scramble(seed: int, head: Sample, preprocessing: Preprocessing) -> Sample:
         volume=volume,
         labels=Truth(None, lesion=False, kind="scrambled"),
         tissue=empty,
-        volumes_ml={name: 0.0 for name in head.volumes_ml},
+        volumes_ml=dict.fromkeys(head.volumes_ml, 0.0),
         lesions=(),
         report=("The image does not show a head.",),
         facts={"way": str(way)},
@@ -145,7 +151,9 @@ class _Points:
         axes = [a - c for a, c in zip((self.x, self.y, self.z), centre, strict=True)]
         length = axes.pop(along)
         r = np.sqrt(axes[0] ** 2 + axes[1] ** 2)
-        return (np.clip(0.5 + (radius - r) / 2, 0, 1) * np.clip(0.5 + (height / 2 - np.abs(length)) / 2, 0, 1)).astype(np.float32)
+        return (np.clip(0.5 + (radius - r) / 2, 0, 1) * np.clip(0.5 + (height / 2 - np.abs(length)) / 2, 0, 1)).astype(
+            np.float32
+        )
 
     def box(self, centre: NDArray[np.float64], half: NDArray[np.float64]) -> F:
         """Soft occupancy of a block."""
@@ -175,6 +183,14 @@ def _phantom(rng: np.random.Generator, at: _Points) -> F:
         which = rng.permutation(3)[: int(rng.integers(1, 4))]
         solid = np.logical_or.reduce(np.broadcast_arrays(*[lines[i] for i in which]))
         image = image * (solid if rng.random() < 0.5 else ~solid)
+        if rng.random() < 0.4:  # wide channels beside fine lines: a large range of brightness
+            for c in rng.permutation(3)[: int(rng.integers(1, 3))]:
+                wide = np.abs((at.x, at.y, at.z)[c] - u(-20, 20)) < u(3, 9)
+                image = np.where(
+                    wide & (image >= 0), np.maximum(image, u(2, 12) * at.cylinder(nothing, 100, 250, along)), image
+                )
+    if way in ("sphere", "cylinder") and rng.random() < 0.3:  # a jacket with faint signal around the filling
+        image = np.maximum(image, u(0.03, 0.2) * at.ellipsoid(nothing, np.full(3, u(80, 120))))
     if way == "inserts":
         for _ in range(int(rng.integers(2, 9))):
             centre, level = rng.uniform(-60, 60, 3), float(rng.choice([0.0, 0.0, u(0.3, 1.4)]))
@@ -187,16 +203,23 @@ def _phantom(rng: np.random.Generator, at: _Points) -> F:
         for _ in range(int(rng.integers(0, 3))):  # rows of small holes
             first, pitch = rng.uniform(-50, 20, 3), u(5, 12)
             for k in range(int(rng.integers(3, 9))):
-                image = image * (1 - at.cylinder(first + [k * pitch, 0, 0], u(1.5, 3.5), 200, 2))
+                image = image * (1 - at.cylinder(first + np.array([k * pitch, 0, 0]), u(1.5, 3.5), 200, 2))
     if rng.random() < 0.4:  # air bubble and filling cap
         image = image * (1 - at.ellipsoid(np.array([u(-30, 30), u(50, 95), u(-30, 30)]), rng.uniform(4, 28, 3)))
     return np.ascontiguousarray(image, np.float32)
 
 
 def _body(rng: np.random.Generator, at: _Points) -> F:
-    """A trunk with organs, limbs with bones, or a joint: nested ellipsoids and cylinders of drawn brightness."""
+    """Nest ellipsoids and cylinders of drawn brightness: a trunk with organs, limbs with bones, a joint, a breast."""
     u = rng.uniform
-    fat, muscle, bone, marrow, organ, fluid = u(0.5, 1.2), u(0.2, 0.6), u(0.0, 0.15), u(0.3, 1.1), u(0.3, 0.9), u(0.05, 1.3)
+    fat, muscle, bone, marrow, organ, fluid = (
+        u(0.5, 1.2),
+        u(0.2, 0.6),
+        u(0.0, 0.15),
+        u(0.3, 1.1),
+        u(0.3, 0.9),
+        u(0.05, 1.3),
+    )
     image = np.zeros(np.broadcast_shapes(at.x.shape, at.y.shape, at.z.shape), np.float32)
 
     def put(part: F, level: float) -> None:
@@ -237,9 +260,13 @@ def _body(rng: np.random.Generator, at: _Points) -> F:
 
 def _texture(rng: np.random.Generator, shape: NDArray[np.int_]) -> F:
     """Blobs without an object: a structured noise image."""
-    coarse = torch.from_numpy(rng.random((1, 1, *(int(max(2, n // rng.integers(3, 14))) for n in shape)), dtype=np.float32))
+    coarse = torch.from_numpy(
+        rng.random((1, 1, *(int(max(2, n // rng.integers(3, 14))) for n in shape)), dtype=np.float32)
+    )
     size = [int(n) for n in shape]
-    return torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")[0, 0].numpy() * np.float32(rng.uniform(0.05, 1))
+    return torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")[0, 0].numpy() * np.float32(
+        rng.uniform(0.05, 1)
+    )
 
 
 def _shading(rng: np.random.Generator, positions: list[NDArray[np.float64]]) -> F:
@@ -254,7 +281,7 @@ def _shading(rng: np.random.Generator, positions: list[NDArray[np.float64]]) -> 
 
 
 def _blur(image: F, weight: NDArray[np.float64]) -> F:
-    """A three-point average along each axis, as partial volume and truncation leave it."""
+    """Average three points along each axis, as partial volume and truncation do."""
     for axis, w in enumerate(weight):
         image = (1 - w) * image + (w / 2) * (np.roll(image, 1, axis) + np.roll(image, -1, axis))
     return np.ascontiguousarray(image, np.float32)

@@ -28,7 +28,7 @@ class Protocol:
     tr: float
     te: float
     flip: float
-    ti: float | None = None
+    ti: float = 0.0  # 0 where nothing is inverted
     echo_spacing: float = 0.0
     echoes: int = 0
     fat_suppression: float = 1.0  # what is left of fat's signal
@@ -37,10 +37,8 @@ class Protocol:
     def signals(self, tissue: TissueValues) -> NDArray[np.float64]:
         """Signal of every row of ``tissues.RELAXATION``."""
         if self.family == "mprage":
-            assert self.ti is not None
             signal = contrast.mprage(tissue, self.tr, self.te, self.ti, self.flip, self.echo_spacing, self.echoes)
         elif self.family in ("flair", "flair3d"):
-            assert self.ti is not None
             signal = contrast.inversion_recovery_spin_echo(tissue, self.tr, self.te, self.ti)
         elif self.family in ("se", "tse", "tse3d"):
             signal = contrast.spin_echo(tissue, self.tr, self.te)
@@ -51,7 +49,7 @@ class Protocol:
         return signal
 
     def acquisition(self) -> Acquisition:
-        """The header's account."""
+        """Return what a DICOM header says of it."""
         scanning = {"mprage": "GR\\IR", "flair": "SE\\IR", "flair3d": "SE\\IR", "epi": "EP\\GR"}
         default = "SE" if self.family in ("se", "tse", "tse3d") else "GR"
         return Acquisition(
@@ -60,7 +58,7 @@ class Protocol:
             field_strength_t=self.field_strength_t,
             repetition_time_ms=round(self.tr, 2),
             echo_time_ms=round(self.te, 2),
-            inversion_time_ms=None if self.ti is None else round(self.ti, 1),
+            inversion_time_ms=None if not self.ti else round(self.ti, 1),
             flip_angle_deg=round(self.flip, 1),
             scanning_sequence=scanning.get(self.family, default),
             image_type=("DERIVED", "PRIMARY", "M", "SIMULATED"),
@@ -77,22 +75,24 @@ def draw_protocol(rng: np.random.Generator, field_t: float, tissue: TissueValues
             ti, spacing = u(800, 1100), u(5.5, 10.0)
             echoes = int(min(u(110, 200), 1.85 * ti / spacing))
             tr = max(u(1500, 3000), ti + echoes * spacing / 2 + 50)
-            return Protocol("T1w", "mprage", field_t, tr, u(2, 5), u(7, 12), ti, spacing, echoes, three_dimensional=True)
+            return Protocol(
+                "T1w", "mprage", field_t, tr, u(2, 5), u(7, 12), ti, spacing, echoes, three_dimensional=True
+            )
         if family == "flash2d":
             return Protocol("T1w", "flash2d", field_t, u(140, 360), u(2.3, 6), u(60, 90))
         if family == "flash3d":
             left = suppression if rng.random() < 0.2 else 1.0
-            return Protocol("T1w", "flash3d", field_t, u(8, 26), u(2, 6), u(16, 32), None, 0, 0, left, True)
+            return Protocol("T1w", "flash3d", field_t, u(8, 26), u(2, 6), u(16, 32), 0, 0, 0, left, True)
         left = suppression if rng.random() < 0.12 else 1.0
-        return Protocol("T1w", "se", field_t, u(380, 720), u(7, 16), 90, None, 0, 0, left)
+        return Protocol("T1w", "se", field_t, u(380, 720), u(7, 16), 90, 0, 0, 0, left)
     if sequence == "T2w":
         left = suppression if rng.random() < 0.2 else u(0.9, 1.3)
         if rng.random() < 0.2:
-            return Protocol("T2w", "tse3d", field_t, u(2200, 4000), u(85, 130), 90, None, 0, 0, left, True)
-        return Protocol("T2w", "tse", field_t, u(2600, 7000), u(78, 130), 90, None, 0, 0, left)
+            return Protocol("T2w", "tse3d", field_t, u(2200, 4000), u(85, 130), 90, 0, 0, 0, left, True)
+        return Protocol("T2w", "tse", field_t, u(2600, 7000), u(78, 130), 90, 0, 0, 0, left)
     if sequence == "PDw":
         left = suppression if rng.random() < 0.3 else u(0.9, 1.2)
-        return Protocol("PDw", str(rng.choice(["tse", "se"])), field_t, u(2000, 5000), u(10, 34), 90, None, 0, 0, left)
+        return Protocol("PDw", str(rng.choice(["tse", "se"])), field_t, u(2000, 5000), u(10, 34), 90, 0, 0, 0, left)
     if sequence == "FLAIR":
         volume = bool(rng.random() < 0.35)
         tr, te = (u(4800, 8500), u(80, 125)) if volume else (u(6500, 11000), u(80, 145))
@@ -101,10 +101,10 @@ def draw_protocol(rng: np.random.Generator, field_t: float, tissue: TissueValues
         return Protocol("FLAIR", "flair3d" if volume else "flair", field_t, tr, te, 90, ti, 0, 0, left, volume)
     if rng.random() < 0.62:
         te = u(24, 40) if high else u(28, 60)
-        return Protocol("T2*w", "epi", field_t, u(1000, 6000), te, u(60, 90), None, u(0.45, 0.9), 64, u(0.01, 0.12))
+        return Protocol("T2*w", "epi", field_t, u(1000, 6000), te, u(60, 90), 0, u(0.45, 0.9), 64, u(0.01, 0.12))
     volume = bool(rng.random() < 0.25)
     if volume:
-        return Protocol("T2*w", "gre3d", field_t, u(27, 50), u(18, 30), u(10, 18), None, 0, 0, 1.0, True)
+        return Protocol("T2*w", "gre3d", field_t, u(27, 50), u(18, 30), u(10, 18), 0, 0, 0, 1.0, True)
     return Protocol("T2*w", "gre2d", field_t, u(450, 1100), u(15, 32), u(15, 30))
 
 
@@ -151,7 +151,9 @@ class Prescription:
         return affine
 
 
-def draw_prescription(rng: np.random.Generator, protocol: Protocol, head_centre_mm: NDArray[np.float64]) -> Prescription:
+def draw_prescription(
+    rng: np.random.Generator, protocol: Protocol, head_centre_mm: NDArray[np.float64]
+) -> Prescription:
     """Draw plane, resolution, coverage and position of the field of view around a head.
 
     ``head_centre_mm`` is where the middle of the brain (MNI 0, -18, 8) lies in the patient, RAS.
@@ -209,8 +211,9 @@ def draw_prescription(rng: np.random.Generator, protocol: Protocol, head_centre_
 
 def rotation(pitch_deg: float, roll_deg: float, yaw_deg: float) -> NDArray[np.float64]:
     """Rotation about R, then A, then S, acting on (R, A, S) vectors."""
-    (cp, cr, cy), (sp, sr, sy) = np.cos(np.radians([pitch_deg, roll_deg, yaw_deg])), np.sin(
-        np.radians([pitch_deg, roll_deg, yaw_deg])
+    (cp, cr, cy), (sp, sr, sy) = (
+        np.cos(np.radians([pitch_deg, roll_deg, yaw_deg])),
+        np.sin(np.radians([pitch_deg, roll_deg, yaw_deg])),
     )
     about_r = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
     about_a = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
@@ -233,6 +236,6 @@ def _draw_plane(rng: np.random.Generator, protocol: Protocol) -> int:
 
 
 def _slices(rng: np.random.Generator, step: float, span: float) -> tuple[float, int]:
-    """A slice distance of a tenth of a millimetre and a whole number of slices."""
+    """Return a round slice distance and a whole number of slices."""
     step = round(step * 2) / 2 if rng.random() < 0.6 else round(step, 1)
     return step, max(5, round(span / step))

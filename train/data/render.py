@@ -69,10 +69,17 @@ def render(scene: Scene, head: Head, spacing_mm: tuple[float, ...] | None, grid:
     distortion = None
     if scene.protocol.family == "epi":
         distortion = acq.Distortion(head.field_ppm, head.coarse, _mm_per_ppm(scene))
-    extents = tuple(2 * float(np.abs(a.positions_mm).max()) + 2 for a in axes)
+    positions = [a.positions_mm for a in axes]
+    beyond = 0
+    if look.wrap:
+        axis = prescription.phase_axis
+        beyond = len(positions[axis]) // 4
+        positions[axis] = acq.extended(positions[axis], beyond)
+    extents = tuple(2 * float(np.abs(p).max()) + 2 for p in positions)
     shown = acq.geometry(prescription, scene.subject, (extents[0], extents[1], extents[2]), distortion)
-    positions = tuple(a.positions_mm for a in axes)
-    image = acq.sample(torch.from_numpy(values), base, shown, positions)
+    image = acq.sample(torch.from_numpy(values), base, shown, tuple(positions))
+    if look.wrap:
+        image = acq.fold(image, prescription.phase_axis, beyond)
     image = acq.separable(image, tuple(None if a.pool is None else torch.from_numpy(a.pool) for a in axes))  # type: ignore[arg-type]
     shading = acq.receive_field(
         np.random.default_rng(look.shading_seed),
@@ -123,7 +130,10 @@ def _paint_scene(
     y = base.origin_mm[1] + base.step_mm * np.arange(labels.shape[1])
     below = int(np.searchsorted(z, -73.0))  # the cord is not brain
     labels[:below] = 0
-    orbit = slice(int(np.searchsorted(z, -46.0)), int(np.searchsorted(z, -29.0))), slice(int(np.searchsorted(y, 24.0)), None)
+    orbit = (
+        slice(int(np.searchsorted(z, -46.0)), int(np.searchsorted(z, -29.0))),
+        slice(int(np.searchsorted(y, 24.0)), None),
+    )
     front = labels[orbit]
     front[front == 2] = 0  # nor is the optic nerve
     if look.removed == "scalp":
@@ -189,4 +199,4 @@ def _noise(scene: Scene, image: Tensor, share: float) -> tuple[Tensor, NDArray[n
 
 
 def _voxel_positions(axis: acq.Axis) -> NDArray[np.float64]:
-    return (np.arange(axis.voxels) - (axis.voxels - 1) / 2) * axis.step_mm
+    return acq.centred(axis.voxels, axis.step_mm)

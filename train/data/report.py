@@ -62,7 +62,7 @@ def write_report(scene: Scene, lesions: tuple[Lesion, ...], facts: dict[str, str
             f"Acquired in {plane} orientation with {facts['slices']:.0f} slices.",
         ),
     ]
-    sentences += [_lesion_sentence(lesion, scene.protocol.sequence, pick) for lesion in lesions]
+    sentences += [_lesion_sentence(lesion, pick) for lesion in lesions]
     if not lesions:
         sentences.append(
             pick(
@@ -74,18 +74,24 @@ def write_report(scene: Scene, lesions: tuple[Lesion, ...], facts: dict[str, str
         )
     ventricles = facts["ventricles"]
     if ventricles == "enlarged":
-        sentences.append(pick("The lateral ventricles are enlarged.", "Ventricular enlargement.", "Widened lateral ventricles."))
+        sentences.append(
+            pick("The lateral ventricles are enlarged.", "Ventricular enlargement.", "Widened lateral ventricles.")
+        )
     elif ventricles == "narrow":
         sentences.append(pick("The ventricles are narrow.", "Slender lateral ventricles.", "Small ventricles."))
     else:
-        sentences.append(pick("The ventricles are of normal size.", "Normal ventricles.", "Lateral ventricles not enlarged."))
+        sentences.append(
+            pick("The ventricles are of normal size.", "Normal ventricles.", "Lateral ventricles not enlarged.")
+        )
     sentences += _artefacts(scene, pick)
     if len(lesions) > 1:
-        sentences.append(pick(f"In total {len(lesions)} lesions.", f"Impression: {len(lesions)} lesions.", "Multiple lesions."))
+        sentences.append(
+            pick(f"In total {len(lesions)} lesions.", f"Impression: {len(lesions)} lesions.", "Multiple lesions.")
+        )
     return tuple(sentences)
 
 
-def _lesion_sentence(lesion: Lesion, sequence: str, pick: Pick) -> str:
+def _lesion_sentence(lesion: Lesion, pick: Pick) -> str:
     noun = pick(*KIND_WORDS[lesion.kind])
     size = round(max(lesion.size_mm))
     side = {"midline": "near the midline of the", "left": "in the left", "right": "in the right"}[lesion.side]
@@ -93,17 +99,24 @@ def _lesion_sentence(lesion: Lesion, sequence: str, pick: Pick) -> str:
         side = {"midline": "in the", "left": "on the left in the", "right": "on the right in the"}[lesion.side]
     place = f"{side} {lesion.region}"
     return pick(
-        f"There is a {noun} of {size} mm {place}.",
+        f"There is {_article(noun)} {noun} of {size} mm {place}.",
         f"{noun.capitalize()} {place}, {size} mm in its largest dimension.",
-        f"A {size} mm {noun} is seen {place}.",
-        f"{place[0].upper() + place[1:]} a {noun} measuring {size} mm.",
+        f"{_article(str(size)).capitalize()} {size} mm {noun} is seen {place}.",
+        f"{place[0].upper() + place[1:]} {_article(noun)} {noun} measuring {size} mm.",
     )
+
+
+def _article(word: str) -> str:
+    """Return "a" or "an" before a word or number (8, 11 and 18 begin with a vowel)."""
+    return "an" if word[0] in "aeiou8" or word in ("11", "18") else "a"
 
 
 def _artefacts(scene: Scene, pick: Pick) -> list[str]:
     look, found = scene.look, []
     if look.ghost > 0.05:
-        found.append(pick("Ghosting along the phase axis.", "Motion artefact with ghosts.", "Ghost artefacts are present."))
+        found.append(
+            pick("Ghosting along the phase axis.", "Motion artefact with ghosts.", "Ghost artefacts are present.")
+        )
     if look.snr < 20:
         found.append(pick("The image is noisy.", "Low signal-to-noise ratio.", "Image quality is limited by noise."))
     if scene.protocol.family == "epi":

@@ -111,9 +111,7 @@ def describe_labels(
         lps = affine_lps_mm[:3, :3] @ centre + affine_lps_mm[:3, 3]
         size = (high - low + 1) * np.array(step_mm)
         region, side, kind = names[i]
-        lesions.append(
-            Lesion(_triple(lps), _triple(size), _triple(centre), volume, region, side, kind)
-        )
+        lesions.append(Lesion(_triple(lps), _triple(size), _triple(centre), volume, region, side, kind))
     counts = np.bincount(final.ravel(), minlength=len(LABELS))
     volumes = {name: float(counts[i] * voxel_ml) for i, name in enumerate(LABELS) if i}
     volumes["brain"] = volumes["grey"] + volumes["white"] + volumes["lesion"]

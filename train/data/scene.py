@@ -25,6 +25,7 @@ class Look:
     ghost, ghost_shift : strength and displacement, as a share of the field of view, of a ghost
     shading_seed : of the receive field
     scale : stored value of white matter
+    wrap : what lies beyond the field of view folds in along the phase axis
     removed : "nothing", "face" or "scalp"
     sharpness : exponent on tissue fractions
     brightness : factors on the signal of fat, marrow, blood, skin
@@ -37,6 +38,7 @@ class Look:
     ghost_shift: float
     shading_seed: int
     scale: float
+    wrap: bool
     removed: str
     sharpness: float
     brightness: tuple[float, float, float, float]
@@ -78,6 +80,7 @@ def _draw_look(rng: np.random.Generator, protocol: Protocol) -> Look:
     elif rng.random() < 0.12:
         ghost, shift = u(0.02, 0.12), u(0.05, 0.6)
     removed = str(rng.choice(["nothing", "face", "scalp"], p=[0.90, 0.05, 0.05]))
+    wrap = bool(rng.random() < 0.12) and not echo_planar
     inflow = 2.2 if protocol.family in ("flash2d", "flash3d", "gre3d") else 1.0
     # Selective water excitation and dephasing along the train leave less of fat in MPRAGE than the equation says.
     fat = u(0.35, 0.9) if protocol.family == "mprage" else u(0.65, 1.1)
@@ -89,6 +92,7 @@ def _draw_look(rng: np.random.Generator, protocol: Protocol) -> Look:
         ghost_shift=float(shift),
         shading_seed=int(rng.integers(2**31)),
         scale=float(np.exp(u(np.log(120), np.log(4000)))),
+        wrap=wrap,
         removed=removed,
         sharpness=float(u(0.9, 1.8)),
         brightness=(fat, u(0.45, 1.0), u(0.0, inflow), u(0.7, 1.1)),

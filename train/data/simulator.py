@@ -40,7 +40,9 @@ def simulate(seed: int, anatomy: Anatomy, preprocessing: Preprocessing, *, kind:
     if kind == "head":
         return simulate_scene(draw_scene(seed, anatomy), anatomy, preprocessing)
     if kind == "scrambled":
-        return not_heads.scramble(seed, simulate_scene(draw_scene(seed, anatomy), anatomy, preprocessing), preprocessing)
+        return not_heads.scramble(
+            seed, simulate_scene(draw_scene(seed, anatomy), anatomy, preprocessing), preprocessing
+        )
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     return not_heads.simulate_other(seed, kind, preprocessing)
@@ -58,7 +60,7 @@ def simulate_scene(scene: Scene, anatomy: Anatomy, preprocessing: Preprocessing)
     place = tuple(slice(a, a + c) for a, c in zip(starts, counts, strict=True))
     volume = np.full(shape, low, np.float32)
     volume[place] = resample(rendered, counts, spacing).numpy()
-    positions = tuple((np.arange(c) - (c - 1) / 2) * s for c, s in zip(counts, spacing, strict=True))
+    positions = tuple(acq.centred(c, s) for c, s in zip(counts, spacing, strict=True))
     labels = np.zeros(shape, np.uint8)
     labels[place] = labels_at(rendered, positions)
     affine = grid_affine(scene, counts, starts, spacing)
@@ -93,9 +95,7 @@ def resample(rendered: Rendered, counts: list[int], spacing: tuple[float, ...]) 
     return acq.separable(image.contiguous(), (matrices[0], matrices[1], matrices[2]))
 
 
-def grid_affine(
-    scene: Scene, counts: list[int], starts: list[int], spacing: tuple[float, ...]
-) -> NDArray[np.float64]:
+def grid_affine(scene: Scene, counts: list[int], starts: list[int], spacing: tuple[float, ...]) -> NDArray[np.float64]:
     """Affine of the grid, (d, h, w, 1) to LPS mm."""
     prescription = scene.prescription
     affine = np.eye(4)

@@ -9,7 +9,7 @@ from scipy import fft, ndimage
 CHI_TISSUE_TO_AIR_PPM = -9.4  # tissue about -9.05 ppm, air +0.36 ppm (Schenck 1996, Med Phys 23:815)
 
 
-def field_shift_ppm(air: NDArray[np.float32], step_mm: float) -> NDArray[np.float32]:
+def field_shift_ppm(air: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the field shift in ppm, (S, A, R), for a main field along S.
 
     Convolution of the susceptibility with the unit dipole in k-space, 1/3 - kz^2 / k^2
