@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import uuid
 import zlib
 from dataclasses import dataclass
@@ -52,10 +53,12 @@ def open_nifti(source: Source) -> NiftiFile:
         Not NIfTI, damaged, not three or four dimensions, not real numbers, or neither qform nor sform.
     """
     import nibabel
+    from nibabel import imageglobals
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     head = _bytes(source, 0, 4096)
+    imageglobals.logger.setLevel(logging.CRITICAL)  # what it would log is in the error that it raises
     try:
         image_class = nibabel.Nifti2Image if _is_nifti2(head) else nibabel.Nifti1Image
         header = image_class.header_class.from_fileobj(BytesIO(head))

@@ -67,8 +67,8 @@ class Series:
 def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series]:
     """Find every series under a file, a folder (and its folders) or a ``.zip``.
 
-    One series that cannot be read does not hide the others: its trouble is raised by `read_series`. A damaged DICOM
-    file that names no series is an entry of its own.
+    One series that cannot be read does not hide the others: its trouble is raised by `read_series`. Damaged DICOM
+    files that name no series are one entry together.
 
     Parameters
     ----------
@@ -108,7 +108,10 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
                 series.append(Series("", source.path, source.name, 1, str(error)))
             else:
                 series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
-    series += [Series("", path, one.source.name, 1, one.trouble) for one in found.damaged]
+    if found.damaged:
+        first, more = found.damaged[0], len(found.damaged) - 1
+        trouble = first.trouble + (f" (and {more} more damaged files)" if more else "")
+        series.append(Series("", path, first.source.name, 1 + more, trouble))
     if not series:
         raise SeriesError(_nothing(path, found))
     return series

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from decipher_rt.bundle import Bundle
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.threads import usable_cores
-from decipher_rt.errors import DecipherError, SeriesError
+from decipher_rt.errors import BundleError, DecipherError, SeriesError
 from decipher_rt.manifest import Head, Precision
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
@@ -151,9 +151,12 @@ class Session:
         return replace(result, timings_ms=clock.timings_ms())
 
     def _answer(self, series: Series, options: ReadOptions, clock: StageClock, write: Write | None) -> Result:
-        volume = read_series(series, options)
-        clock.finish("read")
-        result = self._run(volume, clock)
+        try:
+            volume = read_series(series, options)
+            clock.finish("read")
+            result = self._run(volume, clock)
+        except SeriesError as error:
+            raise SeriesError(_located(series, str(error))) from None
         return write(result, volume, clock) if write else replace(result, timings_ms=clock.timings_ms())
 
     def _run(self, volume: Volume, clock: StageClock) -> Result:
@@ -205,10 +208,23 @@ class Session:
         answer = engine.run(_wanted(engine, features))
         if head.kind == "regression":
             return HeadAnswer(head.kind, value=float(answer["value"][0, 0]), unit=head.unit)
-        probabilities = dict(zip(head.labels, map(float, answer["probabilities"][0]), strict=True))
+        found = answer["probabilities"][0].tolist()
+        if len(found) != len(head.labels):
+            raise BundleError(
+                f"{self.bundle.path}: head {head.name} gives {len(found)} probabilities for {len(head.labels)} labels; "
+                "export the bundle again"
+            )
+        probabilities = dict(zip(head.labels, found, strict=True))
         return HeadAnswer(
             head.kind, label=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities
         )
+
+
+def _located(series: Series, message: str) -> str:
+    """Say which of several series it is about, where the message does not."""
+    if str(series.path) in message:
+        return message
+    return f"{series.path} ({series.description}): {message}" if series.description else f"{series.path}: {message}"
 
 
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:
