@@ -68,30 +68,37 @@ def _pipeline(device: Device) -> Any:
         resampled = fn.resize(
             voxels, size=size, roi_start=roi_start, roi_end=roi_end, antialias=True, dtype=types.FLOAT, name="resample"
         )
-        # fn.slice pads with a constant: air is made 0 for it.
-        above = fn.squeeze(resampled, axes=[3], name="one_channel") - low
-        # fn.transpose takes no permutation per sample.
-        if permutation == 0:
-            oriented = above
-        elif permutation == 1:
-            oriented = fn.transpose(above, perm=PERMUTATIONS[1])
-        elif permutation == 2:
-            oriented = fn.transpose(above, perm=PERMUTATIONS[2])
-        elif permutation == 3:
-            oriented = fn.transpose(above, perm=PERMUTATIONS[3])
-        elif permutation == 4:
-            oriented = fn.transpose(above, perm=PERMUTATIONS[4])
-        else:
-            oriented = fn.transpose(above, perm=PERMUTATIONS[5])
-        padded = fn.slice(
-            oriented,
-            start=anchor,
-            shape=shape,
-            axes=[0, 1, 2],
-            out_of_bounds_policy="pad",
-            fill_values=0.0,
-            name="pad",
-        )
-        return padded + low
+        return _orient_and_pad(resampled, permutation, anchor, shape, low)
 
     return preprocess()
+
+
+def _orient_and_pad(resampled: Any, permutation: Any, anchor: Any, shape: Any, low: Any) -> Any:
+    """Bring resampled voxels (D, H, W, 1) in acquired axes to the grid's axes and size; DALI compiles the branches."""
+    from nvidia.dali import fn
+
+    # fn.slice pads with a constant: air is made 0 for it.
+    above = fn.squeeze(resampled, axes=[3], name="one_channel") - low
+    # fn.transpose takes no permutation per sample.
+    if permutation == 0:
+        oriented = above
+    elif permutation == 1:
+        oriented = fn.transpose(above, perm=PERMUTATIONS[1])
+    elif permutation == 2:
+        oriented = fn.transpose(above, perm=PERMUTATIONS[2])
+    elif permutation == 3:
+        oriented = fn.transpose(above, perm=PERMUTATIONS[3])
+    elif permutation == 4:
+        oriented = fn.transpose(above, perm=PERMUTATIONS[4])
+    else:
+        oriented = fn.transpose(above, perm=PERMUTATIONS[5])
+    padded = fn.slice(
+        oriented,
+        start=anchor,
+        shape=shape,
+        axes=[0, 1, 2],
+        out_of_bounds_policy="pad",
+        fill_values=0.0,
+        name="pad",
+    )
+    return padded + low
