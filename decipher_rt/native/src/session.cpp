@@ -6,6 +6,7 @@
 #include <future>
 
 #include "error.hpp"
+#include "graph_operators.hpp"
 #include "parallel.hpp"
 #include "tokens.hpp"
 
@@ -13,7 +14,8 @@ namespace decipher {
 
 namespace {
 
-constexpr std::int64_t slabs_per_thread = 2;
+// The same on every machine: where a grid is cut decides how its last bits round. See decipher_rt/preprocess/run.py.
+constexpr std::int64_t most_slabs = 4;
 
 std::vector<std::string> files_of(const Manifest& manifest, std::string_view precision) {
     std::vector<std::string> files = {manifest.engine_file("onnx", precision).file};
@@ -92,7 +94,8 @@ private:
 Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) {
     Clock clock;
     callbacks_.report(DRT_OPEN, 0);
-    const unsigned threads = options.threads;
+    const unsigned threads = description_.threads = options.threads;
+    description_.precision = options.precision;
     // DALI takes as long to load as the bundle takes to check: side by side where the caller allows a second thread.
     auto loading = std::async(threads > 1 ? std::launch::async : std::launch::deferred,
                               [&] { return load_dali(options.library_folder); });
@@ -101,7 +104,8 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     const Manifest& manifest = bundle.manifest;
     const Preprocessing& spec = manifest.preprocessing;
     preprocessing_ = bundle.file(spec.graphs.at("cpu"));
-    for (std::int64_t n = 1; n <= slabs_per_thread * threads; ++n)
+    check_operators(preprocessing_);
+    for (std::int64_t n = 1; n <= most_slabs; ++n)
         if (spec.grid_shape[0] % n == 0) slabs_ = n;
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
 
@@ -113,12 +117,10 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     if (manifest.scope) scope_ = engine_->load(manifest.scope->file, bundle.file(manifest.scope->file), 1);
     dali_ = loading.get();
     // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
-    graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_), threads);
+    graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
 
     description_.engine = engine_->name();
     description_.device = engine_->device();
-    description_.precision = options.precision;
-    description_.threads = threads;
     description_.bundle_sha256 = bundle.sha256;
     description_.host_bytes = grid_.size() * sizeof(float);
     description_.manifest = std::move(bundle.manifest);
@@ -133,9 +135,10 @@ GridPlan Session::plan(const SeriesForm& form) const {
     return plan_grid(form.affine, form.shape, description_.manifest.preprocessing);
 }
 
-DaliGraph& Session::graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch,
-                          unsigned threads) {
+DaliGraph& Session::graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch) {
     std::unique_ptr<DaliGraph>& found = graphs[type];
+    // DALI runs a sample on one thread.
+    const auto threads = static_cast<unsigned>(std::min<std::size_t>(description_.threads, batch));
     if (!found) found = std::make_unique<DaliGraph>(dali_, preprocessing_, batch, threads);
     return *found;
 }
@@ -143,7 +146,7 @@ DaliGraph& Session::graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graph
 void Session::make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window) {
     const Shape& grid_shape = description_.manifest.preprocessing.grid_shape;
     const auto samples = grid_arguments(plan, grid_shape, slabs_, window[0]);
-    DaliGraph& pipeline = graph(grid_graphs_, type, samples.size(), description_.threads);
+    DaliGraph& pipeline = graph(grid_graphs_, type, samples.size());
     try {
         pipeline.run(voxels, type, shape, samples, grid_);
     } catch (...) {
@@ -154,7 +157,7 @@ void Session::make_grid(const GridPlan& plan, VoxelType type, const Shape& shape
 
 void Session::resample_in_plane(const SeriesForm& form, const GridPlan& plan, const void* pixels, float* resampled) {
     const GraphArguments sample = slice_arguments(plan);
-    DaliGraph& pipeline = graph(slice_graphs_, form.stored, 1, 1);
+    DaliGraph& pipeline = graph(slice_graphs_, form.stored, 1);
     try {
         pipeline.run(pixels, form.stored, {1, form.shape[1], form.shape[2]}, {&sample, 1},
                      {resampled, static_cast<std::size_t>(plan.size[1] * plan.size[2])});

@@ -84,7 +84,7 @@ public:
 private:
     class Clock;
 
-    DaliGraph& graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch, unsigned threads);
+    DaliGraph& graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch);
     void make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window);
     Result answer(const SeriesForm& form, const GridPlan& plan, const Window& window, Clock& clock);
     ScopeAnswer judge_scope(const SeriesForm& form, const Arrays& features);
