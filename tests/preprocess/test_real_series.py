@@ -77,6 +77,8 @@ def test_tissue_lies_where_the_header_says(name: str, shared_data: Path) -> None
         weights = np.clip(values.astype(np.float64).ravel() - grid.window[0], 0, None) * inside
         return (points * weights[:, None]).sum(axis=0) / weights.sum()  # type: ignore[no-any-return]
 
-    in_series, in_grid = centre(volume.voxels, volume.affine_lps_mm), centre(grid.volume, grid.affine_lps_mm)
+    # Every second row and column of the series is enough to weigh it, and a quarter of the memory.
+    thinned = volume.affine_lps_mm @ np.diag([1.0, 2.0, 2.0, 1.0])
+    in_series, in_grid = centre(volume.voxels[:, ::2, ::2], thinned), centre(grid.volume, grid.affine_lps_mm)
     # Voxels that the box cuts count whole in one and not in the other: a fraction of a voxel, of the thick slices too.
     np.testing.assert_allclose(in_grid, in_series, rtol=0, atol=0.5)
