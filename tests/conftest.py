@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,19 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGLosslessSV1,
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
     generate_uid,
 )
 from pydicom.valuerep import DSfloat
+
+# Triton decides when it is first imported, by whichever test that may be, whether kernels are interpreted on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -176,11 +181,7 @@ def compressed_dataset() -> Callable[[np.ndarray, str], Dataset]:
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         if name == "jpeg lossless":
-            dataset.PixelData = encapsulate([_jpeg_lossless(dataset)])
-            dataset["PixelData"].VR = "OB"
-            dataset["PixelData"].is_undefined_length = True
-            dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
-            return dataset
+            return _jpeg_lossless(dataset)
         syntax, plugin = {
             "rle": (RLELossless, "pydicom"),
             "jpeg-ls": (JPEGLSLossless, "pyjpegls"),
@@ -192,23 +193,17 @@ def compressed_dataset() -> Callable[[np.ndarray, str], Dataset]:
     return compressed
 
 
-def _jpeg_lossless(dataset: Dataset) -> bytes:
-    """Compress as JPEG lossless, first order prediction, with GDCM."""
-    import gdcm
-
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((dataset.Columns, dataset.Rows))
-    bits = dataset.BitsAllocated
-    image.SetPixelFormat(gdcm.PixelFormat(1, bits, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation))
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetByteStringValue(dataset.PixelData)
-    image.SetDataElement(element)
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(image)
-    assert change.Change()
-    fragment = change.GetOutput().GetDataElement().GetSequenceOfFragments().GetFragment(0)
-    return fragment.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
+def _jpeg_lossless(dataset: Dataset) -> Dataset:
+    """Compress as JPEG lossless, first order prediction, with GDCM, in another process (its objects outlive Python's)."""
+    code = (
+        "import gdcm, sys; reader = gdcm.ImageReader(); reader.SetFileName(sys.argv[1]); assert reader.Read();"
+        "change = gdcm.ImageChangeTransferSyntax(); syntax = gdcm.TransferSyntax.JPEGLosslessProcess14_1;"
+        "change.SetTransferSyntax(gdcm.TransferSyntax(syntax)); change.SetInput(reader.GetImage());"
+        "assert change.Change(); writer = gdcm.ImageWriter(); writer.SetFileName(sys.argv[2]);"
+        "writer.SetFile(reader.GetFile()); writer.SetImage(change.GetOutput()); assert writer.Write()"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plain, packed = Path(folder, "plain.dcm"), Path(folder, "packed.dcm")
+        save_dataset(dataset, plain)
+        subprocess.run([sys.executable, "-c", code, plain, packed], check=True)
+        return dcmread(packed)

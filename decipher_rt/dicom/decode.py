@@ -39,7 +39,9 @@ DECODERS: Final = {
     "1.2.840.10008.1.2.4.203": "pylibjpeg",
 }
 RLE: Final = "1.2.840.10008.1.2.5"
-NATIVE: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+# Decoders in native code can end the process on damaged images; see `decode_process`.
+NATIVE_CODE: Final = frozenset(DECODERS) - {RLE}
+UNCOMPRESSED: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 # A compressed image says its size in a few bytes and a decoder allocates it: no slice has more pixels than this.
 MAX_COMPRESSED_PIXELS: Final = 1 << 26
 JPEG_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7})
@@ -87,7 +89,7 @@ def _planes(dataset: FileDataset, pixels: PixelFormat, indices: Sequence[int]) -
 
     syntax = pixels.transfer_syntax
     name = str(UID(syntax).name)
-    if syntax not in DECODERS and syntax not in NATIVE:
+    if syntax not in DECODERS and syntax not in UNCOMPRESSED:
         raise NotAnImageError(f"is compressed as {name}, which is not read; convert it to JPEG 2000 or uncompressed")
     decoder = get_decoder(UID(syntax))
     if not decoder.is_available:

@@ -5,6 +5,7 @@ The two must agree on every value; what is built from the elements is written on
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
@@ -45,6 +46,8 @@ MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
 IMAGE_STORAGE: Final = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
 # Two groups with which a data set without preamble may start (file meta information, identification).
 BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
+
+LOUD: Final = ("pydicom", "openjpeg", "pylibjpeg", "jpeg_ls")
 
 # What pydicom raises on damaged input. It promises no list; these were met in fuzzing and in its sources.
 PYDICOM_ERRORS: Final = (
@@ -162,12 +165,23 @@ def read_dataset(source: Source) -> FileDataset:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Keep pydicom from warning about values; those that matter are checked here, with the file's name."""
+    """Keep pydicom and the decoders from warning and logging: they write whole values, of the patient too.
+
+    What matters is checked here and said once, with the file's name.
+    """
     from pydicom import config
 
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
+    loggers = [logging.getLogger(name) for name in LOUD]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _from_dataset(source: Source, dataset: FileDataset, keep_phi: bool, bare: bool) -> ImageFile | Foreign | Damaged:

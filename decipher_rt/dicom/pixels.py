@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decipher_rt.dicom.decode import decode_planes
+from decipher_rt.dicom.decode import NATIVE_CODE, decode_planes
 from decipher_rt.dicom.image import Frame, PixelFormat
 from decipher_rt.errors import SeriesError
 from decipher_rt.volume import Histogram
@@ -159,7 +159,10 @@ def _decoded_planes(
             wanted[frame.index].append((index, frame))
     first = next(iter(wanted.values()))[0][1]
     images = sorted(wanted)
-    for number, image in zip(images, decode_planes(first.source, first.pixels, images), strict=True):
+    decode = decode_planes
+    if first.pixels.transfer_syntax in NATIVE_CODE:
+        from decipher_rt.dicom.decode_process import decode_planes_apart as decode
+    for number, image in zip(images, decode(first.source, first.pixels, images), strict=True):
         for index, frame in wanted[number]:
             plane = raw[index % len(raw)]
             plane[:] = _tile(image, frame)

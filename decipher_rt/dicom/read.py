@@ -143,7 +143,7 @@ def _volume(
         np.array([frame.position for frame in frames]),
         np.array([frame.orientation for frame in frames]),
         np.array([frame.spacing for frame in frames]),
-        first.slice_spacing or first.thickness,
+        first.slice_spacing or (first.thickness if len(frames) == 1 else None),
         allow_gaps,
     )
     ordered: list[Frame | None] = [frames[index] if index >= 0 else None for index in stack.order]

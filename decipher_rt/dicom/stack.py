@@ -79,8 +79,7 @@ def stack_slices(
     spacings : ndarray, shape (N, 2)
         Pixel Spacing: between rows, between columns, mm.
     stated_spacing : float or None
-        Spacing Between Slices, or else Slice Thickness, in mm: the slice spacing where there is only one slice, a check
-        elsewhere.
+        Spacing Between Slices in mm, a check; where there is one slice only, its spacing (Slice Thickness will do).
     allow_gaps : bool
         Leave places of missing slices empty instead of refusing.
 
@@ -167,8 +166,19 @@ def _step(
         )
     distance = float(np.linalg.norm(step))
     if stated is not None and abs(stated / distance - 1.0) > STATED_SPACING_TOLERANCE:
-        warnings.append(f"slices lie {distance:.4g} mm apart, the header says {stated:.4g} mm")
+        warnings.append(_differs_from_stated(ordered, distance, stated, allow_gaps))
     return step, slots, warnings
+
+
+def _differs_from_stated(ordered: NDArray[np.float64], distance: float, stated: float, allow_gaps: bool) -> str:
+    """Refuse regular gaps (every other slice missing, say), which look like thick slices; else word a warning."""
+    multiple = round(distance / stated)
+    if multiple >= 2 and abs(distance / stated / multiple - 1.0) <= STATED_SPACING_TOLERANCE and not allow_gaps:
+        raise SeriesError(
+            f"slices lie {distance:.4g} mm apart, {multiple} times the {stated:.4g} mm of the header: slices seem to "
+            f"be missing after {place(ordered[0])} (--allow-gaps reads them as they are)"
+        )
+    return f"slices lie {distance:.4g} mm apart, the header says {stated:.4g} mm"
 
 
 def _slots(
