@@ -54,6 +54,7 @@
 
    - Every function returns a drt_status or cannot fail. On failure drt_last_error() says in one line what, where and
      what to do; it belongs to the calling thread and lives until that thread's next call that fails.
+   - Enumerations are int32_t: their size is the same for every compiler.
    - A structure begins with struct_size: its size in the caller's program, so that a program built with an older header
      goes on working with a newer library. The drt_*default*() functions set it; where none is named, set it yourself.
    - Strings given out belong to the session and live until it is closed, unless a comment says otherwise. The caller's
@@ -89,7 +90,8 @@ extern "C" {
 
 /* ---- status ------------------------------------------------------------------------------------------------------ */
 
-typedef enum drt_status {
+typedef int32_t drt_status;
+enum {
     DRT_OK = 0,
     DRT_ERROR_ARGUMENT = 1,     /* NULL, a size or name that does not exist, a call out of order */
     DRT_ERROR_BUNDLE = 2,       /* the bundle is damaged, incomplete, of another schema, or hostile */
@@ -104,7 +106,7 @@ typedef enum drt_status {
     DRT_ERROR_DEVICE_LOST = 11, /* the GPU is gone or its context is broken; open a new session */
     DRT_ERROR_UNSUPPORTED = 12, /* this build or this session cannot do it */
     DRT_ERROR_INTERNAL = 13     /* a defect of the library: please report the message */
-} drt_status;
+};
 
 /* [any] What a status means, in a few words. Never NULL. */
 DRT_API const char *drt_status_text(drt_status status);
@@ -118,16 +120,20 @@ DRT_API uint32_t drt_abi_version(void);
 
 typedef struct drt_session drt_session;
 
-typedef enum drt_device { DRT_CPU = 0, DRT_CUDA = 1 } drt_device;
+typedef int32_t drt_device;
+enum { DRT_CPU = 0, DRT_CUDA = 1 };
 
-typedef enum drt_mode {
+typedef int32_t drt_mode;
+enum {
     DRT_IN_PROCESS = 0,
     DRT_WORKER = 1 /* a process of its own over shared memory: whatever happens to it, the host lives */
-} drt_mode;
+};
 
-typedef enum drt_log_level { DRT_LOG_ERROR = 0, DRT_LOG_WARNING = 1, DRT_LOG_INFO = 2 } drt_log_level;
+typedef int32_t drt_log_level;
+enum { DRT_LOG_ERROR = 0, DRT_LOG_WARNING = 1, DRT_LOG_INFO = 2 };
 
-typedef enum drt_stage { DRT_OPEN = 0, DRT_PREPROCESS = 1, DRT_ENCODE = 2, DRT_HEADS = 3 } drt_stage;
+typedef int32_t drt_stage;
+enum { DRT_OPEN = 0, DRT_PREPROCESS = 1, DRT_ENCODE = 2, DRT_HEADS = 3 };
 
 /* Callbacks run in the thread of the call that they belong to, and must not call into the same session. */
 typedef void (*drt_log_callback)(void *user_data, drt_log_level level, const char *message);
@@ -200,7 +206,8 @@ typedef struct drt_session_info {
     int64_t worker_pid;    /* 0 in process */
 } drt_session_info;
 
-typedef enum drt_head_kind { DRT_CLASSIFICATION = 0, DRT_REGRESSION = 1 } drt_head_kind;
+typedef int32_t drt_head_kind;
+enum { DRT_CLASSIFICATION = 0, DRT_REGRESSION = 1 };
 
 typedef struct drt_head_info {
     size_t struct_size;
@@ -220,7 +227,8 @@ DRT_API const char *drt_head_label(const drt_session *session, const char *head,
 
 /* ---- a volume in memory ------------------------------------------------------------------------------------------ */
 
-typedef enum drt_voxel_type {
+typedef int32_t drt_voxel_type;
+enum {
     DRT_UINT8 = 0,
     DRT_INT8 = 1,
     DRT_UINT16 = 2,
@@ -229,9 +237,10 @@ typedef enum drt_voxel_type {
     DRT_INT32 = 5,
     DRT_FLOAT32 = 6,
     DRT_FLOAT64 = 7
-} drt_voxel_type;
+};
 
-typedef enum drt_memory { DRT_HOST_MEMORY = 0, DRT_CUDA_MEMORY = 1 } drt_memory;
+typedef int32_t drt_memory;
+enum { DRT_HOST_MEMORY = 0, DRT_CUDA_MEMORY = 1 };
 
 typedef struct drt_volume {
     size_t struct_size;

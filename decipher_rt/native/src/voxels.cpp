@@ -87,8 +87,8 @@ VoxelType graph_type(drt_voxel_type type, Rescale rescale) {
 
 SeriesForm check_form(drt_voxel_type type, const std::int64_t (&shape)[3], const double (&affine)[16], double slope,
                       double intercept, const char* modality) {
-    if (static_cast<int>(type) < DRT_UINT8 || static_cast<int>(type) > DRT_FLOAT64)
-        throw argument_error("voxel type " + std::to_string(static_cast<int>(type)) + " is none of drt_voxel_type");
+    if (type < DRT_UINT8 || type > DRT_FLOAT64)
+        throw argument_error("voxel type " + std::to_string(type) + " is none of drt_voxel_type");
     SeriesForm form{type, graph_type(type, {slope, intercept}), {}, {}, {slope, intercept}, "", modality != nullptr};
     std::int64_t voxels = 1;
     for (std::size_t i = 0; i < 3; ++i) {
