@@ -1,4 +1,4 @@
-"""``decipher-rt train`` and ``decipher-rt evaluate``."""
+"""``decipher-rt train``, ``evaluate`` and ``simulate``."""
 
 from __future__ import annotations
 
@@ -64,6 +64,24 @@ def evaluate(weights: Path | None, cache: Path, as_json: bool) -> None:
     torch.set_num_threads(loaded.config.threads)
     test = simulated(loaded.config, cache, Progress(), ("test",))["test"]
     _show(measure(loaded.model, test, loaded.config), as_json)
+
+
+@click.command(epilog="Example: decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")
+@click.argument("seeds", nargs=-1, required=True, type=click.IntRange(0), metavar="SEED...")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Each series is a folder in it.")
+def simulate(seeds: tuple[int, ...], output: Path) -> None:
+    """Simulate MR series of heads and write them as DICOM; the same SEED gives the same series.
+
+    The report of each is printed. Patients are called SIMULATED.
+    """
+    from .data import load_anatomy
+    from .data.series import acquire, write_dicom
+
+    anatomy = load_anatomy()
+    for seed in seeds:
+        series = acquire(seed, anatomy)
+        files = write_dicom(series, output / f"{seed}")
+        click.echo(f"{output / str(seed)}: {len(files)} files. {' '.join(series.report)}")
 
 
 def _show(metrics: dict[str, object], as_json: bool) -> None:

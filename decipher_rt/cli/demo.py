@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from decipher_rt.result import Result
 
 DEMO_SERIES = Path(__file__).parent.parent / "default" / "demo_series"
+DEMO_TRUTH = DEMO_SERIES.with_suffix(".txt")
 
 
 @click.command(
@@ -52,6 +53,8 @@ def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
             click.echo(f"  {outcome.error}")
             continue
         _explain(outcome, manifest.preprocessing)
+        if not series:
+            _step("Truth", DEMO_TRUTH.read_text(encoding="utf-8").strip())
         written.append(Path(str(outcome.embedding)).parent / VIEWS)
     for picture in written:
         click.echo(click.style(f"The picture is {picture}", bold=True))

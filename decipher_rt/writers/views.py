@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def draw_views(result: Result, volume: Volume) -> bytes:
     _text(draw, (MARGIN, HEADER + PANEL + 18), _footer(result), FAINT, 14)
     _text(draw, (width - MARGIN, HEADER + PANEL + 18), NOTICE, WARNING, 14, anchor="ra")
     buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
+    canvas.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
@@ -164,9 +165,7 @@ def _footer(result: Result) -> str:
 
 def _wrapped(draw: ImageDraw, place: tuple[int, int], text: str, colour: str, size: int) -> int:
     """Write text in the answers' column, broken between words; return where it ends."""
-    from PIL import ImageFont
-
-    font, (left, y), line = ImageFont.load_default(size), place, ""
+    font, (left, y), line = _font(size), place, ""
     for word in [*text.split(), ""]:
         longer = f"{line} {word}".strip()
         if word and draw.textlength(longer, font=font) <= COLUMN:
@@ -187,7 +186,13 @@ def _text(
     *,
     outlined: bool = False,
 ) -> None:
+    outline: dict[str, Any] = {"stroke_width": 2, "stroke_fill": PANEL_BACKGROUND} if outlined else {}
+    draw.text(place, text, fill=colour, font=_font(size), anchor=anchor, **outline)
+
+
+@cache
+def _font(size: int) -> Any:
+    """Return the font that Pillow carries; unpacking it takes longer than drawing with it."""
     from PIL import ImageFont
 
-    outline: dict[str, Any] = {"stroke_width": 2, "stroke_fill": PANEL_BACKGROUND} if outlined else {}
-    draw.text(place, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor, **outline)
+    return ImageFont.load_default(size)

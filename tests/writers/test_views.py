@@ -40,8 +40,8 @@ def brightest_corner(pixels: np.ndarray) -> tuple[bool, bool]:
     return bool(rows.mean() < pixels.shape[0] / 2), bool(columns.mean() < pixels.shape[1] / 2)
 
 
-@pytest.mark.parametrize("order", permutations((0, 1, 2)))
-@pytest.mark.parametrize("flips", product((False, True), repeat=3))
+@pytest.mark.parametrize("order", list(permutations((0, 1, 2))))
+@pytest.mark.parametrize("flips", list(product((False, True), repeat=3)))
 def test_any_storage_shows_the_same_patient(order, flips):
     volume = block(order, flips)
     shown = orthogonal_views(Volume(np.ascontiguousarray(volume.voxels), volume.affine_lps_mm, volume.series))

@@ -1,0 +1,66 @@
+"""demo, doctor, inspect and verify."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+from decipher_rt.cli import cli
+
+
+def run(*arguments, status=0):
+    outcome = CliRunner().invoke(cli, list(map(str, arguments)))
+    if outcome.exception and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    assert outcome.exit_code == status, outcome.output
+    return outcome.output
+
+
+def test_demo_explains_each_step_and_ends_with_the_picture(tmp_path):
+    output = run("demo", "-o", tmp_path / "out")
+    for step in ("Open", "Load", "Read", "Preprocess", "Encode", "Scope", "Answer", "Truth", "Total"):
+        assert step in output
+    picture = next((tmp_path / "out").rglob("views.png"))
+    assert str(picture) in output.splitlines()[-2]
+
+
+def test_doctor_says_the_same_to_people_and_programs():
+    report = json.loads(run("doctor", "--json"))
+    text = run("doctor")
+    assert report["machine"]["cores"] >= 1
+    assert {engine["name"] for engine in report["engines"]} >= {"onnxruntime", "openvino"}
+    assert report["bundle"]["error"] is None
+    for engine in report["engines"]:
+        assert engine["detail"] in text
+
+
+def test_doctor_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr("decipher_rt.cli.doctor.DECODERS", {"JPEG 3000": "no-such-package"})
+    assert "pip install no-such-package" in run("doctor")
+
+
+def test_inspect_says_what_the_bundle_holds():
+    document = json.loads(run("inspect", "--json"))
+    opened = open_bundle(DEFAULT_BUNDLE)
+    assert document["sha256"] == opened.sha256
+    assert document["bytes"] <= 30e6
+    text = run("inspect")
+    for head in opened.manifest.heads:
+        assert head.name in text
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_verify_passes_here(engine):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    report = json.loads(run("verify", "--engine", engine, "--json"))
+    assert report["passed"]
+    assert report["embedding_cosine"] > 0.9999
+
+
+def test_verify_fails_where_an_output_differs(monkeypatch):
+    from decipher_rt import verify as module
+
+    honest = module.run_case
+    monkeypatch.setattr(module, "run_case", lambda *a: {k: v + 0.5 for k, v in honest(*a).items()})
+    assert "differs" in run("verify", status=1)
