@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anatomy import Map
-from .subject import VENTRICLES
 from .tissues import INDEX, TISSUES
 
 KINDS = ("plaque", "tumour", "lacune", "infarct")
+VENTRICLES = ((-15.0, -18.0, 14.0), (15.0, -18.0, 14.0))  # what the white matter beside them is near to
 LABEL = 4  # of the first lesion in the label map; the next ones follow while they are told apart
 GREY, WHITE = TISSUES.index("grey"), TISSUES.index("white")
 
@@ -56,15 +56,16 @@ def region_at(mni_mm: NDArray[np.float64]) -> str:
     x, y, z = (float(v) for v in mni_mm)
     if abs(x) < 14 and -44 < y < -8 and z < -8:
         return "brainstem"
-    if y < -34 and z < -14 - 0.22 * (y + 34) * (y < -60):
+    tentorium = (-14 if y > -60 else -8) - 0.28 * max(0.0, abs(x) - 15)
+    if y < -34 and z < tentorium:
         return "cerebellum"
     if abs(x) < 34 and -32 < y < 20 and -8 < z < 18 and abs(x) > 5:
         return "deep grey nuclei"
-    if y < -62 and z < 30 - 0.9 * (y + 62) * -1:
+    if y < -62 and z < 30 + 0.9 * (y + 62):
         return "occipital lobe"
-    if y < 16 and z < 4 + max(0.0, -(y + 20) * 0.45) and y > -62 and abs(x) > 18:
+    if -62 < y < 16 and z < 4 + max(0.0, -0.45 * (y + 20)) and abs(x) > 18:
         return "temporal lobe"
-    if y > -14 + 0.22 * (70 - z) * -1 * (z > 20) or (y > -10 and z <= 20):
+    if y > -8 - 0.35 * max(0.0, z - 10):  # the central sulcus runs backwards as it rises
         return "frontal lobe"
     return "parietal lobe" if z > 16 else ("occipital lobe" if y < -50 else "temporal lobe")
 

@@ -36,7 +36,7 @@ def simulate(seed: int, anatomy: Anatomy, preprocessing: Preprocessing, *, kind:
         One of ``KINDS``; drawn where not given, 85 % heads.
     """
     if kind is None:
-        kind = KINDS[int(np.random.default_rng([seed, 0x4B494E44]).choice(len(KINDS), p=KIND_SHARES))]
+        kind = draw_kind(seed)
     if kind == "head":
         return simulate_scene(draw_scene(seed, anatomy), anatomy, preprocessing)
     if kind == "scrambled":
@@ -46,6 +46,11 @@ def simulate(seed: int, anatomy: Anatomy, preprocessing: Preprocessing, *, kind:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     return not_heads.simulate_other(seed, kind, preprocessing)
+
+
+def draw_kind(seed: int) -> str:
+    """Draw what a seed shows where nobody says it."""
+    return KINDS[int(np.random.default_rng([seed, 0x4B494E44]).choice(len(KINDS), p=KIND_SHARES))]
 
 
 def simulate_scene(scene: Scene, anatomy: Anatomy, preprocessing: Preprocessing) -> Sample:

@@ -13,8 +13,9 @@ from .protocol import rotation
 BRAIN_CENTRE = np.array([0.0, -18.0, 8.0])  # MNI, RAS
 ELASTIC_LOW = np.array([-110.0, -145.0, -210.0])  # region over which displacements are drawn, MNI RAS
 ELASTIC_HIGH = np.array([110.0, 142.0, 125.0])
-VENTRICLES = ((-15.0, -18.0, 14.0), (15.0, -18.0, 14.0))
-VENTRICLE_RADII = (20.0, 44.0, 24.0)
+# Course of the right lateral ventricle in the template, from the trigone to the frontal horn: (R, A, S) in mm.
+VENTRICLE = np.array([(27, -46, 8), (16, -31, 20), (11, -14.5, 23), (7, 2, 16), (6, 15, 10), (12, 25, 6)], np.float64)
+VENTRICLE_REACH_MM = 10.0  # over which its widening fades, across and beyond its ends
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,24 @@ class Subject:
                 torch.from_numpy(lattice)[None], where, padding_mode="border", align_corners=True
             )
             moved += values.view(3, -1).T.numpy()
-        pull = np.zeros_like(moved)
-        for centre in VENTRICLES:
-            from_centre = moved - np.array(centre)
-            weight = np.exp(-0.5 * ((from_centre / (0.5 * np.array(VENTRICLE_RADII))) ** 2).sum(1))
-            pull += self.ventricles * weight[:, None] * from_centre * np.array([1.0, 0.5, 0.9])
-        return moved - pull
+        return moved - self.ventricles * _towards_ventricles(moved)
+
+
+def _towards_ventricles(mni: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Vectors from the courses of both lateral ventricles to points (N, 3), fading with distance.
+
+    Subtracting a share of them shows at each point what lies nearer to the ventricle: it is widened.
+    """
+    y = mni[:, 1]
+    beyond = np.maximum(0, np.maximum(VENTRICLE[0, 1] - y, y - VENTRICLE[-1, 1]))
+    x, z = (np.interp(y, VENTRICLE[:, 1], VENTRICLE[:, i]) for i in (0, 2))
+    out = np.zeros_like(mni)
+    for side in (-1, 1):
+        across, up = mni[:, 0] - side * x, mni[:, 2] - z
+        weight = np.exp(-0.5 * (across**2 + up**2 + beyond**2) / VENTRICLE_REACH_MM**2)
+        out[:, 0] += weight * across
+        out[:, 2] += weight * up
+    return out
 
 
 def draw_subject(rng: np.random.Generator, heads: int) -> Subject:
