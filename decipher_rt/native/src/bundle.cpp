@@ -126,7 +126,7 @@ Bundle open_bundle(const fs::path& folder, std::string_view precision, Wanted wa
         if (!fs::is_directory(folder))
             throw bundle_error(where + ": no such folder; make one with 'decipher-rt export'");
         const Bytes sums_text = read_text(folder, where, sums_name);
-        Bundle bundle{folder, {}, hexadecimal(sha256(sums_text)), parse_sums(text_of(sums_text), where), {}};
+        Bundle bundle{folder, {}, {}, hexadecimal(sha256(sums_text)), parse_sums(text_of(sums_text), where), {}};
         check_listed(folder, where, bundle.sums);
         const auto check_sum = [&](const std::string& name, const Bytes& bytes) {
             if (hexadecimal(sha256(bytes)) != bundle.sums.at(name))
@@ -135,7 +135,8 @@ Bundle open_bundle(const fs::path& folder, std::string_view precision, Wanted wa
         const Bytes manifest_text = read_text(folder, where, manifest_name);
         check_sum(std::string(manifest_name), manifest_text);
         try {
-            bundle.manifest = parse_manifest(text_of(manifest_text));
+            bundle.manifest_text = text_of(manifest_text);
+            bundle.manifest = parse_manifest(bundle.manifest_text);
         } catch (const Error& error) {
             throw bundle_error(where + ": " + error.what());
         }

@@ -20,6 +20,7 @@ using Sums = std::map<std::string, std::string>;  // file name to digest
 struct Bundle {
     std::filesystem::path path;
     Manifest manifest;
+    std::string manifest_text;
     std::string sha256;  // of SHA256SUMS: it names the exact content of every file
     Sums sums;
     std::map<std::string, Bytes> files;  // those that the session needs

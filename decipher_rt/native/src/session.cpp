@@ -123,6 +123,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     description_.device = engine_->device();
     description_.bundle_sha256 = bundle.sha256;
     description_.host_bytes = grid_.size() * sizeof(float);
+    description_.manifest_text = std::move(bundle.manifest_text);
     description_.manifest = std::move(bundle.manifest);
     description_.open_ms = clock.total();
     callbacks_.report(DRT_OPEN, 1);

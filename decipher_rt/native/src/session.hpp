@@ -56,7 +56,7 @@ struct Result {
 // What stays the same from opening to closing; the answers to drt_session_describe.
 struct Description {
     Manifest manifest;
-    std::string bundle_sha256, engine, device, precision;
+    std::string manifest_text, bundle_sha256, engine, device, precision;
     unsigned threads = 1;
     double open_ms = 0;
     std::uint64_t host_bytes = 0, device_bytes = 0;

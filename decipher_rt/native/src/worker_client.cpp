@@ -1,3 +1,176 @@
 #include "worker_client.hpp"
-#include "error.hpp"
-namespace decipher { std::unique_ptr<Backend> make_worker(const SessionOptions&, const std::string&, std::uint32_t){ throw Error(DRT_ERROR_UNSUPPORTED,"no"); } }
+
+#include <chrono>
+#include <utility>
+
+#include "parallel.hpp"
+#include "worker_channel.hpp"
+#include "worker_process.hpp"
+#include "worker_protocol.hpp"
+
+namespace decipher {
+
+namespace {
+
+constexpr int cancel_interval_ms = 5;  // how often the host's callback is asked
+
+Error lost(const std::string& what) { return {DRT_ERROR_WORKER_LOST, what + "; open a new session"}; }
+
+// Host and worker take turns: a call goes out, and nothing else happens until its reply has come.
+class Worker : public Backend {
+public:
+    Worker(const SessionOptions& options, const std::string& path, std::uint32_t timeout_ms)
+        : callbacks_(options.callbacks), timeout_(timeout_ms), memory_(SharedMemory::create()), process_(path, memory_.descriptor()) {
+        const auto start = std::chrono::steady_clock::now();
+        ByteWriter writer;
+        put_options(writer, options);
+        const Message reply = call({MessageKind::open, 0, writer.bytes()});
+        ByteReader reader(shared(reply));
+        description_ = get_description(reader);
+        description_.worker_pid = process_.pid();
+        description_.open_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    }
+
+    const Description& description() const override { return description_; }
+
+    Result run(const SeriesForm& form, const VolumeView& volume) override {
+        const std::size_t slice_bytes = form.slice_voxels() * bytes_of(form.stored);
+        const std::span<std::byte> voxels = memory_.area(form.voxels() * bytes_of(form.stored));
+        parallel_for(static_cast<std::size_t>(form.shape[0]), description_.threads, [&](std::size_t i) {
+            convert_slice(form, volume.slice(static_cast<std::int64_t>(i)), voxels.data() + i * slice_bytes);
+        });
+        return result_of(call(with_form(MessageKind::run, form, voxels.size())));
+    }
+
+    std::unique_ptr<Arrival> begin(const SeriesForm& form) override;
+
+    Message call(const Message& request) {
+        if (!alive_) throw lost("the worker process is lost");
+        memory_.cancel() = 0;
+        if (!send_message(process_.socket(), request)) give_up("the worker process died");
+        auto heard = std::chrono::steady_clock::now();
+        for (Message message;;) {
+            const auto received = receive_message(process_.socket(), wait_ms(), message);
+            const auto now = std::chrono::steady_clock::now();
+            if (received == Received::gone) give_up("the worker process died");
+            if (received == Received::nothing_yet) {
+                if (timeout_.count() > 0 && now - heard > timeout_)
+                    give_up("the worker process was silent for " + std::to_string(timeout_.count()) + " ms and was killed");
+                if (callbacks_.cancelled()) memory_.cancel() = 1;
+                continue;
+            }
+            heard = now;
+            if (message.kind == MessageKind::reply) return message;
+            handle(message);
+        }
+    }
+
+    Result result_of(const Message& reply) {
+        ByteReader reader(shared(reply));
+        return get_result(reader);
+    }
+
+    std::span<const std::byte> shared(const Message& reply) {
+        constexpr std::uint64_t most = std::uint64_t{1} << 32;
+        if (reply.shared_bytes > most) give_up("the worker process sent nonsense and was killed");
+        return memory_.area(static_cast<std::size_t>(reply.shared_bytes));
+    }
+
+    SharedMemory& memory() { return memory_; }
+
+    static Message with_form(MessageKind kind, const SeriesForm& form, std::size_t shared_bytes) {
+        ByteWriter writer;
+        put_form(writer, form);
+        return {kind, shared_bytes, writer.bytes()};
+    }
+
+private:
+    int wait_ms() const {
+        if (callbacks_.cancel != nullptr) return cancel_interval_ms;
+        return timeout_.count() > 0 ? static_cast<int>(timeout_.count()) : -1;
+    }
+
+    void handle(const Message& message) {
+        ByteReader reader(message.content);
+        switch (message.kind) {
+            case MessageKind::progress: {
+                const auto stage = reader.get<drt_stage>();
+                return callbacks_.report(stage, reader.get<double>());
+            }
+            case MessageKind::log: {
+                const auto level = reader.get<drt_log_level>();
+                return callbacks_.say(level, reader.get_text());
+            }
+            case MessageKind::failure: {
+                const auto status = reader.get<drt_status>();
+                throw Error(status, reader.get_text());
+            }
+            default: give_up("the worker process sent nonsense and was killed");
+        }
+    }
+
+    [[noreturn]] void give_up(const std::string& why) {
+        alive_ = false;
+        process_.kill();
+        throw lost(why);
+    }
+
+    Callbacks callbacks_;
+    std::chrono::milliseconds timeout_;
+    SharedMemory memory_;
+    WorkerProcess process_;
+    Description description_;
+    bool alive_ = true;
+};
+
+class WorkerArrival : public Arrival {
+public:
+    WorkerArrival(Worker& worker, const SeriesForm& form) : worker_(worker), form_(form) {
+        const Message reply = worker_.call(Worker::with_form(MessageKind::begin, form, 0));
+        ByteReader reader(reply.content);
+        number_ = reader.get<std::uint64_t>();
+    }
+
+    ~WorkerArrival() override {
+        try {
+            request(MessageKind::free_series, {}, 0);
+        } catch (const Error&) {  // a worker that is gone holds no series
+        }
+    }
+
+    void push(const SliceView& slice, const Vector& position_lps_mm) override {
+        const std::span<std::byte> pixels = worker_.memory().area(form_.slice_voxels() * bytes_of(form_.stored));
+        convert_slice(form_, slice, pixels.data());
+        request(MessageKind::push, position_lps_mm, pixels.size());
+    }
+
+    std::vector<std::int64_t> missing() const override {
+        const Message reply = request(MessageKind::missing, {}, 0);
+        ByteReader reader(worker_.shared(reply));
+        return reader.get_list<std::int64_t>();
+    }
+
+    Result finish() override { return worker_.result_of(request(MessageKind::finish, {}, 0)); }
+
+private:
+    Message request(MessageKind kind, const Vector& position, std::size_t shared_bytes) const {
+        ByteWriter writer;
+        writer.put(number_);
+        writer.put(position);
+        return worker_.call({kind, shared_bytes, writer.bytes()});
+    }
+
+    Worker& worker_;
+    SeriesForm form_;
+    std::uint64_t number_ = 0;
+};
+
+std::unique_ptr<Arrival> Worker::begin(const SeriesForm& form) { return std::make_unique<WorkerArrival>(*this, form); }
+
+}  // namespace
+
+std::unique_ptr<Backend> make_worker(const SessionOptions& options, const std::string& path, std::uint32_t timeout_ms) {
+    return std::make_unique<Worker>(options, path, timeout_ms);
+}
+
+}  // namespace decipher
