@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from decipher_rt.atomic import whole_folder
@@ -35,11 +35,14 @@ class Bundle:
         What is in it.
     sha256 : str
         Digest of ``SHA256SUMS``: it names the exact content of every file.
+    sums : mapping
+        SHA-256 of each file.
     """
 
     path: Path
     manifest: Manifest
     sha256: str
+    sums: Mapping[str, str] = field(default_factory=dict)
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the bundle, or raise BundleError if the sums do not list it."""
@@ -72,7 +75,7 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE) -> Bundle:
         _check_names(manifest, sums)
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None
-    return Bundle(folder, manifest, hashlib.sha256(sums_text.encode()).hexdigest())
+    return Bundle(folder, manifest, hashlib.sha256(sums_text.encode()).hexdigest(), sums)
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:

@@ -8,7 +8,8 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from decipher_rt.engines.cpu import cpu_features, cpuinfo
 
 # What matters to int8 and fp16 on a CPU; names as Linux gives them on x86-64 and on aarch64.
 CPU_FEATURES = (
@@ -44,8 +45,7 @@ class Machine:
 
 def describe_machine() -> Machine:
     """Look at the machine; nothing is started on a GPU."""
-    cpu = _cpuinfo()
-    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    cpu, present = cpuinfo(), cpu_features()
     gpus, note = _cuda_devices()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
@@ -64,16 +64,6 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return the first processor of /proc/cpuinfo."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _cuda_devices() -> tuple[tuple[Gpu, ...], str]:

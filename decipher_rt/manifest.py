@@ -127,7 +127,11 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What one precision gives against the fp32 torch reference on the golden case."""
+    """What one encoder gives against the fp32 torch reference on the golden case.
+
+    ``target`` is that of its ``EngineFile``; ``patch_cosine`` the smallest of a token, where it was measured;
+    ``metrics`` what the export measured of its heads on simulated series, in percent.
+    """
 
     precision: Precision
     embedding_cosine: float
@@ -135,6 +139,9 @@ class Numerics:
     patch_max_error: float
     heads_max_error: float
     tolerance: float
+    target: str = "onnx"
+    patch_cosine: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,11 @@ class Manifest:
                 return engine
         present = ", ".join(f"{e.target} {e.precision}" for e in self.engines)
         raise BundleError(f"bundle {self.name}: no {precision} encoder for {target}; it holds: {present}")
+
+    def tolerance(self, entry: EngineFile) -> float | None:
+        """Return the tolerance that the export stated for an encoder, if any."""
+        stated = (row for row in self.numerics if (row.target, row.precision) == (entry.target, entry.precision))
+        return next((row.tolerance for row in stated), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""

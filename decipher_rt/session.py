@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from decipher_rt.bundle import Bundle
 from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.cpu import cpu_features
+from decipher_rt.engines.select import onnx_encoder
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
-from decipher_rt.manifest import Head, Precision
+from decipher_rt.manifest import EngineFile, Head, Precision
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, Series, find_series, read_series
 from decipher_rt.tokens import select_tokens
+from decipher_rt.verify import golden_fault
 from decipher_rt.volume import Volume
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -84,19 +87,44 @@ class Session:
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
+        self.fallback: str | None = None
         threads = threads or usable_cores()
         manifest = bundle.manifest
-        encoder = bundle.file(manifest.engine_file("onnx", precision).file)
+        self._entry = onnx_encoder(manifest, precision, cpu_features())
         with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
             loading = pool.submit(self._load_preprocessor, threads)
-            self.encoder = load_engine(engine, encoder, precision=precision, threads=threads)
+            self.encoder = self._load_encoder(engine, self._entry, threads)
             self._heads = {
                 head.name: load_engine(engine, bundle.file(head.file), precision="fp32", threads=1)
                 for head in manifest.heads
             }
             scope = manifest.scope
             self._scope = load_engine(engine, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
+            if precision != "fp32":
+                self._require_golden(engine, threads)
             self.preprocessor = loading.result()
+
+    def _load_encoder(self, engine: str, entry: EngineFile, threads: int) -> Engine:
+        return load_engine(engine, self.bundle.file(entry.file), precision=entry.precision, threads=threads)
+
+    def _require_golden(self, engine: str, threads: int) -> None:
+        """Go back to fp32 where a reduced precision answers the golden case otherwise on this machine."""
+        fault = golden_fault(self.bundle, self._entry, self.encoder, self._heads, self._scope)
+        if fault is not None:
+            self.fallback = f"{self._entry.precision} was asked for: {fault}"
+            self._entry = onnx_encoder(self.bundle.manifest, "fp32", ())
+            self.encoder = self._load_encoder(engine, self._entry, threads)
+
+    def _describe_engine(self) -> dict[str, Any]:
+        """Return the ``engine`` object of a result: what ran, and why not what was asked for."""
+        described = {
+            "name": self.encoder.name,
+            "device": self.encoder.device,
+            "precision": self.encoder.precision,
+            "threads": self.encoder.threads,
+            "sha256": self.bundle.sums[self._entry.file],
+        }
+        return described | ({"fallback": self.fallback} if self.fallback else {})
 
     def _load_preprocessor(self, threads: int) -> Preprocessor:
         spec = self.bundle.manifest.preprocessing
@@ -178,7 +206,7 @@ class Session:
                 "version": self.bundle.manifest.version,
                 "sha256": self.bundle.sha256,
             },
-            engine=_describe_engine(self.encoder),
+            engine=self._describe_engine(),
             tokens={"kept": len(tokens.indices), "total": spec.patches},
             embedding=encoded["embedding"][0].astype(np.float32),
             scope=scope,
@@ -229,7 +257,3 @@ def _located(series: Series, message: str) -> str:
 
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:
     return {name: features[name] for name in engine.inputs}
-
-
-def _describe_engine(engine: Engine) -> dict[str, Any]:
-    return {"name": engine.name, "device": engine.device, "precision": engine.precision, "threads": engine.threads}

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from decipher_rt.bundle import Bundle
 from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.cpu import cpu_features
+from decipher_rt.engines.select import onnx_encoder
 from decipher_rt.errors import BundleError
-from decipher_rt.manifest import Manifest, Precision
+from decipher_rt.manifest import EngineFile, Manifest, Precision
 
 CASE = "case.npz"
 INPUTS = ("volume", "window", "tokens")
@@ -89,14 +91,14 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
         If this machine cannot run it.
     """
     manifest = bundle.manifest
-    tolerance = next((row.tolerance for row in manifest.numerics if row.precision == precision), None)
-    encoder_file = bundle.file(manifest.engine_file("onnx", precision).file)
+    entry = onnx_encoder(manifest, precision, cpu_features())
+    tolerance = manifest.tolerance(entry)
     if tolerance is None:
         raise BundleError(
             f"bundle {bundle.path}: numerics states no tolerance for {precision}; export the bundle again"
         )
     case = read_case(bundle)
-    encoder = load_engine(engine, encoder_file, precision=precision, threads=threads)
+    encoder = load_engine(engine, bundle.file(entry.file), precision=precision, threads=threads)
     heads = {
         head.name: load_engine(engine, bundle.file(head.file), precision="fp32", threads=1) for head in manifest.heads
     }
@@ -106,6 +108,31 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
     outputs = run_case(case, encoder, heads, scope)
     cosine, rows = compare(outputs, case, manifest, tolerance)
     return VerifyReport(encoder.name, precision, cosine, rows)
+
+
+def golden_fault(
+    bundle: Bundle, entry: EngineFile, encoder: Engine, heads: Mapping[str, Engine], scope: Engine | None
+) -> str | None:
+    """Say in a line what an encoder gets wrong on the golden case on this machine; None where it is right.
+
+    Wrong is another answer than that of the fp32 reference, or a difference beyond what the export stated for this
+    encoder.
+
+    Raises
+    ------
+    BundleError
+        If the bundle has no golden case.
+    """
+    case = read_case(bundle)
+    tolerance = bundle.manifest.tolerance(entry)
+    outputs = run_case(case, encoder, heads, scope)
+    _, rows = compare(outputs, case, bundle.manifest, float("inf") if tolerance is None else tolerance)
+    for row in rows:
+        if row.answer != row.expected:
+            return f"on the golden case {row.output} answers {row.answer} instead of {row.expected}"
+        if not np.isfinite(row.error) or not row.passed:
+            return f"on the golden case {row.output} differs by {row.error:.3g}, the bundle allows {row.tolerance:.3g}"
+    return None
 
 
 def read_case(bundle: Bundle) -> dict[str, NDArray[Any]]:
