@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 16 << 30
 # Types that fit the volume as they are stored; the rest is rescaled to float32. int8 widens.
 KEPT: Final = {"uint8": "uint8", "int8": "int16", "int16": "int16", "uint16": "uint16"}
+# Room for a NIfTI-2 header (540 bytes).
+HEADER_BYTES: Final = 1024
 REAL_KINDS: Final = "iuf"
 
 
@@ -56,27 +58,35 @@ def open_nifti(source: Source) -> NiftiFile:
     from nibabel import imageglobals
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
-    head = _bytes(source, 0, 4096)
-    imageglobals.logger.setLevel(logging.CRITICAL)  # what it would log is in the error that it raises
+    head = _bytes(source, 0, HEADER_BYTES)
+    image_class = nibabel.Nifti2Image if _is_nifti2(head) else nibabel.Nifti1Image
+    # nibabel writes to the terminal what it finds odd in a header; here that is an error, or of no matter.
+    level = imageglobals.logger.level
+    imageglobals.logger.setLevel(logging.CRITICAL + 1)
     try:
-        image_class = nibabel.Nifti2Image if _is_nifti2(head) else nibabel.Nifti1Image
-        header = image_class.header_class.from_fileobj(BytesIO(head))
-        shape = header.get_data_shape()
-        dtype = header.get_data_dtype()
-        slope, intercept = header.get_slope_inter()
-        codes = int(header["sform_code"]), int(header["qform_code"])
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        offset = int(header.get_data_offset())
+        with np.errstate(all="ignore"):
+            header = image_class.header_class.from_fileobj(BytesIO(head))
+            shape = header.get_data_shape()
+            dtype = header.get_data_dtype()
+            slope, intercept = header.get_slope_inter()
+            codes = int(header["sform_code"]), int(header["qform_code"])
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+            offset = int(header.get_data_offset())
     except (
         HeaderDataError,
         ImageFileError,
+        WrapStructError,
         ValueError,
         TypeError,
         KeyError,
-        OverflowError,
+        ArithmeticError,
     ) as error:
-        raise SeriesError(f"{source.name}: not a readable NIfTI header ({str(error).splitlines()[0][:80]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SeriesError(f"{source.name}: not a readable NIfTI header ({reason[:80]})") from None
+    finally:
+        imageglobals.logger.setLevel(level)
     size, volumes = _check_shape(source, shape)
     if dtype.kind not in REAL_KINDS:
         raise SeriesError(f"{source.name}: holds {dtype} voxels; real numbers are read")
@@ -89,7 +99,7 @@ def open_nifti(source: Source) -> NiftiFile:
         axis_order(affine)
     except SeriesError as error:
         raise SeriesError(f"{source.name}: {error}") from None
-    if offset < 0 or np.prod([*size, volumes], dtype=object) * dtype.itemsize > MAX_BYTES:
+    if offset < 0 or offset > MAX_BYTES or np.prod([*size, volumes], dtype=object) * dtype.itemsize > MAX_BYTES:
         raise SeriesError(f"{source.name}: claims {size} voxels of {dtype}, more than {MAX_BYTES >> 30} GiB")
     slope = 1.0 if slope is None else float(slope)
     intercept = 0.0 if intercept is None else float(intercept)

@@ -42,7 +42,6 @@ MAX_INFLATED_BYTES: Final = 1 << 29
 MAX_INFLATED_RATIO: Final = 200
 FLOAT_PIXEL_DATA: Final = 0x7FE00008
 DOUBLE_PIXEL_DATA: Final = 0x7FE00009
-MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
 IMAGE_STORAGE: Final = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
 # Two groups with which a data set without preamble may start (file meta information, identification).
 BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
@@ -190,8 +189,10 @@ def _from_dataset(source: Source, dataset: FileDataset, keep_phi: bool, bare: bo
     if bare and not sop_class:
         return Foreign(source, "not a DICOM file")
     has_pixels = any(tag in dataset for tag in (tags.PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA))
-    if not has_pixels and (sop_class not in IMAGE_STORAGE or not sop_class):
-        if sop_class or "SOPInstanceUID" in dataset or _media_class(dataset) == MEDIA_STORAGE_DIRECTORY:
+    # A file that is cut off within its SOP class still names it in its file meta information.
+    classes = {sop_class, _media_class(dataset)} - {""}
+    if not has_pixels and classes.isdisjoint(IMAGE_STORAGE):
+        if classes or "SOPInstanceUID" in dataset:
             return Foreign(source, "a DICOM object without an image")
         return Damaged(source, f"{source.name}: cut off or damaged in its header")
     series_uid = tags.text(elements, tags.SERIES_UID)
@@ -231,7 +232,8 @@ def _frames_of_dataset(
         expected = tags.integer(elements, tags.FRAMES, 1) * pixels.frame_bytes
         if length < expected:
             raise NotAnImageError(f"is cut off: its pixel data has {length} of {expected} bytes")
-        if length > expected + expected % 2:
+        # Some writers pad; as much as a whole image more means that the header describes another image.
+        if length >= expected + pixels.frame_bytes + expected % 2:
             raise NotAnImageError(f"has {length} bytes of pixel data where its header describes {expected}")
         if syntax in NATIVE_LITTLE_ENDIAN and not floating:
             offset = _value_position(element, dataset)

@@ -1,0 +1,175 @@
+"""Folders, links and archives, and their limits."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from decipher_rt.dicom import source as module
+from decipher_rt.dicom.source import Source, Unreadable, sources
+from decipher_rt.errors import SeriesError
+from decipher_rt.series import find_series, read_series
+
+
+def names(path):
+    return [found.name for found in sources(path)]
+
+
+def test_a_folder_is_listed_with_all_its_folders(tmp_path):
+    for name in ("b/2", "b/1", "a", "c/d/e/3"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    assert names(tmp_path) == ["a", "b/1", "b/2", "c/d/e/3"]
+    assert [found.size for found in sources(tmp_path)] == [1, 3, 3, 7]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_bytes(b"a")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "dangling").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path / "data") == ["a", "link"]
+    (tmp_path / "entry").symlink_to(tmp_path / "data")
+    assert names(tmp_path / "entry") == ["a", "link"]
+
+
+def test_devices_and_pipes_are_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a").write_bytes(b"a")
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(SeriesError, match="neither a file nor a folder"):
+        names(tmp_path / "pipe")
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(SeriesError, match=r"nowhere: No such file"):
+        names(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_may_not_be_read(tmp_path, write_series):
+    folder = write_series(tmp_path / "s")
+    (folder / "0002.dcm").chmod(0)
+    whole, unreadable = find_series(folder)
+    with pytest.raises(SeriesError, match="1 slice is missing"):
+        read_series(whole)
+    with pytest.raises(SeriesError, match=r"0002\.dcm: .*Permission denied"):
+        read_series(unreadable)
+
+
+def test_more_files_than_a_study_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FILES", 3)
+    for number in range(4):
+        (tmp_path / str(number)).write_bytes(b"")
+    with pytest.raises(SeriesError, match="more than 3 files"):
+        names(tmp_path)
+
+
+def zipped(path, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_members_are_read_in_memory_and_never_leave_it(tmp_path, write_series):
+    folder = write_series(tmp_path / "s")
+    hostile = [
+        "../../outside.dcm",
+        "/absolute.dcm",
+        "..\\windows.dcm",
+        "C:/drive.dcm",
+        "a/./b/../../../c.dcm",
+        "nul\0.dcm",
+    ]
+    files = sorted(folder.iterdir())
+    (tmp_path / "in").mkdir()
+    archive = zipped(
+        tmp_path / "in" / "x.zip", {name: path.read_bytes() for name, path in zip(hostile, files, strict=True)}
+    )
+    before = sorted(tmp_path.rglob("*"))
+    (series,) = find_series(archive)
+    np.testing.assert_array_equal(read_series(series).voxels, read_series(find_series(folder)[0]).voxels)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert series.files == 6
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    archive = zipped(tmp_path / "bomb.zip", {"a.dcm": bytes(20 << 20)})
+    monkeypatch.setattr(module, "SMALL_ARCHIVE_BYTES", 1 << 20)
+    with pytest.raises(SeriesError, match=r"bomb\.zip: unpacks to \d+ times its size"):
+        names(archive)
+    monkeypatch.setattr(module, "MAX_ARCHIVE_BYTES", 1 << 20)
+    with pytest.raises(SeriesError, match=r"unpacks to 1 files and 20 MiB"):
+        names(archive)
+    monkeypatch.setattr(module, "MAX_FILES", 0)
+    with pytest.raises(SeriesError, match=r"unpacks to 1 files"):
+        names(archive)
+
+
+def test_an_archive_that_lies_about_its_sizes(tmp_path):
+    """The declared size is what the limits look at: a member never yields more than that."""
+    archive = zipped(tmp_path / "x.zip", {"a.dcm": bytes(5 << 20)})
+    data = archive.read_bytes()
+    size = (5 << 20).to_bytes(4, "little")
+    assert data.count(size) == 2  # local and central header
+    archive.write_bytes(data.replace(size, (100).to_bytes(4, "little")))
+    for found in sources(archive):
+        assert isinstance(found, Unreadable) or found.size <= 100
+
+
+def test_damaged_archives(tmp_path, write_series):
+    files = {path.name: path.read_bytes() for path in sorted(write_series(tmp_path / "s").iterdir())}
+    good = zipped(tmp_path / "good.zip", files).read_bytes()
+    (tmp_path / "not.zip").write_bytes(b"PK nothing")
+    (tmp_path / "empty.zip").write_bytes(b"")
+    (tmp_path / "cut.zip").write_bytes(good[: len(good) // 2])
+    for name in ("not", "empty", "cut"):
+        with pytest.raises(SeriesError, match=rf"{name}\.zip: not a readable zip archive"):
+            find_series(tmp_path / f"{name}.zip")
+    spoilt = bytearray(good)
+    start = 30 + len(min(files)) + 60  # local header, name, then deflated data
+    spoilt[start : start + 40] = bytes(40)
+    (tmp_path / "spoilt.zip").write_bytes(spoilt)
+    found = [find for find in sources(tmp_path / "spoilt.zip") if isinstance(find, Unreadable)]
+    assert [find.name for find in found] == ["spoilt.zip/" + min(files)]
+
+
+def test_fuzzed_archives(tmp_path, write_series):
+    files = {path.name: path.read_bytes() for path in write_series(tmp_path / "s", (2, 4, 4)).iterdir()}
+    good = zipped(tmp_path / "x.zip", files).read_bytes()
+    generator = np.random.default_rng(5)
+    for _ in range(300):
+        data = bytearray(good)
+        for place in generator.integers(0, len(data), size=4):
+            data[place] = generator.integers(256)
+        (tmp_path / "x.zip").write_bytes(data)
+        try:
+            for series in find_series(tmp_path / "x.zip"):
+                read_series(series)
+        except SeriesError as error:
+            message = str(error)  # noqa: F841 (any is fine, as long as it is a SeriesError)
+
+
+def test_an_encrypted_member_is_named(tmp_path):
+    archive = zipped(tmp_path / "x.zip", {"a.dcm": b"data"})
+    data = bytearray(archive.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    archive.write_bytes(data)
+    with pytest.raises(SeriesError, match=r"x\.zip/a\.dcm: is encrypted"):
+        find_series(archive)
+
+
+def test_reading_parts_of_a_source(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(range(10)))
+    for source in (Source("a", tmp_path / "a", 10), Source("a", tmp_path, 10, bytes(range(10)))):
+        assert source.head(3) == b"\0\1\2"
+        assert source.read(8, 5) == b"\x08\x09"
+        assert source.read(20, 5) == b""
+        target = bytearray(4)
+        assert source.read_into(memoryview(target), 7) == 3
+        assert target == b"\7\x08\x09\0"

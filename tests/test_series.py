@@ -1,0 +1,197 @@
+"""find_series and read_series on whatever lies under a path."""
+
+import logging
+import shutil
+import zipfile
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from decipher_rt.errors import SeriesError
+from decipher_rt.series import ReadOptions, find_series, read_series
+
+
+@pytest.fixture
+def study(tmp_path, write_series, synthetic):
+    """Two series in nested folders, with what else lies around on an export medium."""
+    root = tmp_path / "study"
+    write_series(root / "DICOM" / "S0001", seed=1, SeriesDescription="t1")
+    write_series(root / "DICOM" / "more" / "S0002", (4, 5, 6), seed=2, SeriesDescription="t2")
+    (root / "README.TXT").write_text("viewer: run autorun.exe")
+    (root / "autorun.exe").write_bytes(b"MZ" + bytes(range(256)) * 10)
+    (root / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (root / "empty").write_bytes(b"")
+    (root / "index.html").write_bytes(b"<html>" + b"x" * 200)
+    (root / "eight").write_bytes(b"\x08\x00" + bytes(range(200)))
+    for name, sop_class in (("DICOMDIR", MediaStorageDirectoryStorage), ("SR", pydicom.uid.EnhancedSRStorage)):
+        dataset = synthetic.slice_dataset(
+            np.zeros((2, 2), np.uint16), synthetic.oblique_affine(), 0, "1.9", PixelData=None
+        )
+        dataset.SOPClassUID = sop_class
+        synthetic.save(dataset, root / name)
+    return root
+
+
+def test_every_series_of_a_study(study, synthetic):
+    first, second = find_series(study)
+    assert [(one.description, one.files, one.path) for one in (first, second)] == [("t1", 6, study), ("t2", 4, study)]
+    volume = read_series(first)
+    np.testing.assert_array_equal(volume.voxels, synthetic.voxels((6, 10, 12), seed=1))
+    np.testing.assert_array_equal(read_series(second).voxels, synthetic.voxels((4, 5, 6), seed=2))
+    assert volume.series.uid == first.uid == pydicom.dcmread(study / "DICOM/S0001/0000.dcm").SeriesInstanceUID
+    assert volume.series.manufacturer == "Synthetic"
+    assert sorted(warning.split(" (")[0] for warning in volume.series.warnings) == [
+        "2 files ignored: a DICOM object without an image",
+        "6 files ignored: not a DICOM file",
+    ]
+
+
+def test_the_same_study_as_a_zip(study, tmp_path):
+    shutil.make_archive(str(tmp_path / "study"), "zip", study)
+    packed, plain = find_series(tmp_path / "study.zip"), find_series(study)
+    assert [one.uid for one in packed] == [one.uid for one in plain]
+    for ours, theirs in zip(packed, plain, strict=True):
+        np.testing.assert_array_equal(read_series(ours).voxels, read_series(theirs).voxels)
+
+
+def test_files_of_any_name_in_any_order_in_any_folder(tmp_path, write_series, synthetic):
+    folder = write_series(tmp_path / "s", order=[3, 0, 5, 1, 4, 2])
+    names = ["IM1", "z/y/x/1.2.840.dcm", "a b.ima", "ünïcode", "0001", "z/.hidden"]
+    for path, name in zip(sorted(folder.iterdir()), names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / name)
+    np.testing.assert_array_equal(read_series(find_series(folder)[0]).voxels, synthetic.voxels((6, 10, 12)))
+
+
+def test_one_file_is_one_slice(tmp_path, write_series, synthetic):
+    folder = write_series(tmp_path / "s")
+    volume = read_series(find_series(folder / "0002.dcm")[0])
+    np.testing.assert_array_equal(volume.voxels, synthetic.voxels((6, 10, 12))[2:3])
+    whole = read_series(find_series(folder)[0])
+    np.testing.assert_allclose(volume.affine_lps_mm[:, :3], whole.affine_lps_mm[:, :3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ExplVR_LitEndNoMeta.dcm",
+        "no_meta.dcm",
+        "meta_missing_tsyntax.dcm",
+        "no_meta_group_length.dcm",
+        "UN_sequence.dcm",
+    ],
+)
+def test_files_with_damaged_file_meta_information_are_read_or_refused(name):
+    from pathlib import Path
+
+    from pydicom.data import get_testdata_file
+
+    path = Path(get_testdata_file(name))
+    try:
+        for series in find_series(path, ReadOptions(any_modality=True)):
+            read_series(series, ReadOptions(any_modality=True))
+    except SeriesError as error:
+        message = str(error)
+        assert message.startswith(name) or str(path) in message
+
+
+def test_files_without_preamble(tmp_path, write_series, synthetic):
+    folder = write_series(tmp_path / "s", transfer_syntax="1.2.840.10008.1.2")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        length = int.from_bytes(data[140:144], "little")
+        path.write_bytes(data[144 + length :])
+    np.testing.assert_array_equal(read_series(find_series(folder)[0]).voxels, synthetic.voxels((6, 10, 12)))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.dcm", b"", "not a DICOM file, nor NIfTI"),
+        ("x.dcm", b"hello", "not a DICOM file, nor NIfTI"),
+        ("x.nii", b"hello", "not a readable NIfTI header"),
+        ("x.nii.gz", b"hello", "cannot be read"),
+        ("x.zip", b"hello", "not a readable zip archive"),
+    ],
+)
+def test_one_file_that_is_nothing(tmp_path, name, data, message):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(SeriesError, match=message) as error:
+        read_series(find_series(path)[0])
+    assert name in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_folders_without_series(tmp_path, study):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SeriesError, match="empty: holds no files"):
+        find_series(tmp_path / "empty")
+    shutil.rmtree(study / "DICOM")
+    with pytest.raises(SeriesError, match=r"study: no series with images in 8 files \(first: "):
+        find_series(study)
+    with pytest.raises(SeriesError, match=r"SR: a DICOM object without an image"):
+        find_series(study / "SR")
+
+
+def test_the_patient_stays_in_the_files_unless_asked_for(study):
+    keep = ReadOptions(keep_phi=True)
+    for finding, reading, expected in (
+        (ReadOptions(), ReadOptions(), {}),
+        (ReadOptions(), keep, {}),
+        (keep, ReadOptions(), {}),
+        (keep, keep, {"name": "Doe^Jane", "id": "SECRET-1"}),
+    ):
+        volume = read_series(find_series(study, finding)[0], reading)
+        assert volume.series.patient == expected
+        assert expected or not any(secret in repr(volume.series) for secret in ("Jane", "SECRET"))
+
+
+def test_nothing_of_the_patient_is_logged_or_warned_of(tmp_path, write_series, caplog, recwarn):
+    """pydicom warns of invalid values with the value itself."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = write_series(tmp_path / "s", PatientBirthDate="SECRET-BIRTHDAY", PatientID="SECRET-1" * 20)
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    for path in folder.iterdir():  # through pydicom: the walker takes no trailing elements
+        path.write_bytes(path.read_bytes() + b"\xfc\xff\xfc\xffOB\0\0\4\0\0\0\0\0\0\0")
+    volume = read_series(find_series(folder)[0])
+    assert volume.series.patient == {}
+    assert "SECRET" not in caplog.text
+    assert not recwarn.list
+
+
+def test_options_reach_the_reader(tmp_path, write_series):
+    folder = write_series(tmp_path / "s", Modality="CT", edit=lambda _, index: index != 2)
+    (series,) = find_series(folder)
+    with pytest.raises(SeriesError, match="--any-modality"):
+        read_series(series)
+    with pytest.raises(SeriesError, match="--allow-gaps"):
+        read_series(series, ReadOptions(any_modality=True))
+    with pytest.raises(SeriesError, match="--volume 3"):
+        read_series(series, ReadOptions(any_modality=True, allow_gaps=True, volume=3))
+    volume = read_series(series, ReadOptions(any_modality=True, allow_gaps=True))
+    assert volume.voxels.shape == (6, 10, 12)
+    assert volume.series.acquisition.modality == "CT"
+
+
+def test_dicom_and_nifti_under_one_folder(tmp_path, write_series):
+    write_series(tmp_path / "all" / "dicom")
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 3, 2), np.int16), np.eye(4)), tmp_path / "all" / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 3, 2), np.complex64), np.eye(4)), tmp_path / "all" / "b.nii")
+    dicom, nifti, bad = find_series(tmp_path / "all")
+    assert read_series(dicom).voxels.shape == (6, 10, 12)
+    assert read_series(nifti).voxels.shape == (2, 3, 4)
+    with pytest.raises(SeriesError, match=r"b\.nii: holds complex64"):
+        read_series(bad)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(tmp_path / "all" / "a.nii.gz", "a.nii.gz")
+    (packed,) = find_series(tmp_path / "x.zip")
+    assert packed.uid == nifti.uid
+    np.testing.assert_array_equal(read_series(packed).voxels, 1)
