@@ -208,8 +208,11 @@ int check_numerics(const Json& json, const std::string& key) {
     const Object object(json, key,
                         {"precision", "embedding_cosine", "embedding_max_error", "patch_max_error", "heads_max_error",
                          "tolerance"},
-                        {});
+                        {"target", "patch_cosine", "metrics"});
     object.one_of("precision", precisions);
+    object.text_or("target", "");
+    if (object.has("patch_cosine") && !object["patch_cosine"].is_null()) object.number("patch_cosine");
+    object.expect_object("metrics");
     for (const auto* name :
          {"embedding_cosine", "embedding_max_error", "patch_max_error", "heads_max_error", "tolerance"})
         object.number(name);
