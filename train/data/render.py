@@ -16,7 +16,7 @@ from .scene import Scene
 from .tissues import INDEX, TISSUES
 
 # Visible: at least this change of signal, in units of the noise that is left and of white matter's signal ...
-MIN_CONTRAST_TO_NOISE, MIN_CONTRAST = 3.0, 0.05
+MIN_CONTRAST_TO_NOISE, MIN_CONTRAST = 3.0, 0.12
 WINDOW_SAMPLES = 40_000
 BRAIN = tuple(TISSUES.index(name) for name in ("grey", "white", "csf"))
 
@@ -88,9 +88,8 @@ def render(scene: Scene, head: Head, spacing_mm: tuple[float, ...] | None, grid:
         0.75 if scene.protocol.family == "epi" else 0.4,
     )
     if shown.compression is not None:
-        # Veins, flow and residual ghosts mottle echo-planar images.
-        mottle = np.random.default_rng(look.shading_seed + 1)
-        texture = mottle.uniform(0.02, 0.14) * mottle.standard_normal(shading.shape, dtype=np.float32)
+        strength, mottle = _mottle(scene)
+        texture = strength * mottle.standard_normal(shading.shape, dtype=np.float32)
         shading = shading * shown.compression * np.exp(texture)
     hats = tuple(acq.hat_matrix(c, _voxel_positions(a)) for c, a in zip(shown.controls, axes, strict=True))
     image = image.mul_(acq.separable(torch.from_numpy(shading), (hats[0], hats[1], hats[2]))).abs_()
@@ -139,7 +138,7 @@ def _paint_scene(
     if look.removed == "scalp":
         values[labels == 0] = 0
     visible = []
-    sigma = np.sqrt(share) / look.snr
+    sigma = float(np.hypot(np.sqrt(share) / look.snr, _mottle(scene)[0]))
     for i, plan in enumerate(scene.lesions):
         contrast = abs(paint(plan, base, signals, values, labels, LABEL + i))
         visible.append(bool(contrast > MIN_CONTRAST_TO_NOISE * sigma and contrast > MIN_CONTRAST))
@@ -169,6 +168,12 @@ def _dropout(scene: Scene, head: Head, base: Map) -> NDArray[np.float32]:
     if base is not head.coarse:
         left = left.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     return np.asarray(left, np.float32)
+
+
+def _mottle(scene: Scene) -> tuple[float, np.random.Generator]:
+    """Relative strength of veins, flow and ghosts in echo-planar images, and what draws its pattern."""
+    generator = np.random.default_rng(scene.look.shading_seed + 1)
+    return (generator.uniform(0.02, 0.12) if scene.protocol.family == "epi" else 0.0), generator
 
 
 def _mm_per_ppm(scene: Scene) -> float:
