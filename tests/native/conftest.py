@@ -150,7 +150,7 @@ class SdkSession:
         self.close()
 
     def close(self) -> None:
-        self.sdk.free("drt_session_close", self.handle)
+        self.sdk.free("drt_session_close", self.handle)  # NULL, the second time
         self.handle = c_void_p()
 
     def info(self) -> Info:

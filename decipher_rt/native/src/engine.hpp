@@ -33,6 +33,7 @@ public:
     Graph& operator=(const Graph&) = delete;
 
     virtual const std::vector<std::string>& inputs() const = 0;
+    virtual const std::vector<std::string>& outputs() const = 0;
 
     // Run on the arrays that are the graph's inputs; others in `arrays` are left alone. `cancelled` is asked now and
     // then; once it says so, the run ends with DRT_ERROR_CANCELLED.

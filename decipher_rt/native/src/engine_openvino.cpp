@@ -27,16 +27,16 @@ public:
     OpenVinoGraph(std::string file, ov::CompiledModel compiled)
         : file_(std::move(file)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
         for (const auto& port : compiled_.inputs()) inputs_.push_back(port.get_any_name());
+        for (const auto& port : compiled_.outputs()) outputs_.push_back(port.get_any_name());
     }
 
     const std::vector<std::string>& inputs() const override { return inputs_; }
+    const std::vector<std::string>& outputs() const override { return outputs_; }
 
     Outputs run(const Arrays& arrays, const std::function<bool()>& cancelled) override try {
         for (const auto& port : compiled_.inputs()) {
             const std::string name = port.get_any_name();
-            const auto found = arrays.find(name);
-            if (found == arrays.end()) throw engine_error(file_ + ": needs an input " + name + " that nothing gives");
-            const auto& [element, shape, data] = found->second;
+            const auto& [element, shape, data] = arrays.at(name);
             if (port.get_element_type() != element_type(element) || !port.get_partial_shape().compatible(ov::PartialShape(ov::Shape(shape))))
                 throw engine_error(file_ + ": input " + name + " is " + element_type(element).get_type_name() + " " +
                                    ov::Shape(shape).to_string() + ", expected " +
@@ -74,7 +74,7 @@ private:
     std::string file_;
     ov::CompiledModel compiled_;
     ov::InferRequest request_;
-    std::vector<std::string> inputs_;
+    std::vector<std::string> inputs_, outputs_;
 };
 
 class OpenVino : public Engine {

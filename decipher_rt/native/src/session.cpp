@@ -1,5 +1,6 @@
 #include "session.hpp"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <chrono>
@@ -53,6 +54,22 @@ Window window_of(const Histogram& histogram, const Preprocessing& spec, std::spa
                            general(spec.window_percentiles[1], 6) + " percentiles are both " + general(window[0], 6) +
                            "; give an image series, not a mask or an empty one");
     return window;
+}
+
+// Load a graph and refuse one that does not keep the contract of its place in the bundle.
+std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const std::string& file, unsigned threads,
+                                  const std::vector<std::string>& known_inputs, const std::vector<std::string>& wanted_outputs) {
+    std::unique_ptr<Graph> graph = engine.load(file, bundle.file(file), threads);
+    const auto holds = [](const std::vector<std::string>& names, const std::string& name) {
+        return std::find(names.begin(), names.end(), name) != names.end();
+    };
+    for (const std::string& name : graph->inputs())
+        if (!holds(known_inputs, name))
+            throw engine_error(file + ": takes an input " + name + " that nothing gives; export the bundle again");
+    for (const std::string& name : wanted_outputs)
+        if (!holds(graph->outputs(), name))
+            throw engine_error(file + ": gives no output " + name + "; export the bundle again");
+    return graph;
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -111,10 +128,13 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
 
     engine_ = make_openvino(options.cache_folder);
     const EngineFile& encoder = manifest.engine_file("onnx", options.precision);
-    encoder_ = engine_->load(encoder.file, bundle.file(encoder.file), threads);
+    const std::vector<std::string> features = {"patch", "tokens", "embedding"};
+    encoder_ = load_graph(*engine_, bundle, encoder.file, threads, {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.8);
-    for (const Head& head : manifest.heads) heads_[head.name] = engine_->load(head.file, bundle.file(head.file), 1);
-    if (manifest.scope) scope_ = engine_->load(manifest.scope->file, bundle.file(manifest.scope->file), 1);
+    for (const Head& head : manifest.heads)
+        heads_[head.name] = load_graph(*engine_, bundle, head.file, 1, features,
+                                       {head.kind == HeadKind::regression ? "value" : "probabilities"});
+    if (manifest.scope) scope_ = load_graph(*engine_, bundle, manifest.scope->file, 1, features, {"score"});
     dali_ = loading.get();
     // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
     graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));

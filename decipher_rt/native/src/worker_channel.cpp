@@ -47,7 +47,19 @@ SharedMemory SharedMemory::create() {
     if (ftruncate(memory.descriptor(), control_bytes) != 0 || fcntl(memory.descriptor(), F_ADD_SEALS, F_SEAL_SHRINK) != 0)
         throw system_error("shared memory cannot be made");
     memory.map(control_bytes);
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    pthread_mutex_init(&memory.control().life, &attributes);
+    pthread_mutexattr_destroy(&attributes);
     return memory;
+}
+
+bool SharedMemory::is_life_lost() const {
+    const int tried = pthread_mutex_trylock(&control().life);
+    if (tried == 0 || tried == EOWNERDEAD) pthread_mutex_unlock(&control().life);
+    return tried == EOWNERDEAD || tried == ENOTRECOVERABLE;
 }
 
 SharedMemory SharedMemory::attach(Descriptor descriptor) {

@@ -1,6 +1,8 @@
 // Between host and worker: small messages over a socket pair, everything large in one piece of shared memory.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -36,10 +38,20 @@ public:
 
     // Behind the control page, at least `bytes` large.
     std::span<std::byte> area(std::size_t bytes);
-    std::atomic<std::uint32_t>& cancel() const { return *reinterpret_cast<std::atomic<std::uint32_t>*>(mapped_); }
+    std::atomic<std::uint32_t>& cancel() const { return control().cancel; }
+    // The worker holds a robust lock while it lives. The kernel lets go of it the moment the worker's main thread dies,
+    // well before it has freed the worker's memory and closed its socket.
+    void hold_life() const { pthread_mutex_lock(&control().life); }
+    bool is_life_lost() const;
     int descriptor() const { return descriptor_.number(); }
 
 private:
+    struct Control {
+        std::atomic<std::uint32_t> cancel;
+        pthread_mutex_t life;
+    };
+    Control& control() const { return *reinterpret_cast<Control*>(mapped_); }
+
     explicit SharedMemory(Descriptor descriptor) : descriptor_(std::move(descriptor)) {}
     void map(std::size_t bytes);
 

@@ -12,7 +12,7 @@ namespace decipher {
 
 namespace {
 
-constexpr int cancel_interval_ms = 5;  // how often the host's callback is asked
+constexpr int interval_ms = 5;  // how often the worker's life is felt, and the host's callback asked
 
 Error lost(const std::string& what) { return {DRT_ERROR_WORKER_LOST, what + "; open a new session"}; }
 
@@ -50,9 +50,10 @@ public:
         if (!send_message(process_.socket(), request)) give_up("the worker process died");
         auto heard = std::chrono::steady_clock::now();
         for (Message message;;) {
-            const auto received = receive_message(process_.socket(), wait_ms(), message);
+            const auto received = receive_message(process_.socket(), interval_ms, message);
             const auto now = std::chrono::steady_clock::now();
-            if (received == Received::gone) give_up("the worker process died");
+            if (received == Received::gone || (received == Received::nothing_yet && memory_.is_life_lost()))
+                give_up("the worker process died");
             if (received == Received::nothing_yet) {
                 if (timeout_.count() > 0 && now - heard > timeout_)
                     give_up("the worker process was silent for " + std::to_string(timeout_.count()) + " ms and was killed");
@@ -85,11 +86,6 @@ public:
     }
 
 private:
-    int wait_ms() const {
-        if (callbacks_.cancel != nullptr) return cancel_interval_ms;
-        return timeout_.count() > 0 ? static_cast<int>(timeout_.count()) : -1;
-    }
-
     void handle(const Message& message) {
         ByteReader reader(message.content);
         switch (message.kind) {

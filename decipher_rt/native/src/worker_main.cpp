@@ -18,7 +18,7 @@ namespace {
 
 class Service {
 public:
-    Service() : memory_(SharedMemory::attach(Descriptor(worker_memory))) {}
+    Service() : memory_(SharedMemory::attach(Descriptor(worker_memory))) { memory_.hold_life(); }
 
     // Until the host closes its end.
     void serve() {

@@ -83,16 +83,16 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) {
 
 WorkerProcess::~WorkerProcess() {
     socket_.close();
-    if (pid_ != 0 && !wait(end_ms)) kill();
+    if (pid_ == 0 || wait(end_ms)) return;
+    kill();
+    wait(-1);
 }
 
 void WorkerProcess::kill() {
-    if (pid_ == 0) return;
     if (process_.number() >= 0)
         syscall(SYS_pidfd_send_signal, process_.number(), SIGKILL, nullptr, 0);
     else
         ::kill(pid_, SIGKILL);
-    wait(-1);
 }
 
 bool WorkerProcess::wait(int milliseconds) {

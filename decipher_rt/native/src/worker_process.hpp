@@ -23,6 +23,7 @@ public:
 
     int socket() const { return socket_.number(); }
     pid_t pid() const { return pid_; }
+    // Does not wait for the end: freeing a large process takes the system a while. The destructor does.
     void kill();
 
 private:

@@ -1,0 +1,157 @@
+"""Whatever Python refuses to open, C refuses too, and the other way round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from decipher_rt.bundle import open_bundle
+from decipher_rt.errors import BundleError
+
+BUNDLE_ERROR = 2
+
+Change = Callable[[dict[str, Any]], object]
+
+BAD_MANIFESTS: dict[str, Change] = {
+    "schema": lambda m: m.update(schema="decipher-rt/bundle/2"),
+    "no schema": lambda m: m.pop("schema"),
+    "unknown key": lambda m: m.update(extra=1),
+    "no name": lambda m: m.pop("name"),
+    "name is a number": lambda m: m.update(name=3),
+    "heads is an object": lambda m: m.update(heads={}),
+    "unknown key of a head": lambda m: m["heads"][0].update(extra=1),
+    "head of an unknown kind": lambda m: m["heads"][0].update(kind="oracle"),
+    "two heads of a name": lambda m: m["heads"].append(m["heads"][0]),
+    "label is null": lambda m: m["heads"][0]["labels"].append(None),
+    "head outside": lambda m: m["heads"][0].update(file="../x.onnx"),
+    "head absent": lambda m: m["heads"][0].update(file="heads/none.onnx"),
+    "absolute": lambda m: m["engines"][0].update(file="/etc/passwd"),
+    "precision": lambda m: m["engines"][0].update(precision="fp64"),
+    "grid of two axes": lambda m: m["preprocessing"].update(grid_shape=[96, 96]),
+    "grid of floats": lambda m: m["preprocessing"].update(grid_shape=[96.0, 96, 96]),
+    "grid of booleans": lambda m: m["preprocessing"].update(grid_shape=[True, 96, 96]),
+    "grid no multiple": lambda m: m["preprocessing"].update(grid_shape=[95, 96, 96]),
+    "patch of nothing": lambda m: m["preprocessing"].update(patch_shape=[0, 12, 12]),
+    "negative spacing": lambda m: m["preprocessing"].update(spacing_mm=[-1, 2, 2]),
+    "spacing is text": lambda m: m["preprocessing"].update(spacing_mm=["1", 2, 2]),
+    "buckets descend": lambda m: m["preprocessing"].update(token_buckets=[512, 128]),
+    "buckets end early": lambda m: m["preprocessing"].update(token_buckets=[128]),
+    "no buckets": lambda m: m["preprocessing"].update(token_buckets=[]),
+    "percentiles exchanged": lambda m: m["preprocessing"].update(window_percentiles=[99, 1]),
+    "percentiles beyond": lambda m: m["preprocessing"].update(window_percentiles=[1, 101]),
+    "graph is a number": lambda m: m["preprocessing"].update(graphs={"cpu": 3}),
+    "graph outside": lambda m: m["preprocessing"].update(graphs={"cpu": "a/../../b"}),
+    "encoder is a list": lambda m: m.update(encoder=[]),
+    "width is text": lambda m: m["encoder"].update(width="192"),
+    "encoder without parameters": lambda m: m["encoder"].pop("parameters"),
+    "metrics is a list": lambda m: m.update(metrics=[]),
+    "numerics without tolerance": lambda m: m["numerics"][0].pop("tolerance"),
+    "scope without method": lambda m: m["scope"].pop("method"),
+    "scope threshold is text": lambda m: m["scope"].update(threshold="0"),
+    "scope modalities": lambda m: m["scope"].update(modalities="MR"),
+}
+
+GOOD_MANIFESTS: dict[str, Change] = {
+    "as it is": lambda m: None,
+    "no heads": lambda m: m.update(heads=[]),
+    "no scope": lambda m: m.update(scope=None),
+    "spacing of integers": lambda m: m["preprocessing"].update(spacing_mm=[2, 3, 4]),
+    "any metrics": lambda m: m.update(metrics={"a": [1, {"b": None}]}),
+    "other names": lambda m: m.update(name="ü", intended_use=""),
+}
+
+
+def copy(bundle: Path, folder: Path, change: Change | None = None) -> Path:
+    target = folder / "bundle"
+    shutil.copytree(bundle, target)
+    if change is not None:
+        manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
+        change(manifest)
+        rewrite(target, "manifest.json", json.dumps(manifest).encode())
+    return target
+
+
+def rewrite(bundle: Path, name: str, content: bytes) -> None:
+    """Change a file and its sum: the sums alone do not make a bundle good."""
+    (bundle / name).write_bytes(content)
+    lines = (bundle / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line[66:] != name]
+    sums = "\n".join([*kept, f"{hashlib.sha256(content).hexdigest()}  {name}"]) + "\n"
+    (bundle / "SHA256SUMS").write_text(sums, encoding="utf-8")
+
+
+def both_refuse(sdk: Any, bundle: Path) -> tuple[str, str]:
+    with pytest.raises(BundleError) as python:
+        open_bundle(bundle)
+    with pytest.raises(Exception, match="bundle") as native:
+        sdk.open(bundle)
+    assert native.value.status == BUNDLE_ERROR
+    assert "\n" not in str(native.value)
+    return str(python.value), str(native.value)
+
+
+@pytest.mark.parametrize("name", BAD_MANIFESTS)
+def test_bad_manifest(name: str, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    both_refuse(sdk, copy(native_bundle, tmp_path, BAD_MANIFESTS[name]))
+
+
+@pytest.mark.parametrize("name", GOOD_MANIFESTS)
+def test_good_manifest(name: str, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path, GOOD_MANIFESTS[name])
+    manifest = open_bundle(bundle).manifest
+    with sdk.open(bundle) as session:
+        assert session.info().bundle_name.decode() == manifest.name
+        assert session.info().bundle_sha256.decode() == open_bundle(bundle).sha256
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1', "[" * 100_000, '{"a": "\\ud800"}'])
+def test_manifest_that_is_no_manifest(text: str, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    rewrite(bundle, "manifest.json", text.encode())
+    both_refuse(sdk, bundle)
+
+
+def test_damage(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    damages: dict[str, Callable[[Path], object]] = {
+        "flipped": lambda b: (b / "encoder.onnx").write_bytes(b"x" + (b / "encoder.onnx").read_bytes()[1:]),
+        "cut": lambda b: (b / "encoder.onnx").write_bytes((b / "encoder.onnx").read_bytes()[:-1]),
+        "absent": lambda b: (b / "encoder.onnx").unlink(),
+        "unlisted": lambda b: (b / "extra.txt").write_text("x"),
+        "no sums": lambda b: (b / "SHA256SUMS").unlink(),
+        "sums of something": lambda b: (b / "SHA256SUMS").write_text("hello\n"),
+        "sums not text": lambda b: (b / "SHA256SUMS").write_bytes(b"\xff\xfe"),
+        "link": lambda b: (b / "link").symlink_to("/etc/passwd"),
+        "folder link": lambda b: (b / "link").symlink_to("/etc"),
+    }
+    for name, damage in damages.items():
+        bundle = copy(native_bundle, tmp_path / name.replace(" ", "-"))
+        damage(bundle)
+        both_refuse(sdk, bundle)
+    both_refuse(sdk, tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"<?xml version='1.0'?><net/>", b"\x00" * 1000])
+def test_encoder_that_is_no_encoder(content: bytes, sdk: Any, native_bundle: Path, tmp_path: Path, capfd: Any) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    rewrite(bundle, "encoder.onnx", content)
+    with pytest.raises(Exception, match=r"encoder\.onnx"):
+        sdk.open(bundle)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_preprocessing_graph_that_is_no_graph(sdk: Any, native_bundle: Path, tmp_path: Path, capfd: Any) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    graph = open_bundle(bundle).manifest.preprocessing.graphs["cpu"]
+    rewrite(bundle, graph, b"\x01\x02\x03")
+    with pytest.raises(Exception, match="damaged"):
+        sdk.open(bundle)
+    rewrite(bundle, graph, (native_bundle / graph).read_bytes().replace(b"Resize", b"Reside"))
+    with pytest.raises(Exception, match="Reside, which preprocessing does not use"):
+        sdk.open(bundle)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,131 @@
+"""C and Python on the same volumes: the same embedding, tokens, scope and answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from decipher_rt.bundle import open_bundle
+from decipher_rt.errors import DecipherError
+from decipher_rt.series import ReadOptions, find_series, read_series
+from decipher_rt.session import Session
+from decipher_rt.volume import SeriesInfo, Volume
+
+# onnxruntime and OpenVINO sum in another order; half precision rounds after each operator in both.
+MIN_COSINE = 0.9999
+PROBABILITY_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3}
+
+REAL_SERIES = (
+    "ge_epi_fmri_ax",
+    "ge_t1_mprage_ax",
+    "philips_enhanced_fmap",
+    "philips_t1_mprage_sag",
+    "siemens_epi_fmri",
+    "siemens_t1_fl2d_sag_hfp",
+    "siemens_t1_fl2d_sag_hfs",
+    "siemens_xa10_enhanced",
+)
+
+
+def precisions(bundle: Path) -> list[str]:
+    return [engine.precision for engine in open_bundle(bundle).manifest.engines if engine.target == "onnx"]
+
+
+@pytest.fixture(scope="module")
+def python_sessions(native_bundle: Path) -> dict[str, Session]:
+    bundle = open_bundle(native_bundle)
+    return {p: Session(bundle, precision=p, threads=2) for p in precisions(native_bundle)}
+
+
+@pytest.fixture(scope="module")
+def native_sessions(sdk: Any, native_bundle: Path) -> Any:
+    sessions = {p: sdk.open(native_bundle, precision=p) for p in precisions(native_bundle)}
+    yield sessions
+    for session in sessions.values():
+        session.close()
+
+
+def agree(native: Any, python: Session, volume: Volume, precision: str) -> None:
+    result = python.infer_volume(volume)
+    native.run(
+        volume.voxels, volume.affine_lps_mm, slope=volume.slope, intercept=volume.intercept,
+        modality=volume.series.acquisition.modality,
+    )  # fmt: skip
+    embedding = native.embedding()
+    assert isinstance(result.embedding, np.ndarray)
+    cosine = embedding @ result.embedding / np.linalg.norm(embedding) / np.linalg.norm(result.embedding)
+    assert cosine >= MIN_COSINE
+    assert len(native.token_indices()) == result.tokens["kept"]
+    scope = native.scope()
+    assert bool(scope.inside) == result.scope.inside
+    for name, answer in result.heads.items():
+        if not scope.inside:
+            with pytest.raises(Exception, match="out of scope"):
+                native.head_values(name)
+            assert answer.not_answered
+            continue
+        values = native.head_values(name)
+        if answer.label is None:
+            assert values[0] == pytest.approx(answer.value, rel=1e-3)
+            continue
+        labels = [native.label(name, i) for i in range(len(values))]
+        assert labels == list(answer.probabilities)
+        np.testing.assert_allclose(values, list(answer.probabilities.values()), atol=PROBABILITY_TOLERANCE[precision])
+        assert labels[int(values.argmax())] == answer.label
+
+
+@pytest.mark.parametrize("name", REAL_SERIES)
+def test_real_series(name: str, shared_data: Path, native_sessions: Any, python_sessions: dict[str, Session]) -> None:
+    options = ReadOptions()
+    for series in find_series(shared_data / "dicom" / name, options):
+        try:
+            volume = read_series(series, options)
+        except DecipherError:  # not one volume: the reader's tests say why
+            continue
+        for precision, native in native_sessions.items():
+            agree(native, python_sessions[precision], volume, precision)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_synthetic_volumes_in_any_orientation(
+    seed: int, dtype: Any, native_sessions: Any, python_sessions: dict[str, Session]
+) -> None:
+    generator = np.random.default_rng(seed)
+    shape = tuple(generator.integers(9, 80, 3).tolist())
+    affine = np.eye(4)
+    affine[:3, :3] = np.linalg.qr(generator.normal(size=(3, 3)))[0] * generator.uniform(0.7, 5, 3)
+    affine[:3, 3] = generator.uniform(-100, 100, 3)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    signal = (sum(axis**2 for axis in axes) < 0.7) * 180.0 + generator.normal(30, 6, shape)
+    volume = Volume(np.clip(signal, 0, 255).astype(dtype), affine, SeriesInfo("1.2.3", Path(".")))
+    agree(native_sessions["fp32"], python_sessions["fp32"], volume, "fp32")
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.float64])
+def test_types_that_the_graph_does_not_take_are_converted(dtype: Any, native_session: Any) -> None:
+    generator = np.random.default_rng(1)
+    voxels = generator.integers(0, 120, (20, 40, 44))
+    affine = np.diag([4.0, 3.0, 3.0, 1.0])[:, [2, 1, 0, 3]]
+    native_session.run(voxels.astype(np.int16), affine)
+    expected = native_session.embedding()
+    native_session.run(voxels.astype(dtype), affine)
+    np.testing.assert_allclose(native_session.embedding(), expected, atol=1e-5)
+
+
+def test_grid_lies_where_python_lays_it(native_session: Any, native_bundle: Path) -> None:
+    from decipher_rt.preprocess import plan
+
+    generator = np.random.default_rng(3)
+    for _ in range(20):
+        shape = tuple(generator.integers(5, 60, 3).tolist())
+        affine = np.eye(4)
+        affine[:3, :3] = np.linalg.qr(generator.normal(size=(3, 3)))[0] * generator.uniform(0.5, 6, 3)
+        affine[:3, 3] = generator.uniform(-100, 100, 3)
+        volume = Volume(generator.integers(0, 999, shape).astype(np.int16), affine, SeriesInfo("1.2.3", Path(".")))
+        native_session.run(volume.voxels, affine)
+        expected = plan(volume, open_bundle(native_bundle).manifest.preprocessing).affine_lps_mm
+        np.testing.assert_allclose(native_session.grid_affine(), expected, atol=1e-9)
