@@ -1,0 +1,254 @@
+"""Ahead-of-time compilation for every architecture, and what a bundle is told about the result."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from decipher_rt.kernels.aot import (
+    SHARED_MEMORY_LIMIT,
+    STATIC_SHARED_MEMORY,
+    CompiledKernel,
+    cache_folder,
+    compile_kernels,
+)
+from decipher_rt.kernels.bundle import describe, write_kernels
+from decipher_rt.kernels.config import ARCHITECTURES
+from decipher_rt.kernels.specs import AttentionSpec, PatchEmbed3dSpec, Scalar, Spec, specialise
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# The encoder presets (tiny: 12^3 patches, 32 channels a head; base: 16^3, 64), the third head dim, and the other voxel type.
+BASE_PATCH = PatchEmbed3dSpec((128, 128, 128), (16, 16, 16), 768)
+TINY_PATCH = PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192, volume="int16", rows=4096)
+SPECS: list[Spec] = [BASE_PATCH, TINY_PATCH, AttentionSpec(6, 32), AttentionSpec(12, 64), AttentionSpec(8, 96)]
+# The other dtypes, and a patch whose rows start on no boundary.
+MORE: list[Spec] = [
+    PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192, volume="uint16"),
+    PatchEmbed3dSpec(
+        (128, 128, 128), (16, 16, 16), 768, volume="float16", operand="bfloat16", output="bfloat16", rows=4096
+    ),
+    PatchEmbed3dSpec((90, 90, 90), (15, 15, 15), 200, tokens="int32", table="float16"),
+    AttentionSpec(12, 64, dtype="bfloat16", layout="separate"),
+]
+
+
+def name(spec: Spec) -> str:
+    return specialise(spec, 90).name
+
+
+def served(spec: Spec, architecture: int) -> bool:
+    return architecture >= 80 or "bfloat16" not in str(spec)
+
+
+JOBS = [(spec, architecture) for spec in SPECS + MORE for architecture in ARCHITECTURES if served(spec, architecture)]
+Compiled = dict[tuple[Spec, int], CompiledKernel]
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Compiled:
+    everywhere = [spec for spec in SPECS + MORE if served(spec, 75)]
+    newer = [spec for spec in SPECS + MORE if not served(spec, 75)]
+    jobs = [(s, a) for s in everywhere for a in ARCHITECTURES] + [(s, a) for s in newer for a in ARCHITECTURES[1:]]
+    return dict(zip(jobs, compile_kernels(everywhere) + compile_kernels(newer, ARCHITECTURES[1:]), strict=True))
+
+
+def check(kernel: CompiledKernel, architecture: int) -> None:
+    """What a launcher relies on."""
+    assert kernel.cubin.startswith(b"\x7fELF")
+    # 190 is EM_CUDA in the ELF header; the low byte of e_flags, or the next one in the newer format, is the architecture.
+    assert int.from_bytes(kernel.cubin[18:20], "little") == 190
+    flags = int.from_bytes(kernel.cubin[48:52], "little")
+    assert architecture in (flags & 0xFF, flags >> 8 & 0xFF)
+    assert kernel.entry.target == f"sm_{architecture}" + ("a" if architecture >= 90 else "")
+    assert (kernel.global_scratch, kernel.profile_scratch) == (0, 0)
+    resources = kernel.resources
+    assert (resources.stack_bytes, resources.spill_store_bytes, resources.spill_load_bytes) == (0, 0, 0)
+    assert 0 < resources.registers <= 255
+    assert kernel.threads * resources.registers <= 65536, "one block must fit the register file"
+    assert kernel.shared_memory <= SHARED_MEMORY_LIMIT[architecture] * 1024
+    assert kernel.asks_for_shared_memory == (kernel.shared_memory > STATIC_SHARED_MEMORY)
+    pointers = {"patch_embed3d": 6, "attention": 3}[kernel.specialisation.kernel]
+    scalars = {"patch_embed3d": 2, "attention": 5}[kernel.specialisation.kernel]
+    # Inputs, int32 scalars, the output, and Triton's two hidden scratch pointers.
+    assert kernel.entry.parameters == ("ptr",) * pointers + ("u32",) * scalars + ("ptr",) * 3
+    # Nothing of the machine that compiled: no line table, no path.
+    assert str(REPOSITORY).encode() not in kernel.cubin
+    assert not re.search(r"^\s*\.(file|loc)\b", kernel.ptx, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("spec", "architecture"), JOBS, ids=lambda value: str(value) if isinstance(value, int) else name(value)
+)
+def test_compiles_without_spills_or_scratch(spec: Spec, architecture: int, compiled: Compiled) -> None:
+    check(compiled[spec, architecture], architecture)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "instruction"),
+    [
+        (80, "mma.sync.aligned.m16n8k16"),
+        (90, "wgmma.mma_async"),
+        (100, "tcgen05.mma"),
+        (120, "mma.sync.aligned.m16n8k16"),
+    ],
+)
+def test_uses_tensor_cores_and_asynchronous_copies(
+    architecture: int, instruction: str, compiled: dict[tuple[Spec, int], CompiledKernel]
+) -> None:
+    for spec in SPECS:
+        assert instruction in compiled[spec, architecture].ptx
+    for spec in (BASE_PATCH, AttentionSpec(12, 64)):
+        assert "cp.async.cg.shared.global" in compiled[spec, architecture].ptx, "16-byte copies need aligned rows"
+
+
+def test_the_environment_does_not_change_what_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: Compiled
+) -> None:
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    monkeypatch.setenv("TRITON_FORCE_DISABLE_FP_FUSION", "1")
+    monkeypatch.setenv("TRITON_OVERRIDE_ARCH", "sm90")
+    monkeypatch.setenv("PTXAS_OPTIONS", "--opt-level 0")
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    spec = AttentionSpec(6, 32)
+    fresh = compile_kernels([spec], [80], cache=tmp_path)[0]
+    assert "fma.rn.f32" in fresh.ptx
+    assert fresh.cubin == compiled[spec, 80].cubin
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["kernel.cubin", "kernel.json", "kernel.ptx"]
+
+
+def test_the_cache_is_used_and_keyed_by_the_source(monkeypatch: pytest.MonkeyPatch, compiled: Compiled) -> None:
+    from decipher_rt.kernels import aot
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(aot.concurrent.futures, "ProcessPoolExecutor", refuse)
+    assert compile_kernels(SPECS, [86]) == [compiled[spec, 86] for spec in SPECS]
+    monkeypatch.setattr(aot, "_source_hash", lambda kernel: "another source")
+    with pytest.raises(AssertionError, match="compiled again"):
+        compile_kernels(SPECS, [86])
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DECIPHER_RT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path / "kernels"
+    monkeypatch.delenv("DECIPHER_RT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "decipher-rt" / "kernels"
+
+
+def test_signatures_follow_the_kernels() -> None:
+    """The order in which constants are written down is the kernel's."""
+    from decipher_rt.kernels import attention, patch_embed3d
+
+    for spec, kernel in (
+        (BASE_PATCH, patch_embed3d.patch_embed3d_kernel),
+        (AttentionSpec(2, 96), attention.attention_kernel),
+    ):
+        assert list(specialise(spec, 80).signature) == list(inspect.signature(kernel.fn).parameters)
+
+
+@pytest.mark.parametrize(
+    ("spec", "architectures", "message"),
+    [
+        (AttentionSpec(2, 48), [80], "head dim must be 32, 64 or 96"),
+        (AttentionSpec(2, 64, dtype="bfloat16"), [75], "sm_75 has no bfloat16"),
+        (AttentionSpec(2, 64), [70], "cannot compile for \\[70\\]"),
+        (PatchEmbed3dSpec((10, 10, 10), (3, 5, 5), 8), [80], "not a positive multiple of the patch"),
+        (PatchEmbed3dSpec((10, 10, 10), (5, 5, 5), 8, operand="float32"), [80], "operand must be"),
+    ],
+)
+def test_what_no_kernel_serves_is_refused(spec: Spec, architectures: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compile_kernels([spec], architectures)
+
+
+def test_a_failed_compilation_names_kernel_and_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from decipher_rt.kernels import aot
+
+    monkeypatch.setattr(aot, "specialise", broken_specialise)
+    with pytest.raises(ValueError, match=r"attention-2x64-packed-float16 for sm_80: "):
+        compile_kernels([AttentionSpec(2, 64)], [80], cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def broken_specialise(spec: Spec, architecture: int) -> object:
+    good = specialise(spec, architecture)
+    good.constants["BLOCK_M"] = 33  # no Triton range has this length
+    return good
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, compiled: object) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("bundle") / "kernels"
+    write_kernels(folder, SPECS, [75, 90])
+    yield folder
+
+
+def test_bundle_files(bundle: Path) -> None:
+    document = json.loads((bundle / "kernels.json").read_text())
+    assert document["schema"] == "decipher-rt/kernels/1"
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    assert files == {"kernels.json", *(kernel["cubin"] for kernel in document["kernels"])}
+    assert len(files) == 1 + 2 * len(SPECS)
+    for kernel in document["kernels"]:
+        assert hashlib.sha256((bundle / kernel["cubin"]).read_bytes()).hexdigest() == kernel["sha256"]
+
+
+def test_launch_data_says_what_the_wrapper_launches(bundle: Path) -> None:
+    """Grid, strides and arguments from ``kernels.json`` against the shapes of real arrays."""
+    import torch
+
+    document = json.loads((bundle / "kernels.json").read_text())
+    kernel = next(
+        k
+        for k in document["kernels"]
+        if k["name"] == "attention-12x64-packed-float16" and k["architecture"] == "sm_90a"
+    )
+    B, N, H, d = 3, 517, 12, 64
+    q, k, v = torch.empty(B, N, 3, H, d, dtype=torch.float16, device="meta").permute(2, 0, 3, 1, 4).unbind(0)
+    out = torch.empty(B, N, H, d, dtype=torch.float16, device="meta").transpose(1, 2)
+    sizes = {"batch": B, "tokens": N, "rows": B * N}
+    values = {a["name"]: Scalar(**a["int32"]).value(sizes) for a in kernel["arguments"] if "int32" in a}
+    assert values == {"n": N, **{f"stride_{x}b": t.stride(0) for x, t in zip("qkvo", (q, k, v, out), strict=True)}}
+    constants = kernel["constants"]
+    for axis, letter in ((1, "h"), (2, "n")):
+        assert [constants[f"stride_{x}{letter}"] for x in "qkvo"] == [t.stride(axis) for t in (q, k, v, out)]
+    queries = constants["BLOCK_M"]
+    assert [Scalar(**axis).value(sizes) for axis in kernel["grid"]] == [(N + queries - 1) // queries, H, B]
+    assert [a["name"] for a in kernel["arguments"]][-3:] == ["out", "global_scratch", "profile_scratch"]
+    assert kernel["threads"] in (128, 256)
+
+    patch = next(
+        k
+        for k in document["kernels"]
+        if k["kernel"] == "patch_embed3d" and "768" in k["name"] and k["architecture"] == "sm_90a"
+    )
+    sizes = {"batch": 2, "tokens": 192, "rows": 384}
+    values = {a["name"]: Scalar(**a["int32"]).value(sizes) for a in patch["arguments"] if "int32" in a}
+    assert values == {"rows": 384, "tokens_per_volume": 192}
+    blocks = -(-384 // patch["constants"]["BLOCK_T"]) * -(-768 // patch["constants"]["BLOCK_C"])
+    assert [Scalar(**axis).value(sizes) for axis in patch["grid"]] == [blocks, 1, 1]
+    assert torch.empty(2, 128, 128, 128, device="meta").stride() == tuple(
+        patch["constants"][f"stride_{x}"] for x in "bdhw"
+    )
+
+
+def test_untuned_kernels_say_so(compiled: Compiled) -> None:
+    for kernel in compiled.values():
+        assert describe(kernel)["tuning"] == kernel.specialisation.tuning
+        assert describe(kernel)["fp_fusion"] is True
+
+
+def test_the_same_kernel_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ask for each once"):
+        write_kernels(tmp_path, [AttentionSpec(6, 32), AttentionSpec(6, 32)], [80])
+    assert list(tmp_path.iterdir()) == []
