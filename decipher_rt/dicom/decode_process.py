@@ -30,8 +30,9 @@ from decipher_rt.dicom.image import PixelFormat
 from decipher_rt.dicom.source import Source
 from decipher_rt.errors import SeriesError
 
-# A slice decodes in milliseconds; the start of the child takes about half a second, more on a busy machine.
-SECONDS: Final = 30.0
+# The start of the child takes about half a second and a slice some milliseconds, more on a busy machine.
+START_SECONDS: Final = 60.0
+SECONDS: Final = 20.0
 SECONDS_PER_IMAGE: Final = 1.0
 # Address space of the child: a decoder that asks for more fails in it instead of starving the machine.
 MAX_CHILD_BYTES: Final = 16 << 30
@@ -54,16 +55,13 @@ def decode_planes_apart(source: Source, pixels: PixelFormat, indices: Sequence[i
     if body is None:
         request |= {"path": os.fspath(source.path.absolute()), "size": source.size}
     with _lock:
-        child = _running_child()
-        deadline = time.monotonic() + SECONDS + SECONDS_PER_IMAGE * len(indices)
         try:
-            answer, planes = _ask(child, request, body, deadline)
-        except (OSError, EOFError, ValueError):
+            answer, planes = _ask(_running_child(), request, body, SECONDS + SECONDS_PER_IMAGE * len(indices))
+        except (OSError, EOFError, ValueError) as error:
             stop_decoding()
-            late = time.monotonic() >= deadline
+            what = "took too long" if isinstance(error, TimeoutError) else "crashed"
             raise SeriesError(
-                f"{source.name}: the pixels cannot be decoded; the decoder {'took too long' if late else 'crashed'}, "
-                "so the file is most likely damaged"
+                f"{source.name}: the pixels cannot be decoded; the decoder {what}, so the file is most likely damaged"
             ) from None
         except BaseException:
             stop_decoding()
@@ -99,33 +97,39 @@ def _running_child() -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        _receive(_child, time.monotonic() + START_SECONDS)
     return _child
 
 
 def _ask(
-    child: subprocess.Popen[bytes], request: dict[str, Any], body: bytes | None, deadline: float
+    child: subprocess.Popen[bytes], request: dict[str, Any], body: bytes | None, seconds: float
 ) -> tuple[dict[str, Any], bytes]:
-    assert child.stdin is not None  # noqa: S101 (for mypy: both are pipes)
-    assert child.stdout is not None  # noqa: S101
+    assert child.stdin is not None  # noqa: S101 (for mypy: it is a pipe)
     _write_message(child.stdin, request, body or b"")
+    return _receive(child, time.monotonic() + seconds)
+
+
+def _receive(child: subprocess.Popen[bytes], deadline: float) -> tuple[dict[str, Any], bytes]:
+    """Read one message. Raises TimeoutError, and EOFError where the child has died."""
+    assert child.stdout is not None  # noqa: S101 (for mypy: it is a pipe)
     output = child.stdout.fileno()
+    buffer = bytearray()
+    header: dict[str, Any] | None = None
+    start = expected = 0
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
-        buffer = bytearray()
-        line_end, expected = -1, None
-        while expected is None or len(buffer) < expected:
+        while header is None or len(buffer) < expected:
             if not selector.select(max(deadline - time.monotonic(), 0)):
                 raise TimeoutError
             piece = os.read(output, CHUNK)
             if not piece:
                 raise EOFError
             buffer += piece
-            if line_end < 0:
-                line_end = buffer.find(b"\n")
-            if line_end >= 0 and expected is None:
-                answer = json.loads(buffer[:line_end])
-                expected = line_end + 1 + int(answer["bytes"])
-    return answer, bytes(buffer[line_end + 1 :])
+            if header is None and b"\n" in piece:
+                start = buffer.index(b"\n") + 1
+                header = json.loads(buffer[:start])
+                expected = start + int(header["bytes"])
+    return header, bytes(buffer[start:])
 
 
 def _write_message(stream: IO[bytes], header: dict[str, Any], body: bytes) -> None:
@@ -135,7 +139,10 @@ def _write_message(stream: IO[bytes], header: dict[str, Any], body: bytes) -> No
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until the parent closes the pipe."""
+    """Say that the child is ready, then answer requests until the parent closes the pipe."""
+    import pydicom.pixels  # noqa: F401 (the slow part of the start)
+
+    _write_message(answers, {"ready": True}, b"")
     while line := requests.readline():
         request = json.loads(line)
         data = requests.read(request["bytes"])

@@ -26,7 +26,7 @@ SERIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SERIES)
 def test_classic_series_equals_highdicom(write_series, synthetic, case):
     affine = synthetic.oblique_affine(case["spacing"], case["seed"])
