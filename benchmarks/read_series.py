@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -116,12 +117,12 @@ def main() -> None:
     processor: dict[str, list[float]] = {name: [] for name in readers}
     for number in range(arguments.rounds + 1):
         for name, reader in readers.items():
-            start, busy = time.perf_counter(), sum(os.times()[:4])
+            start, busy = time.perf_counter(), _processor_seconds()
             voxels = reader(arguments.folder)
             elapsed = time.perf_counter() - start
             if number:
                 seconds[name].append(elapsed)
-                processor[name].append(sum(os.times()[:4]) - busy)
+                processor[name].append(_processor_seconds() - busy)
             elif voxels is not None:
                 _check_same(name, voxels, expected)
     result = _result(arguments, expected, seconds, processor)
@@ -208,6 +209,11 @@ def _print_table(result: dict[str, Any]) -> None:
         median, low, high, busy = (f"{1e3 * reader[key]:.1f}" for key in keys)
         print(f"{reader['name']:22} {median:>8} {low:>8} {high:>8} {busy:>10} {reader['ratio_to_ours']:>6.1f}x")
     print(f"{result['machine']}\n{result['versions']}\n{result['command']}")
+
+
+def _processor_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _cpu() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.dicom.image import NotAnImageError, PixelFormat
-from decipher_rt.dicom.parse import PYDICOM_ERRORS, quiet_pydicom, read_dataset
+from decipher_rt.dicom.parse import pydicom_errors, quiet_pydicom, read_dataset
 from decipher_rt.dicom.source import Source
 from decipher_rt.errors import SeriesError
 
@@ -71,7 +71,7 @@ def decode_planes(source: Source, pixels: PixelFormat, indices: Sequence[int]) -
                 yield _checked(plane, pixels, index)
     except NotAnImageError as error:
         raise SeriesError(f"{source.name}: {error}") from None
-    except PYDICOM_ERRORS as error:
+    except pydicom_errors() as error:
         raise SeriesError(
             f"{source.name}: the pixels cannot be decoded; the file is cut off or damaged ({type(error).__name__})"
         ) from None

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ from decipher_rt.dicom.image import (
 from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames
 from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.walk import UnusualFileError, Walker
+from decipher_rt.volume import Acquisition
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -48,22 +50,14 @@ BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
 
 LOUD: Final = ("pydicom", "openjpeg", "pylibjpeg", "jpeg_ls")
 
-# What pydicom raises on damaged input. It promises no list; these were met in fuzzing and in its sources.
-PYDICOM_ERRORS: Final = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-    RecursionError,
-    OSError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+PIXEL_TAGS: Final = (
+    tags.SAMPLES, tags.PHOTOMETRIC, tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED, tags.BITS_STORED, tags.HIGH_BIT,
+    tags.PIXEL_REPRESENTATION,
+)  # fmt: skip
+ACQUISITION_TAGS: Final = (
+    tags.CHARACTER_SET, tags.MODALITY, tags.BODY_PART, tags.FIELD_STRENGTH, tags.REPETITION_TIME, tags.ECHO_TIME,
+    tags.INVERSION_TIME, tags.FLIP_ANGLE, tags.SCANNING_SEQUENCE, tags.IMAGE_TYPE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +98,33 @@ def _image_file(source: Source, elements: RawElements, transfer_syntax: str, off
     series_uid = tags.text(elements, tags.SERIES_UID)
     if sop_class in ENHANCED or not series_uid:
         raise UnusualFileError("functional groups, or no series")
-    pixels = pixel_format(elements, transfer_syntax)
+    pixels = _pixel_format(_raw_values(elements, PIXEL_TAGS), transfer_syntax)
     if length - pixels.frame_bytes not in (0, pixels.frame_bytes % 2):
         raise UnusualFileError("the length of Pixel Data is not that of one image")
-    frames = _classic_frames(elements, source, pixels, offset)
+    acquisition = _acquisition(_raw_values(elements, ACQUISITION_TAGS))
+    frames = _classic_frames(elements, source, pixels, offset, acquisition)
     return _describe(source, elements, series_uid, frames)
 
 
-def _classic_frames(elements: Elements, source: Source, pixels: PixelFormat, offset: int | None) -> tuple[Frame, ...]:
-    acquisition = classic_acquisition(elements)
+def _raw_values(elements: RawElements, wanted: tuple[int, ...]) -> tuple[tuple[int, bytes], ...]:
+    values = elements.values
+    return tuple([(tag, values[tag]) for tag in wanted if tag in values])
+
+
+# Within a series these are the same from file to file: equal bytes share one object.
+@lru_cache(maxsize=16)
+def _pixel_format(values: tuple[tuple[int, bytes], ...], transfer_syntax: str) -> PixelFormat:
+    return pixel_format(RawElements(dict(values)), transfer_syntax)
+
+
+@lru_cache(maxsize=16)
+def _acquisition(values: tuple[tuple[int, bytes], ...]) -> Acquisition:
+    return classic_acquisition(RawElements(dict(values)))
+
+
+def _classic_frames(
+    elements: Elements, source: Source, pixels: PixelFormat, offset: int | None, acquisition: Acquisition
+) -> tuple[Frame, ...]:
     frame = classic_frame(elements, source, pixels, offset, acquisition)
     return mosaic_frames(elements, frame) if is_mosaic(acquisition.image_type) else (frame,)
 
@@ -147,7 +159,7 @@ def parse_with_pydicom(source: Source, keep_phi: bool = False) -> ImageFile | Fo
             return _from_dataset(source, dataset, keep_phi, bare)
     except NotAnImageError as error:
         return Damaged(source, f"{source.name}: {error}")
-    except PYDICOM_ERRORS as error:
+    except pydicom_errors() as error:
         if bare:
             return Foreign(source, "not a DICOM file")
         return Damaged(source, f"{source.name}: damaged DICOM file ({_brief(error)})")
@@ -160,6 +172,28 @@ def read_dataset(source: Source) -> FileDataset:
     data = source.read(0, source.size)
     _check_inflated_size(data)
     return pydicom.dcmread(BytesIO(data), force=True)
+
+
+@lru_cache(maxsize=1)
+def pydicom_errors() -> tuple[type[Exception], ...]:
+    """Return what pydicom and its decoders raise on damaged input. They promise no list; these were met in fuzzing."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (
+        BytesLengthException,
+        InvalidDicomError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+    )
 
 
 @contextmanager
@@ -206,7 +240,7 @@ def _from_dataset(source: Source, dataset: FileDataset, keep_phi: bool, bare: bo
         frames = _frames_of_dataset(source, dataset, elements, has_pixels)
     except NotAnImageError as error:
         return _describe(source, elements, series_uid, trouble=f"{source.name}: {error}")
-    except PYDICOM_ERRORS as error:
+    except pydicom_errors() as error:
         return _describe(source, elements, series_uid, trouble=f"{source.name}: damaged header ({_brief(error)})")
     return _describe(source, elements, series_uid, frames)
 
@@ -239,7 +273,7 @@ def _frames_of_dataset(
             offset = _value_position(element, dataset)
     if FRAME_GROUPS in dataset:
         return enhanced_frames(elements, source, pixels, offset)
-    return _classic_frames(elements, source, pixels, offset)
+    return _classic_frames(elements, source, pixels, offset, classic_acquisition(elements))
 
 
 def _is_native(syntax: str) -> bool:
