@@ -176,6 +176,8 @@ class Walker:
                 if end > size:
                     raise UnusualFileError("an element is longer than the file")
             if tag in self.wanted:
+                if length == UNDEFINED:
+                    raise UnusualFileError("a value of undefined length")
                 if end > len(head):
                     raise _BeyondReadError
                 _check_vr(tag, vr, explicit)
@@ -313,6 +315,6 @@ def _check_vr(tag: int, vr: bytes, explicit: bool) -> None:
 
 def _refuse_hidden_vr(head: bytes, position: int) -> None:
     """Refuse implicit data whose length could be two letters: pydicom then takes it as explicit."""
-    first, second = head[position + 4], head[position + 5]
-    if 0x40 < first < 0x5B and 0x40 < second < 0x5B:
+    letters = head[position + 4 : position + 6]
+    if all(0x40 < letter < 0x5B for letter in letters):
         raise UnusualFileError("implicit and explicit cannot be told apart")
