@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -100,3 +101,47 @@ def output_buffer() -> Callable[[Sequence[int], torch.dtype], tuple[Tensor, Call
         return inside, untouched
 
     return make
+
+
+@pytest.fixture
+def only_touching(interpreter: None) -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """A context within which kernels may read and write the elements of the tensors named, and no address beside them."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    @contextlib.contextmanager
+    def allow(reads: Sequence[Tensor], writes: Sequence[Tensor]) -> Iterator[None]:
+        allowed = {"read": [addresses(t) for t in reads], "write": [addresses(t) for t in writes]}
+
+        def check(kind: str, pointers: TensorHandle, mask: TensorHandle) -> None:
+            used = np.broadcast_to(pointers.data, mask.data.shape)[mask.data]
+            beside = used[~np.isin(used, np.concatenate(allowed[kind]))]
+            assert beside.size == 0, f"{kind} of {beside.size} elements beside the arguments"
+
+        def checked_load(
+            self: InterpreterBuilder, pointers: TensorHandle, mask: TensorHandle, *rest: object
+        ) -> TensorHandle:
+            check("read", pointers, mask)
+            return load(self, pointers, mask, *rest)
+
+        def checked_store(
+            self: InterpreterBuilder, pointers: TensorHandle, value: TensorHandle, mask: TensorHandle, *rest: object
+        ) -> None:
+            check("write", pointers, mask)
+            store(self, pointers, value, mask, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+            patch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+            yield
+
+    return allow
+
+
+def addresses(tensor: Tensor) -> np.ndarray:
+    """Address of every element."""
+    storage = tensor.untyped_storage()
+    offsets = torch.arange(storage.nbytes() // tensor.element_size())
+    elements = offsets.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    return (storage.data_ptr() + elements * tensor.element_size()).numpy().ravel().astype(np.uint64)

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -187,10 +186,10 @@ def broken_specialise(spec: Spec, architecture: int) -> object:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, compiled: object) -> Iterator[Path]:
+def bundle(tmp_path_factory: pytest.TempPathFactory, compiled: object) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "kernels"
     write_kernels(folder, SPECS, [75, 90])
-    yield folder
+    return folder
 
 
 def test_bundle_files(bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -67,6 +68,16 @@ def test_reads_and_writes_only_its_own(
     assert not out.isnan().any()
     assert untouched()
     assert (out.double() - attention_reference(q, k, v)).abs().max() <= error_bound(v)
+
+
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_no_address_beside_the_arguments(
+    d: int, only_touching: Callable[..., contextlib.AbstractContextManager[None]], cropped: Callable[[Tensor], Tensor]
+) -> None:
+    q, k, v = (cropped(t) for t in random_qkv(2, 2, 19, d, torch.float16))
+    out = cropped(torch.zeros_like(q))
+    with only_touching([q, k, v], [out]):
+        run(q, k, v, out=out)
 
 
 def test_output_guards_inside_a_strided_buffer() -> None:

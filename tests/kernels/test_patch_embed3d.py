@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,19 @@ def test_reads_and_writes_only_its_own(
     assert not out.isnan().any()
     assert untouched()
     check(arguments, out)
+
+
+def test_no_address_beside_the_arguments(
+    only_touching: Callable[..., contextlib.AbstractContextManager[None]], cropped: Callable[[Tensor], Tensor]
+) -> None:
+    arguments = case(kept=9)
+    arguments["tokens"][0, 2], arguments["tokens"][1, 8] = -5, 12
+    arguments["volume"] = cropped(arguments["volume"])
+    out = torch.empty(2, 9, 40)
+    with only_touching([value for value in arguments.values() if isinstance(value, Tensor)], [out]):
+        run(arguments, out=out)
+    with only_touching([out], [out]), pytest.raises(Exception, match="beside the arguments"):  # it does look
+        run(arguments, out=out)
 
 
 def test_any_strides() -> None:
