@@ -26,6 +26,7 @@ from decipher_rt.manifest import EngineFile, Manifest, Precision
 CASE = "case.npz"
 INPUTS = ("volume", "window", "tokens")
 SCOPE = "scope"
+MIN_EMBEDDING_COSINE = 0.99  # between a reduced precision and fp32
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -115,8 +116,8 @@ def golden_fault(
 ) -> str | None:
     """Say in a line what an encoder gets wrong on the golden case on this machine; None where it is right.
 
-    Wrong is another answer than that of the fp32 reference, or a difference beyond what the export stated for this
-    encoder.
+    Wrong is another answer than that of the fp32 reference, an embedding far from its own, or a difference beyond what
+    the export stated for this encoder.
 
     Raises
     ------
@@ -126,12 +127,14 @@ def golden_fault(
     case = read_case(bundle)
     tolerance = bundle.manifest.tolerance(entry)
     outputs = run_case(case, encoder, heads, scope)
-    _, rows = compare(outputs, case, bundle.manifest, float("inf") if tolerance is None else tolerance)
+    cosine, rows = compare(outputs, case, bundle.manifest, float("inf") if tolerance is None else tolerance)
     for row in rows:
         if row.answer != row.expected:
             return f"on the golden case {row.output} answers {row.answer} instead of {row.expected}"
         if not np.isfinite(row.error) or not row.passed:
             return f"on the golden case {row.output} differs by {row.error:.3g}, the bundle allows {row.tolerance:.3g}"
+    if cosine < MIN_EMBEDDING_COSINE:
+        return f"on the golden case the embedding has cosine {cosine:.4f} to fp32, expected {MIN_EMBEDDING_COSINE}"
     return None
 
 

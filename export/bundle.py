@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import decipher_rt
 from decipher_rt.bundle import write_bundle
+from decipher_rt.engines.cpu import cpu_features
+from decipher_rt.engines.select import INT8_FULL_RANGE, INT8_PORTABLE, int8_targets
 from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Numerics, Precision, Preprocessing, Scope
 from decipher_rt.preprocess import Grid, build_graph
 from decipher_rt.tokens import select_tokens
@@ -28,10 +30,17 @@ from decipher_rt.train.samples import sample_seed
 from decipher_rt.train.weights import Weights
 from decipher_rt.verify import CASE
 
+from .evaluate import Judge, judge_encoders
 from .onnx import Probabilities, encoder_graph, graph
+from .quantize import int8_graphs
 from .verify import check_graphs, reference_outputs
 
-ENCODERS: dict[Precision, str] = {"fp32": "encoder.onnx", "fp16": "encoder.fp16.onnx"}
+ENCODERS: dict[tuple[str, Precision], str] = {
+    ("onnx", "fp32"): "encoder.onnx",
+    ("onnx", "fp16"): "encoder.fp16.onnx",
+    (INT8_PORTABLE, "int8"): "encoder.int8.onnx",
+    (INT8_FULL_RANGE, "int8"): "encoder.int8-vnni.onnx",
+}
 GRAPHS = {"cpu": "preprocess.cpu.dali", "gpu": "preprocess.gpu.dali"}
 STORED_RANGE = 2000  # whole numbers between the window's ends, as in a typical series of 12 bits
 INTENDED_USE = "Research on MR series of the head. Not a medical device; no decision about a patient may rest on it."
@@ -59,7 +68,15 @@ def golden_case(config: FirstConfig) -> GoldenCase:
     return GoldenCase(stored.astype(np.int16), window, tokens.indices)
 
 
-def export_bundle(weights: Weights, case: GoldenCase, folder: Path, *, fp16: bool) -> tuple[Numerics, ...]:
+def export_bundle(
+    weights: Weights,
+    case: GoldenCase,
+    folder: Path,
+    *,
+    fp16: bool,
+    int8: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    judge: Judge | None = None,
+) -> tuple[Numerics, ...]:
     """Export a trained model.
 
     Parameters
@@ -71,6 +88,11 @@ def export_bundle(weights: Weights, case: GoldenCase, folder: Path, *, fp16: boo
         Where the bundle shall be.
     fp16 : bool
         Add a half-precision encoder beside the fp32 one.
+    int8 : sequence, optional
+        Inputs of the encoder to calibrate on: add 8-bit encoders, one for any CPU, and one for CPUs with VNNI where
+        this machine can check it.
+    judge : Judge, optional
+        Compare every encoder's heads with fp32 on evaluation series, and refuse what loses too much.
 
     Returns
     -------
@@ -80,7 +102,7 @@ def export_bundle(weights: Weights, case: GoldenCase, folder: Path, *, fp16: boo
     Raises
     ------
     EngineError
-        If a graph differs from the reference by more than its tolerance: nothing is written.
+        If a graph differs from the reference by more than its tolerance, or fails the judge: nothing is written.
     BundleError
         If something other than a bundle is in the folder's place.
     """
@@ -91,19 +113,34 @@ def export_bundle(weights: Weights, case: GoldenCase, folder: Path, *, fp16: boo
         "tokens": torch.from_numpy(case.tokens)[None],
     }
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
-    files: dict[str, bytes | Path] = {ENCODERS[p]: encoder_graph(model.encoder, inputs, p) for p in precisions}
+    graphs: dict[tuple[str, Precision], bytes] = {
+        ("onnx", p): encoder_graph(model.encoder, inputs, p) for p in precisions
+    }
+    engines = [_engine_file("onnx", p, ("torch", "onnx")) for p in precisions]
+    if int8 is not None:
+        made = int8_graphs(graphs["onnx", "fp32"], int8_targets(cpu_features()), int8)
+        graphs |= {(target, "int8"): content for target, content in made.items()}
+        engines += [_engine_file(target, "int8", ("onnxruntime",)) for target in made]
+    files: dict[str, bytes | Path] = {ENCODERS[key]: content for key, content in graphs.items()}
     with torch.no_grad():
         features = dict(zip(("patch", "embedding"), model.encoder(**inputs), strict=True))
     files["heads/sequence.onnx"] = _head_graph(Probabilities(model.sequence), "embedding", "probabilities", features)
     files["heads/lesion.onnx"] = _head_graph(Probabilities(model.lesion), "patch", "probabilities", features)
     files["scope.onnx"] = _head_graph(model.scope, "embedding", "score", features)
     files |= {GRAPHS["cpu"]: build_graph(spec, "cpu"), GRAPHS["gpu"]: build_graph(spec, "gpu")}
-    manifest = _manifest(weights, precisions)
+    manifest = _manifest(weights, engines)
     reference = reference_outputs(model, inputs)
     numerics = check_graphs(files, manifest, [reference, reference_outputs(model, _whole_grid(inputs, spec))])
+    if judge:
+        numerics = judge_encoders(files, manifest, numerics, judge)
     files[f"{manifest.golden}/{CASE}"] = _archive({**reference, "volume": case.volume[None, None]})
     write_bundle(folder, replace(manifest, numerics=numerics), files)
     return numerics
+
+
+def _engine_file(target: str, precision: Precision, packages: Sequence[str]) -> EngineFile:
+    built_with = {name: importlib.metadata.version(name) for name in packages}
+    return EngineFile(target, precision, ENCODERS[target, precision], built_with)
 
 
 def _head_graph(module: nn.Module, takes: str, gives: str, features: Mapping[str, Tensor]) -> bytes:
@@ -118,7 +155,7 @@ def _whole_grid(inputs: Mapping[str, Tensor], spec: Preprocessing) -> dict[str, 
     return {"volume": volume, "window": inputs["window"].expand(2, -1), "tokens": tokens}
 
 
-def _manifest(weights: Weights, precisions: Sequence[Precision]) -> Manifest:
+def _manifest(weights: Weights, engines: Sequence[EngineFile]) -> Manifest:
     config, metadata = weights.config, weights.metadata
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     encoder = weights.model.encoder
@@ -134,10 +171,7 @@ def _manifest(weights: Weights, precisions: Sequence[Precision]) -> Manifest:
             parameters=sum(p.numel() for p in encoder.parameters()),
             config=asdict(config.encoder),
         ),
-        engines=tuple(
-            EngineFile("onnx", p, ENCODERS[p], {"torch": versions["torch"], "onnx": versions["onnx"]})
-            for p in precisions
-        ),
+        engines=tuple(engines),
         heads=(
             Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES),
             Head(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+EVALUATED = 512  # series: one changed answer among the heads of so many is a quarter of a point
+
 
 @click.command(epilog="Example: decipher-rt export runs/first -o my-bundle --fp16")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
@@ -20,32 +22,85 @@ import click
     help="Folder of the bundle.",
 )
 @click.option("--fp16", is_flag=True, help="Add an encoder in half precision.")
+@click.option("--int8", is_flag=True, help="Add 8-bit encoders for CPUs, calibrated and judged on simulated series.")
+@click.option(
+    "--calibrate",
+    "series",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="SERIES",
+    help="Calibrate int8 on this series too; may be given several times.",
+)
+@click.option(
+    "--evaluate",
+    "evaluated",
+    type=click.IntRange(0),
+    help="Judge every encoder on so many simulated series (default: 512 with --int8, otherwise 0).",
+)
+@click.option(
+    "--max-drop",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0, 100),
+    help="Points of a head's metric that an encoder may lose against fp32.",
+)
+@click.option(
+    "--cache",
+    default=".cache/samples",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where simulated series are kept (about 2 MB each).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON object.")
-def export(checkpoint: Path | None, output: Path, fp16: bool, as_json: bool) -> None:
+def export(
+    checkpoint: Path | None,
+    output: Path,
+    fp16: bool,
+    int8: bool,
+    series: tuple[Path, ...],
+    evaluated: int | None,
+    max_drop: float,
+    cache: Path,
+    as_json: bool,
+) -> None:
     """Export CHECKPOINT, a folder with model.safetensors and config.yaml (default: the model that ships), as a bundle.
 
-    Each encoder is compared with the model in torch at fp32; where one differs by more than its tolerance nothing is
-    written.
+    Each encoder is compared with the model in torch at fp32; where one differs by more than its tolerance, or loses too
+    much on the evaluation series, nothing is written.
     """
     from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
+    from decipher_rt.train.progress import Progress
     from decipher_rt.train.weights import load_weights
 
     from .bundle import export_bundle, golden_case
+    from .evaluate import Judge, calibration_inputs, simulated_series
 
     weights = load_weights(checkpoint or DEFAULT_WEIGHTS)
-    numerics = export_bundle(weights, golden_case(weights.config), output, fp16=fp16)
+    config, progress = weights.config, Progress()
+    count = evaluated if evaluated is not None else EVALUATED * int8
+    numerics = export_bundle(
+        weights,
+        golden_case(config),
+        output,
+        fp16=fp16,
+        int8=calibration_inputs(config, series, cache, progress) if int8 else None,
+        judge=Judge(lambda: simulated_series(config, "test", count, cache, progress), max_drop) if count else None,
+    )
     if as_json:
         click.echo(json.dumps({"bundle": str(output), "numerics": [dataclasses.asdict(row) for row in numerics]}))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="against torch fp32, largest absolute differences")
-    for column in ("encoder", "embedding cosine", "embedding", "patch tokens", "heads and scope", "tolerance"):
-        table.add_column(column, justify="left" if column == "encoder" else "right")
+    table = Table(title="against torch fp32: smallest cosine, largest absolute differences")
+    metrics = list(numerics[0].metrics)
+    for column in ("encoder", "cosine", "embedding", "tokens", "heads", "allowed", *(f"{name} %" for name in metrics)):
+        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
     for row in numerics:
         errors = (row.embedding_max_error, row.patch_max_error, row.heads_max_error, row.tolerance)
-        table.add_row(row.precision, f"{row.embedding_cosine:.7f}", *(f"{e:.2g}" for e in errors))
+        name = row.precision if row.target == "onnx" else f"{row.precision} {row.target.removeprefix('onnx-')}"
+        figures = (f"{row.metrics[head]:.2f}" for head in metrics)
+        table.add_row(name, f"{row.embedding_cosine:.5f}", *(f"{e:.1g}" for e in errors), *figures)
     console = Console()
     console.print(table)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

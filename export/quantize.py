@@ -95,6 +95,19 @@ def quantize_encoder(
     return chosen
 
 
+def int8_graphs(fp32: bytes, targets: Sequence[str], calibration: Sequence[Arrays]) -> dict[str, bytes]:
+    """Return the int8 form of a serialised fp32 encoder for each target; see ``quantize_encoder``."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "encoder.onnx"
+        source.write_bytes(fp32)
+        graphs = {}
+        for target in targets:
+            out = Path(folder) / f"{target}.onnx"
+            quantize_encoder(source, out, target=target, calibration=calibration)
+            graphs[target] = out.read_bytes()
+    return graphs
+
+
 def _best(
     fp32: ModelProto, calibration: Sequence[Arrays], smoothing: Sequence[float | None], full_range: bool
 ) -> Int8Encoder:
