@@ -126,7 +126,12 @@ def _build_dataclass(expected: Any, value: Any, key: str) -> Any:
     if presets is not None and (isinstance(value, str) or (isinstance(value, dict) and "preset" in value)):
         changes = dict(value) if isinstance(value, dict) else {"preset": value}
         name = changes.pop("preset")
-        _expect(name in presets, name, _join(key, "preset") if changes else key, f"one of {', '.join(presets)}")
+        _expect(
+            name in presets,
+            name,
+            _join(key, "preset") if isinstance(value, dict) else key,
+            f"one of {', '.join(presets)}",
+        )
         start, value = {f.name: getattr(presets[name], f.name) for f in dataclasses.fields(expected)}, changes
     _expect(isinstance(value, dict), value, key, "keys and values")
     hints = typing.get_type_hints(expected)

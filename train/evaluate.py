@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
+from .data.sample import KINDS
 from .first_config import FirstConfig
 from .model.first import FirstModel
 from .model.heads import SEQUENCES
 from .predict import predict
-from .samples import KINDS, SeriesStore
+from .samples import SeriesStore
 
 BINS = 10
 

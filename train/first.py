@@ -59,8 +59,8 @@ def train_first(config: FirstConfig, folder: Path, cache_dir: Path, progress: Pr
     model = optimise(config, splits["train"], folder, progress)
     trained_s = time.monotonic() - start - simulated_s
     progress.say("fitting temperatures and scope")
-    fit_temperatures(model, splits["validation"], config)
-    fit_scope(model, splits["train"], splits["validation"], config)
+    fit_temperatures(model, splits["validation"])
+    fit_scope(model, splits["train"], splits["validation"], config.false_refusals)
     metrics = evaluate(model, splits["test"], config)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "nilearn")}
     # Only what this call did: a resumed run says less than the whole took.
@@ -86,7 +86,7 @@ def simulated(
     for split in splits:
         count = getattr(config.samples, split)
         with progress.bar(f"simulating {split}", count) as advance_to:
-            found[split] = make_samples(source, split, count, cache_dir, config.threads, advance_to)
+            found[split] = make_samples(source, split, count, cache_dir, config.workers, advance_to)
     return found
 
 
@@ -128,10 +128,12 @@ def losses(model: FirstModel, batch: Batch, weights: LossConfig, *, bf16: bool) 
     evidence = F.binary_cross_entropy_with_logits(
         out["evidence"], batch.lesion_tokens.clamp_min(0), pos_weight=torch.tensor(EVIDENCE_WEIGHT), reduction="none"
     )
+    tissue = F.binary_cross_entropy_with_logits(out["tissue"], batch.tissue, reduction="none").mean(dim=(1, 2))
     parts = {
         "sequence": (sequence * head).sum() / heads,
         "lesion": (lesion * head).sum() / heads,
         "evidence": (evidence * known).sum() / known.sum().clamp_min(1.0),
+        "tissue": (tissue * head).sum() / heads,
         "headness": F.binary_cross_entropy_with_logits(out["headness"], head),
     }
     total = parts["sequence"] + sum(getattr(weights, name) * part for name, part in parts.items() if name != "sequence")

@@ -35,7 +35,7 @@ class AugmentConfig:
     window: float = 0.08
     gamma: float = 0.15
     noise: float = 0.04
-    keep: float = 0.5
+    keep: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OptimiserConfig:
 
     steps: int = 1500
     batch: int = 16
-    rate: float = 1e-3
+    rate: float = 7e-4
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -57,6 +57,7 @@ class LossConfig:
 
     lesion: float = 1.0
     evidence: float = 1.0
+    tissue: float = 2.0
     headness: float = 0.5
 
 
@@ -70,7 +71,8 @@ class FirstConfig:
     seed : everything random follows from it
     encoder : ViTConfig, a preset by name, or a preset with changes
     bf16 : train in bfloat16 where the matrix products are (weights stay float32)
-    threads : CPU threads; results are bit-exact for the same number only
+    threads : CPU threads of training; results are bit-exact for the same number only
+    workers : processes that simulate, one thread each
     checkpoint_every : steps
     false_refusals : share of validation heads that each of the scope's two opinions may refuse
     """
@@ -84,7 +86,8 @@ class FirstConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     bf16: bool = True
-    threads: int = 2
+    threads: int = 1
+    workers: int = 2
     checkpoint_every: int = 100
     false_refusals: float = 0.01
 
@@ -122,6 +125,10 @@ class FirstConfig:
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{key} is {value}, expected 0 to 1")
-        for key, count in (("threads", self.threads), ("checkpoint_every", self.checkpoint_every)):
+        for key, count in (
+            ("threads", self.threads),
+            ("workers", self.workers),
+            ("checkpoint_every", self.checkpoint_every),
+        ):
             if count < 1:
                 raise ValueError(f"{key} is {count}, expected 1 or more")

@@ -48,7 +48,7 @@ def draw_curve(log: Path, picture: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     window = max(1, min(SMOOTH, len(rows) // 4))
     steps = np.array([int(row["step"]) for row in rows])[window - 1 :]
-    for name in ("loss", "sequence", "lesion", "evidence", "headness"):
+    for name in ("loss", "sequence", "lesion", "evidence", "tissue", "headness"):
         values = np.convolve([float(row[name]) for row in rows], np.ones(window) / window, mode="valid")
         axes.plot(steps, values, label=name, linewidth=2.0 if name == "loss" else 1.2)
     axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", yscale="log")

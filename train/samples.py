@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -28,11 +29,11 @@ from decipher_rt.manifest import Preprocessing
 
 from . import data
 from .data import load_anatomy, simulate
+from .data.sample import KINDS
 from .model.heads import SEQUENCES
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-KINDS = ("head", "phantom", "noise", "other_anatomy", "scrambled")
 # Shares among the series that are no heads: what is easy to mistake for a head comes more often.
 NOT_HEADS = {"phantom": 0.4, "other_anatomy": 0.3, "scrambled": 0.2, "noise": 0.1}
 SHARD = 32
@@ -47,7 +48,8 @@ class Series:
     ----------
     volume : ndarray, shape (D, H, W), float16
         0 and 1 are the ends of its intensity window.
-    lesion_mask : ndarray, shape (D, H, W), bool
+    tissue : ndarray, shape (D, H, W), uint8
+        Index in the simulator's ``LABELS``; 0 everywhere for what is no head.
     sequence : int
         Index in ``SEQUENCES``; -1 for what is no head.
     lesion : bool
@@ -56,7 +58,7 @@ class Series:
     """
 
     volume: NDArray[np.float16]
-    lesion_mask: NDArray[np.bool_]
+    tissue: NDArray[np.uint8]
     sequence: int
     lesion: bool
     kind: int
@@ -115,11 +117,9 @@ class Samples:
         with safe_open(_shard_file(self.folder, index // SHARD), framework="numpy") as file:
             row = index % SHARD
             volume = file.get_slice("volume")[row]
-            mask = (
-                np.unpackbits(file.get_slice("lesion_mask")[row], count=volume.size).reshape(volume.shape).astype(bool)
-            )
+            tissue = file.get_slice("tissue")[row]
             sequence, lesion, kind = file.get_slice("labels")[row].tolist()
-        return Series(volume, mask, sequence, bool(lesion), kind)
+        return Series(volume, tissue, sequence, bool(lesion), kind)
 
 
 def make_samples(
@@ -147,9 +147,10 @@ def make_samples(
     missing = [shard for shard in range(shards) if not _shard_file(folder, shard).exists()]
     progress((shards - len(missing)) * SHARD)
     if missing:
+        _anatomy()  # built once here, not by every worker
         # "spawn": a fork of a process that has run torch can hang in its thread pool.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start_worker) as pool:
             jobs = [pool.submit(_write_shard, source, split, shard, folder) for shard in missing]
             for done, job in enumerate(as_completed(jobs), start=shards - len(missing) + 1):
                 job.result()
@@ -175,7 +176,7 @@ def _write_shard(source: SampleSource, split: Split, shard: int, folder: Path) -
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     arrays: dict[str, NDArray[Any]] = {
         "volume": np.stack([s.volume for s in series]),
-        "lesion_mask": np.stack([np.packbits(s.lesion_mask) for s in series]),
+        "tissue": np.stack([s.tissue for s in series]),
         "labels": np.array([[s.sequence, s.lesion, s.kind] for s in series], np.int8),
     }
     save_file(arrays, beside)
@@ -187,14 +188,14 @@ def _simulate(source: SampleSource, seed: int) -> Series:
     sample = simulate(seed, _anatomy(), source.spec, kind=kind)
     low, high = sample.window
     volume = ((sample.volume - low) / max(float(high - low), 1e-6)).clip(*STORED).astype(np.float16)
-    head = sample.kind == "head"
-    mask = lesion_mask(sample)
+    truth = sample.labels
+    head = truth.kind == "head" and truth.sequence is not None
     return Series(
-        volume,
-        mask,
-        SEQUENCES.index(sample.sequence) if head else -1,
-        bool(head and sample.lesion),
-        KINDS.index(sample.kind),
+        volume=volume,
+        tissue=sample.tissue if head else np.zeros(volume.shape, np.uint8),
+        sequence=SEQUENCES.index(truth.sequence) if truth.sequence and head else -1,
+        lesion=head and truth.lesion,
+        kind=KINDS.index(truth.kind),
     )
 
 
@@ -203,8 +204,9 @@ def _anatomy() -> Any:
     return load_anatomy()
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed: it would wait for work for ever."""
+def _start_worker() -> None:
+    """Compute on one thread: there is a worker a core. End when the parent is killed: the work would never come."""
+    torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

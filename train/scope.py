@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from .first_config import FirstConfig
 from .model.first import FirstModel
 from .model.heads import SEQUENCES
 from .predict import predict
@@ -18,9 +17,8 @@ from .samples import SeriesStore
 FIT_SERIES = 2048  # training series whose embeddings give the scope's means and covariance
 
 
-def fit_temperatures(model: FirstModel, validation: SeriesStore, config: FirstConfig) -> None:
+def fit_temperatures(model: FirstModel, validation: SeriesStore) -> None:
     """Set the heads' temperatures to the best likelihood on validation heads (arXiv 1706.04599)."""
-    del config
     for head in (model.sequence, model.lesion):
         head.temperature.fill_(1.0)
     seen = predict(model, validation)
@@ -37,10 +35,10 @@ def _best(loss) -> float:  # type: ignore[no-untyped-def]
     return float(grid[int(np.argmin([float(loss(t)) for t in grid]))])
 
 
-def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, config: FirstConfig) -> None:
+def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, false_refusals: float) -> None:
     """Set means and covariance from training heads, and both margins from validation heads.
 
-    An edge (margin 0) is where ``config.false_refusals`` of the validation heads lie beyond; the median head has
+    An edge (margin 0) is where ``false_refusals`` of the validation heads lie beyond; the median head has
     margin 1.
     """
     seen = predict(model, train, range(min(FIT_SERIES, len(train))))
@@ -52,8 +50,8 @@ def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, co
     heads = predict(model, validation)
     inside = torch.from_numpy(heads.embedding[heads.head])
     with torch.no_grad():
-        scope.distance_edge.copy_(_edge(scope.distance(inside), 1 - config.false_refusals))
-        scope.logit_edge.copy_(_edge(scope.headness(inside), config.false_refusals))
+        scope.distance_edge.copy_(_edge(scope.distance(inside), 1 - false_refusals))
+        scope.logit_edge.copy_(_edge(scope.headness(inside), false_refusals))
 
 
 def _whitening(offsets: NDArray[np.float64]) -> NDArray[np.float64]:

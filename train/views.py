@@ -15,9 +15,12 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts
 
+from .data.sample import LABELS
 from .first_config import AugmentConfig
 from .samples import Series
 
+LESION_LABEL = LABELS.index("lesion")
+TISSUE_LABELS = range(1, len(LABELS))
 UNIT_WINDOW = np.array([0, 1], np.float32)
 LESION_VOXELS = 4  # a patch with fewer lesion voxels is neither a positive nor a negative example
 
@@ -33,6 +36,7 @@ class Batch:
     sequence : (B,) int64, -1 where it is no head
     lesion : (B,) float32, 1 where a lesion lies in one of these tokens
     lesion_tokens : (B, K) float32, 1 lesion, 0 none, -1 too little to say
+    tissue : (B, K, 4) float32, share of grey, white, CSF and lesion among the voxels of each token
     head : (B,) float32
     """
 
@@ -41,6 +45,7 @@ class Batch:
     sequence: Tensor
     lesion: Tensor
     lesion_tokens: Tensor
+    tissue: Tensor
     head: Tensor
 
 
@@ -54,7 +59,7 @@ def training_batch(
     whole : bool
         Keep all tissue tokens, as at inference; else a share of them that is drawn for the batch.
     """
-    volumes, masks = zip(*(_move(s, augment, rng) for s in series), strict=True)
+    volumes, tissues = zip(*(_move(s, augment, rng) for s in series), strict=True)
     counts = [tissue_counts(Grid(v.astype(np.float32), UNIT_WINDOW, np.eye(4)), spec) for v in volumes]
     needed = [int((c >= spec.min_tissue * np.prod(spec.patch_shape)).sum()) for c in counts]
     head = np.array([s.head for s in series])
@@ -63,7 +68,8 @@ def training_batch(
     K = max(1, round(most * (1.0 if whole else rng.uniform(augment.keep, 1.0))))
     tokens = np.stack([_choose(c, max(K, n), K, rng) for c, n in zip(counts, needed, strict=True)])
     patches = np.stack([to_patches(v, spec)[t] for v, t in zip(volumes, tokens, strict=True)]).astype(np.float32)
-    lesion_voxels = np.stack([to_patches(m, spec)[t].sum(axis=1) for m, t in zip(masks, tokens, strict=True)])
+    labels = np.stack([to_patches(m, spec)[t] for m, t in zip(tissues, tokens, strict=True)])
+    lesion_voxels = (labels == LESION_LABEL).sum(axis=-1)
     lesion_tokens = np.where(lesion_voxels >= LESION_VOXELS, 1.0, np.where(lesion_voxels == 0, 0.0, -1.0))
     return Batch(
         patches=torch.from_numpy(_intensities(patches, augment, rng)),
@@ -71,6 +77,7 @@ def training_batch(
         sequence=torch.tensor([s.sequence for s in series]),
         lesion=torch.from_numpy(((lesion_voxels > 0).any(axis=1) & head).astype(np.float32)),
         lesion_tokens=torch.from_numpy(lesion_tokens.astype(np.float32)),
+        tissue=torch.from_numpy(np.stack([(labels == i).mean(-1, dtype=np.float32) for i in TISSUE_LABELS], -1)),
         head=torch.from_numpy(head.astype(np.float32)),
     )
 
@@ -83,7 +90,7 @@ def to_patches(volume: NDArray[Any], spec: Preprocessing) -> NDArray[Any]:
 
 def _move(
     series: Series, augment: AugmentConfig, rng: np.random.Generator
-) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """Shift within the grid (what enters is air, as the runtime pads) and exchange left and right (grid axis W)."""
     reach = augment.shift_voxels
     shift = rng.integers(-reach, reach + 1, size=3)
@@ -95,7 +102,7 @@ def _move(
         out[to] = array[source]
         return out[..., ::-1] if flip else out
 
-    return moved(series.volume), moved(series.lesion_mask)
+    return moved(series.volume), moved(series.tissue)
 
 
 def _overlap(shift: int, size: int) -> tuple[slice, slice]:

@@ -44,7 +44,10 @@ class LesionHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.evidence = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        last = nn.Linear(width, 1)
+        # Few tokens hold a lesion: started at even odds, the pooled logit of all would say "present" of everything.
+        nn.init.constant_(last.bias, -5.0)
+        self.evidence = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
         self.affine = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.register_buffer("temperature", torch.ones(()))
 

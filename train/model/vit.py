@@ -111,7 +111,7 @@ class ViT(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1 + config.registers, C))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(C, eps=1e-6)
-        self.projection = nn.Linear(C, config.embedding_size, bias=False)
+        self.projection = nn.Linear(2 * C, config.embedding_size, bias=False)
         self.apply(_initialise)
         nn.init.normal_(self.class_token, std=0.02)
 
@@ -150,8 +150,11 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        embedding = F.normalize(self.projection(x[:, 0]).float(), dim=-1)
-        return x[:, self.class_token.shape[1] :].float(), embedding
+        patch = x[:, self.class_token.shape[1] :].float()
+        # The class token beside the mean token (DINOv2's choice for linear probes, arXiv 2304.07193): contrast is a
+        # property of every patch, and the mean learns it from the first step.
+        whole = torch.cat([x[:, 0].float(), patch.mean(dim=1)], dim=-1).to(self.projection.weight.dtype)
+        return patch, F.normalize(self.projection(whole).float(), dim=-1)
 
 
 def gather_patches(volume: Tensor, tokens: Tensor, patch_shape: tuple[int, int, int]) -> Tensor:
@@ -264,6 +267,6 @@ class LayerScale(nn.Module):
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

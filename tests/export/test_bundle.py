@@ -1,0 +1,272 @@
+"""A bundle from an untrained model: its graphs against torch, what it refuses to write, and what must not be in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from decipher_rt.bundle import Bundle, open_bundle
+from decipher_rt.engines import load_engine
+from decipher_rt.errors import BundleError, EngineError
+from decipher_rt.export import bundle as export_module
+from decipher_rt.export.bundle import ENCODERS, GoldenCase, export_bundle
+from decipher_rt.export.cli import export
+from decipher_rt.manifest import Precision
+from decipher_rt.train.first_config import FirstConfig
+from decipher_rt.train.model.first import FirstModel
+from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.weights import Weights, save_weights
+from decipher_rt.verify import read_case, verify_bundle
+
+ENCODER = ViTConfig(
+    width=48, depth=2, heads=4, embedding_size=16, grid_shape=(16, 16, 24), patch_shape=(4, 4, 4),
+    spacing_mm=(15.0,) * 3, token_buckets=(24, 96), layer_scale=0.5,
+)  # fmt: skip
+CONFIG = FirstConfig(name="test", version="0", seed=7, encoder=ENCODER)
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    torch.manual_seed(11)
+    model = FirstModel(ENCODER).eval()
+    with torch.no_grad():
+        model.scope.distance_edge.copy_(torch.tensor([2.0, 0.5]))
+        model.scope.logit_edge.copy_(torch.tensor([-9.0, 1.0]))
+        model.lesion.affine.copy_(torch.tensor([0.7, -2.0]))
+    return Weights(model, CONFIG, {"metrics": {"lesion": {"auroc": 0.5}}})
+
+
+@pytest.fixture(scope="module")
+def case() -> GoldenCase:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 4000, ENCODER.grid_shape).astype(np.int16)
+    tokens = np.sort(rng.choice(96, 24, replace=False)).astype(np.int64)
+    return GoldenCase(volume, np.array([100, 3500], np.float32), tokens)
+
+
+@pytest.fixture(scope="module")
+def bundle(weights: Weights, case: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    export_bundle(weights, case, folder, fp16=True)
+    return open_bundle(folder)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("B", "K"), [(1, 24), (3, 7), (2, 96)])
+def test_encoder_equals_torch_for_any_batch_and_any_tokens(
+    bundle: Bundle, weights: Weights, engine: str, precision: Precision, B: int, K: int
+) -> None:
+    generator = torch.Generator().manual_seed(B)
+    inputs = {
+        "volume": torch.rand((B, 1, *ENCODER.grid_shape), generator=generator) * 5000,
+        "window": torch.tensor([[0.0, 4000.0]]) + torch.arange(B).unsqueeze(1) * 300.0,
+        "tokens": torch.stack([torch.randperm(96, generator=generator)[:K] for _ in range(B)]),
+    }
+    with torch.no_grad():
+        patch, embedding = weights.model.encoder(**inputs)
+    graph = bundle.file(bundle.manifest.engine_file("onnx", precision).file)
+    outputs = load_engine(engine, graph, precision=precision).run({k: v.numpy() for k, v in inputs.items()})
+    tolerance = {"fp32": 2e-5, "fp16": 1e-2}[precision]  # orders of summation; 11 bits of mantissa
+    assert outputs["patch"].dtype == outputs["embedding"].dtype == np.float32
+    assert np.abs(outputs["patch"] - patch.numpy()).max() < tolerance
+    assert np.abs(outputs["embedding"] - embedding.numpy()).max() < tolerance
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_verify_passes(bundle: Bundle, engine: str, precision: Precision) -> None:
+    report = verify_bundle(bundle, engine, precision)
+    assert report.passed, report
+    assert [row.output for row in report.rows] == ["patch", "embedding", "heads.sequence", "heads.lesion", "scope"]
+    assert report.embedding_cosine > 0.9999
+
+
+def test_golden_case_is_what_torch_gives(bundle: Bundle, weights: Weights, case: GoldenCase) -> None:
+    golden = read_case(bundle)
+    assert np.array_equal(golden["volume"][0, 0], case.volume)
+    with torch.no_grad():
+        patch, embedding = weights.model.encoder(*(torch.from_numpy(golden[n]) for n in ("volume", "window", "tokens")))
+        logits, (lesion, _) = weights.model.sequence(embedding), weights.model.lesion(patch)
+    assert np.array_equal(golden["embedding"], embedding.numpy())
+    assert np.allclose(golden["heads.sequence"], torch.softmax(logits, 1).numpy(), atol=1e-6)
+    absent, present = golden["heads.lesion"][0]
+    assert present == pytest.approx(float(torch.sigmoid(lesion)), abs=1e-6)
+    assert absent + present == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.onnx", "encoder.fp16.onnx", "heads/sequence.onnx", "heads/lesion.onnx", "scope.onnx"]
+)
+def test_graphs_hold_standard_operators_only(bundle: Bundle, name: str) -> None:
+    model = onnx.load(bundle.file(name))
+    assert [(entry.domain, entry.version >= 20) for entry in model.opset_import] == [("", True)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert "Conv" not in {node.op_type for node in model.graph.node}
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "B"
+
+
+def test_half_precision_starts_after_normalising_and_spares_softmax(bundle: Bundle) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(bundle.file("encoder.fp16.onnx")))
+    types = {
+        v.name: v.type.tensor_type.elem_type for v in [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    }
+    types |= {i.name: i.data_type for i in model.graph.initializer}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    nodes = {kind: [n for n in model.graph.node if n.op_type == kind] for kind in ("Clip", "Softmax", "MatMul", "Gemm")}
+    assert {types[n.input[0]] for n in nodes["Clip"] + nodes["Softmax"]} == {single}
+    assert {types[n.input[1]] for n in nodes["MatMul"] + nodes["Gemm"]} == {half}
+
+
+def test_no_path_and_no_name_of_this_machine_is_in_the_bundle(bundle: Bundle) -> None:
+    here = [
+        str(Path.home()),
+        str(Path(export_module.__file__).parents[1]),
+        "site-packages",
+        ".py",
+        "/usr/",
+        str(bundle.path),
+    ]
+    for file in bundle.path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [text for text in here if text.encode() in content], file.name
+
+
+@pytest.fixture
+def exported_again(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Callable[[np.ndarray], None]], None]:
+    """Let the exporter give the bundle's own graphs, one of them with its largest weight changed."""
+
+    def prepare(changed: str, change: Callable[[np.ndarray], None]) -> None:
+        def graph(file: str) -> bytes:
+            model = onnx.load(bundle.file(file))
+            if file == changed:
+                largest = max(model.graph.initializer, key=lambda i: int(np.prod(i.dims)))
+                values = onnx.numpy_helper.to_array(largest).copy()
+                change(values)
+                largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
+            return model.SerializeToString()
+
+        files = {"patch": "heads/lesion.onnx", "probabilities": "heads/sequence.onnx", "score": "scope.onnx"}
+        monkeypatch.setattr(export_module, "encoder_graph", lambda e, i, precision: graph(ENCODERS[precision]))
+        monkeypatch.setattr(
+            export_module,
+            "_head_graph",
+            lambda m, takes, gives, f: graph(files["patch" if takes == "patch" else gives]),
+        )
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("encoder.onnx", "the fp32 graphs differ.*patch differs by .*tolerance 0.001"),
+        ("encoder.fp16.onnx", "the fp16 graphs differ.*patch differs by .*tolerance 0.05"),
+        ("heads/lesion.onnx", "the fp32 graphs differ.*heads.lesion differs by"),
+        ("scope.onnx", "the fp32 graphs differ.*scope differs by"),
+    ],
+)
+def test_a_graph_that_differs_is_refused_and_nothing_is_written(
+    weights: Weights, case: GoldenCase, tmp_path: Path, exported_again: Callable[..., None], file: str, said: str
+) -> None:
+    def change(values: np.ndarray) -> None:
+        values.flat[: values.size // 2] *= 3
+
+    exported_again(file, change)
+    with pytest.raises(EngineError, match=said) as caught:
+        export_bundle(weights, case, tmp_path / "bundle", fp16=True)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_not_finite_is_refused(
+    weights: Weights, case: GoldenCase, tmp_path: Path, exported_again: Callable[..., None]
+) -> None:
+    exported_again("heads/sequence.onnx", lambda values: values.fill(np.nan))
+    with pytest.raises(EngineError, match=r"heads.sequence differs by inf"):
+        export_bundle(weights, case, tmp_path / "bundle", fp16=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_manifest_says_what_is_in_it(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest.encoder.parameters == sum(p.numel() for p in FirstModel(ENCODER).encoder.parameters())
+    assert manifest.preprocessing.grid_shape == ENCODER.grid_shape
+    assert {head.name: head.labels for head in manifest.heads}["sequence"] == ("T1w", "T2w", "PDw", "FLAIR", "T2*w")
+    assert [row.precision for row in manifest.numerics] == ["fp32", "fp16"]
+    assert all(
+        max(r.patch_max_error, r.heads_max_error, r.embedding_max_error) <= r.tolerance for r in manifest.numerics
+    )
+    assert manifest.metrics == {"lesion": {"auroc": 0.5}}
+    assert manifest.provenance["config"]["encoder"]["width"] == 48
+
+
+def damaged(bundle: Bundle, folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Bundle:
+    """Return a bundle whose golden case was changed, sums and all."""
+    from decipher_rt.bundle import write_bundle
+
+    files: dict[str, bytes | Path] = {
+        f.relative_to(bundle.path).as_posix(): f for f in bundle.path.rglob("*") if f.is_file()
+    }
+    for name in ("manifest.json", "SHA256SUMS"):
+        del files[name]
+    with np.load(bundle.file("golden/case.npz")) as stored:
+        case = dict(stored)
+    change(case)
+    np.savez(folder / "case.npz", **case)
+    write_bundle(folder / "bundle", bundle.manifest, files | {"golden/case.npz": folder / "case.npz"})
+    return open_bundle(folder / "bundle")
+
+
+def test_verify_fails_where_an_output_differs(bundle: Bundle, tmp_path: Path) -> None:
+    def change(case: dict[str, np.ndarray]) -> None:
+        case["heads.sequence"] = case["heads.sequence"][:, ::-1]
+
+    report = verify_bundle(damaged(bundle, tmp_path, change), "onnxruntime", "fp32")
+    assert not report.passed
+    assert [row.output for row in report.rows if not row.passed] == ["heads.sequence"]
+
+
+def test_verify_says_what_the_golden_case_lacks(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"golden/case.npz has no array scope"):
+        verify_bundle(damaged(bundle, tmp_path, lambda case: case.pop("scope") and None), "onnxruntime", "fp32")
+
+
+def test_verify_refuses_pickled_arrays(bundle: Bundle, tmp_path: Path) -> None:
+    def change(case: dict[str, np.ndarray]) -> None:
+        case["scope"] = np.array([{"a": 1}], dtype=object)
+
+    with pytest.raises(BundleError, match="not an archive of arrays"):
+        verify_bundle(damaged(bundle, tmp_path, change), "onnxruntime", "fp32")
+
+
+def test_command_exports_and_prints_the_comparison(
+    weights: Weights,
+    case: GoldenCase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exported_again: Callable[..., None],
+) -> None:
+    save_weights(tmp_path / "weights", weights)
+    exported_again("none", lambda values: None)
+    monkeypatch.setattr(export_module, "golden_case", lambda config: case)
+    arguments = [str(tmp_path / "weights"), "-o", str(tmp_path / "bundle"), "--json"]
+    run = CliRunner().invoke(export, arguments, catch_exceptions=False)
+    assert run.exit_code == 0
+    printed = json.loads(run.stdout)["numerics"]
+    assert [row["precision"] for row in printed] == ["fp32"]
+    assert open_bundle(tmp_path / "bundle").manifest.to_json()["numerics"] == printed
+    table = CliRunner().invoke(export, arguments[:-1], catch_exceptions=False)
+    assert "fp32" in table.output
+    assert "tolerance" in table.output

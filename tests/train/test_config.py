@@ -1,0 +1,91 @@
+"""Configurations: whatever cannot be used is refused by its key, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.first_config import FirstConfig
+
+CONFIGS = Path(__file__).parents[2] / "train" / "configs"
+GOOD = "name: a\nversion: '1'\nseed: 1\nencoder: tiny\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("first*.yaml")), ids=lambda p: p.name)
+def test_committed_configs_load(path: Path) -> None:
+    assert load_config(FirstConfig, path).name == "first"
+
+
+def test_presets_by_name_and_with_changes(config: Path) -> None:
+    assert load_config(FirstConfig, config).encoder.width == 192
+    changed = load_config(FirstConfig, config, ["encoder.depth=3", "optimiser.rate=3e-4", "bf16=false"])
+    assert (changed.encoder.depth, changed.encoder.width) == (3, 192)
+    assert (changed.optimiser.rate, changed.bf16) == (3e-4, False)
+    assert load_config(FirstConfig, config, ["encoder=base"]).encoder.width == 768
+
+
+def test_dump_and_load_give_the_same(config: Path, tmp_path: Path) -> None:
+    loaded = load_config(FirstConfig, config, ["encoder.token_buckets=[64, 512]", "augment.keep=0.25"])
+    (tmp_path / "dumped.yaml").write_text(dump_config(loaded))
+    assert load_config(FirstConfig, tmp_path / "dumped.yaml") == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimiser.stepz=1", "optimiser.stepz"),
+        ("optimiser.steps=many", "optimiser.steps"),
+        ("optimiser.steps=1.5", "optimiser.steps"),
+        ("optimiser.steps=0", "optimiser.steps"),
+        ("optimiser.rate=fast", "optimiser.rate"),
+        ("samples.not_heads=1.5", "samples.not_heads"),
+        ("bf16=1", "bf16"),
+        ("seed=true", "seed"),
+        ("name=3", "name"),
+        ("encoder=huge", "encoder"),
+        ("encoder.preset=huge", "encoder.preset"),
+        ("encoder.width=100", "encoder.width"),
+        ("encoder.patch_shape=[12, 12]", "encoder.patch_shape"),
+        ("encoder.patch_shape=[12, 12, 7]", "encoder.patch_shape"),
+        ("encoder.token_buckets=[512, 128]", "encoder.token_buckets"),
+        ("augment=3", "augment"),
+        ("seed.deep=3", "seed"),
+        ("threads=0", "threads"),
+        ("steps", "steps"),
+        ("seed=[", "seed"),
+    ],
+)
+def test_errors_name_the_key(config: Path, override: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(FirstConfig, config, [override])
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("seed: 1\n", ""), "seed"),
+        ("- 1\n", "list"),
+        ("a: [", "not YAML"),
+        ("a: !!python/object:os.x {}", "not YAML"),
+    ],
+)
+def test_broken_files_are_refused(config: Path, text: str, said: str) -> None:
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config(FirstConfig, config)
+
+
+def test_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent"):
+        load_config(FirstConfig, tmp_path / "absent.yaml")
