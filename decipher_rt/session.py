@@ -19,12 +19,13 @@ from decipher_rt.engines.select import onnx_encoder
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
 from decipher_rt.manifest import EngineFile, Head, Precision
-from decipher_rt.preprocess import Preprocessor
+from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, Series, find_series, read_series
+from decipher_rt.streaming import SeriesStream, blank_volume
 from decipher_rt.tokens import select_tokens
 from decipher_rt.verify import golden_fault
-from decipher_rt.volume import Volume
+from decipher_rt.volume import SeriesInfo, Volume
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -88,6 +89,7 @@ class Session:
     ) -> None:
         self.bundle = bundle
         self.fallback: str | None = None
+        self._slices: SliceResampler | None = None  # made for the first stream
         threads = threads or usable_cores()
         manifest = bundle.manifest
         self._entry = onnx_encoder(manifest, precision, cpu_features())
@@ -187,9 +189,49 @@ class Session:
             raise SeriesError(_located(series, str(error))) from None
         return write(result, volume, clock) if write else replace(result, timings_ms=clock.timings_ms())
 
+    def stream(
+        self,
+        shape: tuple[int, int, int],
+        dtype: Any,
+        affine_lps_mm: NDArray[np.float64],
+        series: SeriesInfo,
+        *,
+        slope: float = 1.0,
+        intercept: float = 0.0,
+    ) -> SeriesStream:
+        """Begin a series whose slices arrive one by one, in any order; see `SeriesStream`.
+
+        Parameters
+        ----------
+        shape : (D, H, W) = (slices that will come, rows, columns)
+        dtype : uint8, int16, uint16 or float32
+        affine_lps_mm : ndarray, shape (4, 4)
+            Maps (d, h, w, 1) to LPS mm; the first slice along its first axis is slice 0.
+        series : SeriesInfo
+        slope, intercept : float
+            As `Volume` has them.
+
+        Raises
+        ------
+        SeriesError
+            Where the geometry or the type cannot be those of a volume.
+        """
+        volume = blank_volume(shape, dtype, affine_lps_mm, series, slope, intercept)
+        if self._slices is None:
+            self._slices = SliceResampler(self.preprocessor.graph)
+
+        def answer(arrived: Volume, grid: Callable[[], Grid]) -> Result:
+            clock = StageClock()
+            result = self._answer_grid(arrived, grid(), clock)
+            return replace(result, timings_ms=clock.timings_ms())
+
+        return SeriesStream(volume, self.bundle.manifest.preprocessing, self.preprocessor, self._slices, answer)
+
     def _run(self, volume: Volume, clock: StageClock) -> Result:
+        return self._answer_grid(volume, self.preprocessor(volume), clock)
+
+    def _answer_grid(self, volume: Volume, grid: Grid, clock: StageClock) -> Result:
         spec = self.bundle.manifest.preprocessing
-        grid = self.preprocessor(volume)
         tokens = select_tokens(grid, spec)
         clock.finish("preprocess")
         encoded = self.encoder.run(

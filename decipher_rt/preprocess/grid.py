@@ -99,9 +99,21 @@ def plan(volume: Volume, spec: Preprocessing) -> GridPlan:
             f"the volume has no contrast: its {low:g} and {high:g} percentiles are both {window[0]:g}; "
             "give an image series, not a mask or an empty one"
         )
-    affine = np.asarray(volume.affine_lps_mm, dtype=np.float64)
+    return lay_grid(volume.affine_lps_mm, volume.voxels.shape, spec, window)
+
+
+def lay_grid(
+    affine_lps_mm: NDArray[np.float64], shape: tuple[int, ...], spec: Preprocessing, window: tuple[float, float]
+) -> GridPlan:
+    """Lay the grid of ``spec`` over a field of view of ``shape`` (D, H, W), whatever the voxels in it will be.
+
+    Raises
+    ------
+    SeriesError
+        Where the affine is no geometry.
+    """
+    affine = np.asarray(affine_lps_mm, dtype=np.float64)
     order = axis_order(affine)
-    shape = volume.voxels.shape
     size, start, end, padding = [0, 0, 0], [0.0] * 3, [0.0] * 3, [0, 0, 0]
     index_of_grid = np.zeros((4, 4))  # grid index to acquired index
     index_of_grid[3, 3] = 1.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess.dali import DaliGraph
 from decipher_rt.preprocess.graph import Device, build_graph
-from decipher_rt.preprocess.grid import Grid, graph_inputs, plan
+from decipher_rt.preprocess.grid import Grid, GridPlan, graph_inputs, plan
 from decipher_rt.preprocess.operators import check_operators
 from decipher_rt.volume import Volume
 
@@ -38,8 +41,8 @@ class Preprocessor:
     """
 
     def __init__(self, graph: bytes | None, spec: Preprocessing, device: Device = "cpu", threads: int = 2) -> None:
-        self._graph = build_graph(spec, device) if graph is None else graph
-        check_operators(self._graph)
+        self.graph = build_graph(spec, device) if graph is None else graph
+        check_operators(self.graph)
         self._spec = spec
         self._device: Device = device
         wanted = CPU_SLABS if device == "cpu" else 1  # on the GPU a sample is parallel in itself
@@ -58,8 +61,17 @@ class Preprocessor:
         EngineError
             Where DALI fails, for example for want of memory.
         """
-        grid_plan = plan(volume, self._spec)
-        voxels = np.ascontiguousarray(volume.voxels)[..., np.newaxis]
+        return self.resample(volume.voxels, plan(volume, self._spec))
+
+    def resample(self, voxels: NDArray[Any], grid_plan: GridPlan) -> Grid:
+        """Carry out a plan on voxels (D, H, W).
+
+        Raises
+        ------
+        EngineError
+            Where DALI fails; the next call starts anew.
+        """
+        voxels = np.ascontiguousarray(voxels)[..., np.newaxis]
         arguments = graph_inputs(grid_plan, self._spec.grid_shape, self._slabs)
         inputs = {name: [values[slab, ...] for slab in range(self._slabs)] for name, values in arguments.items()}
         inputs["voxels"] = [voxels] * self._slabs
@@ -81,4 +93,4 @@ class Preprocessor:
 
     def _new_pipeline(self) -> DaliGraph:
         device_id = None if self._device == "cpu" else 0
-        return DaliGraph(self._graph, batch=self._slabs, threads=self._threads, device_id=device_id)
+        return DaliGraph(self.graph, batch=self._slabs, threads=self._threads, device_id=device_id)

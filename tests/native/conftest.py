@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,12 @@ class SdkSeries:
     """One drt_series."""
 
     def __init__(
-        self, session: SdkSession, shape: tuple[int, ...], dtype: Any, affine: NDArray[np.float64], fields: dict[str, Any]
+        self,
+        session: SdkSession,
+        shape: tuple[int, ...],
+        dtype: Any,
+        affine: NDArray[np.float64],
+        fields: dict[str, Any],
     ) -> None:
         self.session, self.affine, self.handle = session, affine, c_void_p()
         geometry = session.sdk.default("drt_default_geometry", Geometry)

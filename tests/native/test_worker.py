@@ -70,6 +70,16 @@ def test_worker_passes_errors_on(sdk: Any, worker: Any, tmp_path: Path) -> None:
         sdk.open(tmp_path, mode=WORKER, worker_path="/nonexistent/worker")
 
 
+def run_for_ever(session: Any, voxels: Any) -> None:
+    while True:
+        session.run(voxels, AFFINE)
+
+
+def push_all(series: Any, voxels: Any) -> None:
+    for index in range(1, len(voxels)):
+        series.push(voxels[index], index)
+
+
 def time_to_return(sdk: Any, bundle: Path, delay_s: float) -> float:
     """Kill a worker at work, ``delay_s`` into a call or several; seconds until the host's call returns."""
     voxels, killed = head_like((170, 256, 256)), []
@@ -85,8 +95,7 @@ def time_to_return(sdk: Any, bundle: Path, delay_s: float) -> float:
         thread = threading.Thread(target=kill)
         thread.start()
         with pytest.raises(Exception, match="open a new session") as raised:
-            while True:  # the kill may fall between two calls
-                session.run(voxels, AFFINE)
+            run_for_ever(session, voxels)  # the kill may fall between two calls
         returned = time.monotonic()
         thread.join()
         assert raised.value.status == WORKER_LOST
@@ -97,7 +106,9 @@ def time_to_return(sdk: Any, bundle: Path, delay_s: float) -> float:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.02, 0.06, 0.12])
-def test_killing_the_worker_at_any_point_is_an_error_within_100_ms(sdk: Any, native_bundle: Path, delay_s: float) -> None:
+def test_killing_the_worker_at_any_point_is_an_error_within_100_ms(
+    sdk: Any, native_bundle: Path, delay_s: float
+) -> None:
     # Where others use the machine, waiting for a core alone can take longer: the best of up to three counts.
     assert any(time_to_return(sdk, native_bundle, delay_s) < MAX_RETURN_S for _ in range(3))
 
@@ -108,8 +119,7 @@ def test_killing_the_worker_while_slices_come(sdk: Any, native_bundle: Path, wor
         series.push(voxels[0], 0)
         os.kill(worker.info().worker_pid, signal.SIGKILL)
         with pytest.raises(Exception, match="open a new session"):
-            for index in range(1, len(voxels)):
-                series.push(voxels[index], index)
+            push_all(series, voxels)
     # The fall-back is the host's to make: a new session, in process here.
     with sdk.open(native_bundle) as session:
         session.run(voxels, AFFINE)
@@ -130,9 +140,9 @@ def test_a_worker_that_hangs_is_killed_in_time(sdk: Any, native_bundle: Path) ->
 
 
 def test_closing_ends_the_worker_and_leaves_nothing(sdk: Any, native_bundle: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     session = sdk.open(native_bundle, mode=WORKER)
     pid = session.info().worker_pid
     session.close()
     assert not Path(f"/proc/{pid}").exists()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -99,6 +99,10 @@ public:
         for (const auto& [key, item] : (*this)[name].items()) result[key] = text_of(item, at(name) + "." + key);
         return result;
     }
+    void numbers(std::string_view name) const {
+        expect_object(name);
+        for (const auto& [key, item] : (*this)[name].items()) number_of(item, at(name) + "." + key);
+    }
     void expect_object(std::string_view name) const {
         if (has(name) && !(*this)[name].is_object()) refuse(at(name), shown((*this)[name]), "an object");
     }

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <future>
 
+#include "cpu_features.hpp"
 #include "error.hpp"
 #include "graph_operators.hpp"
 #include "parallel.hpp"
@@ -19,7 +20,7 @@ namespace {
 constexpr std::int64_t most_slabs = 4;
 
 std::vector<std::string> files_of(const Manifest& manifest, std::string_view precision) {
-    std::vector<std::string> files = {manifest.engine_file("onnx", precision).file};
+    std::vector<std::string> files = {onnx_encoder(manifest, precision, cpu_features()).file};
     const auto graph = manifest.preprocessing.graphs.find("cpu");
     if (graph == manifest.preprocessing.graphs.end())
         throw bundle_error("bundle " + manifest.name + ": no preprocessing graph for the CPU; export it again");
@@ -127,7 +128,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
 
     engine_ = make_openvino(options.cache_folder);
-    const EngineFile& encoder = manifest.engine_file("onnx", options.precision);
+    const EngineFile& encoder = onnx_encoder(manifest, options.precision, cpu_features());
     const std::vector<std::string> features = {"patch", "tokens", "embedding"};
     encoder_ = load_graph(*engine_, bundle, encoder.file, threads, {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.8);
