@@ -110,7 +110,9 @@ def test_good_manifest(name: str, sdk: Any, native_bundle: Path, tmp_path: Path)
         assert session.info().bundle_sha256.decode() == open_bundle(bundle).sha256
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1', "[" * 100_000, '{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"schema": 1', "[" * 100_000, '{"a": 1e999}', '{"a": "\\ud800"}']
+)
 def test_manifest_that_is_no_manifest(text: str, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
     bundle = copy(native_bundle, tmp_path)
     rewrite(bundle, "manifest.json", text.encode())

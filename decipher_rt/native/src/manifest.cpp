@@ -274,7 +274,7 @@ Manifest parse_manifest(std::string_view json) {
     Json document;
     try {
         document = Json::parse(json);
-    } catch (const Json::parse_error& error) {
+    } catch (const Json::exception& error) {  // also a number beyond a double
         throw bundle_error("manifest.json is not JSON (" + one_line(error.what()) + "); export the bundle again");
     }
     return read_manifest(document);

@@ -1,0 +1,90 @@
+"""What the library exports and how its structures lie in memory: neither changes without a new ABI version."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+HEADER = HERE.parents[1] / "decipher_rt" / "native" / "include" / "decipher_rt.h"
+
+
+def exported(library: Path) -> list[str]:
+    dump = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    return sorted(line.split()[2] for line in dump.splitlines() if line.split()[1] in "TDBRVW")
+
+
+def test_exported_symbols_are_those_that_were_committed(sdk: Any) -> None:
+    committed = (HERE / "abi_symbols.txt").read_text(encoding="utf-8").split()
+    assert exported(sdk.path) == committed, (
+        "the ABI changed: a symbol that is gone or changed needs a new DRT_ABI_VERSION, a new one a new minor version; "
+        "then write the list anew"
+    )
+
+
+def test_every_symbol_is_declared_and_versioned(sdk: Any) -> None:
+    header = HEADER.read_text(encoding="utf-8")
+    declared = set(re.findall(r"DRT_API [^;]*?\b(drt_\w+)\(", header))
+    version = re.search(r"#define DRT_ABI_VERSION (\d+)", header)
+    assert version is not None
+    assert {name.split("@@")[0] for name in exported(sdk.path)} == declared
+    assert all(name.endswith(f"@@DECIPHER_RT_{version[1]}") for name in exported(sdk.path))
+    assert sdk.path.resolve().name == f"libdecipher_rt.so.{sdk.version()}"
+
+
+def test_every_call_says_its_thread_safety() -> None:
+    said = None
+    for block in re.split(r"\n(?=/\*)", HEADER.read_text(encoding="utf-8").split('extern "C" {', 1)[1]):
+        match = re.match(r"/\* \[(any|one)\]", block)
+        said = match[1] if match else said
+        for name in re.findall(r"DRT_API [^;]*?\b(drt_\w+)\(", block):
+            assert said is not None, f"{name}: no [any] or [one] before it"
+
+
+SIZES = {
+    "drt_session_params": 104, "drt_cuda_params": 64, "drt_session_info": 168, "drt_head_info": 48, "drt_volume": 224,
+    "drt_series_geometry": 192, "drt_slice": 56, "drt_scope": 32, "drt_times": 56,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("compiler", [("cc", "-std=c99"), ("c++", "-x", "c++", "-std=c++11")])
+def test_header_compiles_as_c_and_cpp_and_structures_keep_their_size(compiler: tuple[str, ...], tmp_path: Path) -> None:
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no {compiler[0]}")
+    checks = "\n".join(f"typedef char {name}_size[sizeof({name}) == {size} ? 1 : -1];" for name, size in SIZES.items())
+    source = tmp_path / "sizes.c"
+    source.write_text(f"#include <decipher_rt.h>\n{checks}\n", encoding="utf-8")
+    command = [
+        *compiler,
+        "-pedantic-errors",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsyntax-only",
+        "-I",
+        HEADER.parent,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_structures_of_the_tests_are_those_of_the_header(tmp_path: Path) -> None:
+    import ctypes
+    import sys
+
+    binding = sys.modules["tests.native.conftest"] if "tests.native.conftest" in sys.modules else None
+    names = {
+        "Params": "drt_session_params", "Info": "drt_session_info", "HeadInfo": "drt_head_info",
+        "VolumeStruct": "drt_volume", "Geometry": "drt_series_geometry", "Slice": "drt_slice", "Scope": "drt_scope",
+        "Times": "drt_times",
+    }  # fmt: skip
+    if binding is None:
+        pytest.skip("the binding was imported under another name")
+    for name, struct in names.items():
+        assert ctypes.sizeof(getattr(binding, name)) == SIZES[struct]

@@ -1,0 +1,190 @@
+"""The installed package from a project of its own, the examples, and a deployment out of Python's reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "decipher_rt" / "native" / "examples"
+SHAPE = (40, 96, 88)
+SPACING = (4.0, 2.0, 2.0)
+
+
+def head_like() -> Any:
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    inside = sum(axis**2 for axis in axes) < 0.8
+    noise = np.random.default_rng(0).normal(0, 20, SHAPE)
+    return (40 + inside * 700 + noise).astype(np.int16)
+
+
+def affine() -> Any:
+    s, r, c = SPACING
+    return np.array([[0, 0, c, 0], [0, r, 0, 0], [s, 0, 0, 0], [0, 0, 0, 1]], float)
+
+
+def run(command: list[Any], **options: Any) -> str:
+    done = subprocess.run([os.fspath(word) for word in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def deployed(sdk_build: Path, native_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed") / "sdk"
+    script = HERE.parents[1] / "scripts" / "collect_sdk.py"
+    said = run([sys.executable, script, sdk_build, folder, "--bundle", native_bundle])
+    assert "MB  all" in said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("volume") / "volume.raw"
+    head_like().tofile(path)
+    return path
+
+
+def answer_command(program: Path, bundle: Path, volume: Path) -> list[Any]:
+    return [program, bundle, volume, *map(str, SHAPE), *map(str, SPACING)]
+
+
+def test_examples_are_short() -> None:
+    for path in EXAMPLES.iterdir():
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 100, path.name
+
+
+def test_c_example(sdk_build: Path, native_bundle: Path, raw_volume: Path, native_session: Any) -> None:
+    said = run(answer_command(sdk_build / "decipher_rt/native/examples/answer_volume", native_bundle, raw_volume))
+    native_session.run(head_like(), affine(), modality="MR")
+    scope = native_session.scope()
+    assert scope.reason.decode() in said
+    for head in native_session.heads():
+        name = head.name.decode()
+        if scope.inside:
+            first = f"{native_session.label(name, 0)} {native_session.head_values(name)[0]:.3f}"
+            assert f"{name}: {first}" in said
+        else:
+            assert f"{name}: not answered" in said
+
+
+def test_cpp_example(sdk_build: Path, native_bundle: Path, native_session: Any, tmp_path: Path) -> None:
+    voxels, matrix = head_like(), affine()
+    numbers = [*SHAPE, *matrix.ravel().tolist()]
+    (tmp_path / "geometry.txt").write_text(" ".join(map(str, numbers)), encoding="utf-8")
+    for index, pixels in enumerate(voxels):
+        x, y, z = matrix[:3, 3] + index * matrix[:3, 0]
+        pixels.tofile(tmp_path / f"{x}_{y}_{z}.raw")
+    said = run([sdk_build / "decipher_rt/native/examples/stream_slices", native_bundle, tmp_path])
+    assert said.startswith("0 slices are missing\n")
+    embedding = np.array(said.split("embedding ")[1].split(), float)
+    native_session.run(voxels, matrix)
+    np.testing.assert_allclose(embedding, native_session.embedding(), atol=2e-5)  # it prints six digits
+
+
+def test_python_example(sdk: Any, native_bundle: Path, native_session: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "volume.npy", head_like())
+    said = run([sys.executable, EXAMPLES / "answer_volume.py", sdk.path, native_bundle, tmp_path / "volume.npy"])
+    native_session.run(head_like(), np.eye(4)[[2, 1, 0, 3]])
+    np.testing.assert_allclose(np.array(said.split()[1:], float), native_session.embedding(), atol=1e-5)
+
+
+def test_installed_package_serves_a_project_of_its_own(
+    deployed: Path, native_bundle: Path, raw_volume: Path, tmp_path: Path
+) -> None:
+    source = EXAMPLES / "answer_volume.c"
+    run(
+        [
+            "cmake",
+            "-S",
+            HERE / "installed",
+            "-B",
+            tmp_path,
+            f"-DCMAKE_PREFIX_PATH={deployed}",
+            f"-DEXAMPLE_SOURCE={source}",
+        ]
+    )
+    run(["cmake", "--build", tmp_path])
+    assert "embedding of" in run(answer_command(tmp_path / "uses_decipher_rt", native_bundle, raw_volume))
+
+
+def test_pkg_config(deployed: Path, tmp_path: Path) -> None:
+    if shutil.which("pkg-config") is None:
+        pytest.skip("no pkg-config")
+    environment = {**os.environ, "PKG_CONFIG_PATH": os.fspath(deployed / "lib" / "pkgconfig")}
+    flags = run(["pkg-config", "--cflags", "--libs", "decipher_rt"], env=environment).split()
+    source = HERE / "unit" / "header_is_c.c"
+    run(["cc", "-std=c99", source, *flags, f"-Wl,-rpath,{deployed / 'lib'}", "-o", tmp_path / "program"])
+    run([tmp_path / "program"])
+
+
+def test_deployment_runs_without_python(deployed: Path, sdk_build: Path, raw_volume: Path, tmp_path: Path) -> None:
+    """Every library that is loaded comes from the folder or the system, and Python's folders are not there at all."""
+    program = tmp_path / "answer_volume"
+    shutil.copyfile(EXAMPLES / "answer_volume.c", tmp_path / "answer_volume.c")
+    flags = ["-I", deployed / "include", "-L", deployed / "lib", "-ldecipher_rt", f"-Wl,-rpath,{deployed / 'lib'}"]
+    run(["cc", "-std=c99", tmp_path / "answer_volume.c", *flags, "-o", program])
+    environment = {"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": os.fspath(tmp_path / "loaded"), "PATH": "/nonexistent"}
+    command = answer_command(program, deployed / "share" / "decipher_rt" / "bundle", raw_volume)
+    hidden = sysconfig.get_paths()["purelib"]
+    if os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0:
+        script = 'mount -t tmpfs none "$0" && exec "$@"'
+        command = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, hidden, *command]
+        environment["PATH"] = "/usr/bin:/bin"
+    assert "embedding of" in run(command, env=environment)
+    calls = "".join(path.read_text(errors="replace") for path in tmp_path.glob("loaded.*"))
+    loaded = {line.split("calling init: ")[1].strip() for line in calls.splitlines() if "calling init: " in line}
+    assert any("libdali_operators" in path for path in loaded)
+    assert any("libopenvino_intel_cpu_plugin" in path or "libopenvino_arm_cpu_plugin" in path for path in loaded)
+    places = (os.fspath(deployed.resolve()), os.fspath(deployed), "/lib", "/usr/lib")
+    assert not [path for path in loaded if not path.startswith(places)]
+    assert not [path for path in loaded if "python" in path]
+
+
+def test_worker_is_found_in_a_deployment(deployed: Path, sdk: Any, native_bundle: Path) -> None:
+    program = (
+        "import ctypes, sys\n"
+        "drt = ctypes.CDLL(sys.argv[1])\n"
+        "class P(ctypes.Structure):\n"
+        "    _fields_ = [('struct_size', ctypes.c_size_t), ('device', ctypes.c_int), ('mode', ctypes.c_int),"
+        " ('rest', ctypes.c_char * 88)]\n"
+        "p, s = P(), ctypes.c_void_p()\n"
+        "drt.drt_session_default_params(ctypes.byref(p), ctypes.c_size_t(104))\n"
+        "p.mode = 1\n"
+        "drt.drt_last_error.restype = ctypes.c_char_p\n"
+        "print(drt.drt_session_open(sys.argv[2].encode(), ctypes.byref(p), ctypes.byref(s)), drt.drt_last_error())\n"
+        "drt.drt_session_close(s)\n"
+    )
+    said = run([sys.executable, "-c", program, deployed / "lib" / "libdecipher_rt.so", native_bundle])
+    assert said.startswith("0 ")
+
+
+def test_sbom_names_every_binary(deployed: Path) -> None:
+    import hashlib
+
+    document = json.loads((deployed / "share/doc/decipher_rt/sbom.cdx.json").read_text(encoding="utf-8"))
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    stated = {
+        file["name"]: file["hashes"][0]["content"]
+        for part in document["components"]
+        for file in part.get("components", [])
+    }
+    binaries = {
+        path.relative_to(deployed).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in deployed.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF"
+    }
+    assert stated == binaries
+    licences = {choice["license"].get("id") for part in document["components"] for choice in part["licenses"]}
+    assert not [licence for licence in licences if licence and licence.startswith(("GPL", "AGPL"))]
+    for package in ("nvidia-dali-cuda130", "openvino"):
+        assert list((deployed / "share/doc/decipher_rt" / package).iterdir())
