@@ -78,7 +78,7 @@ def test_structures_of_the_tests_are_those_of_the_header(tmp_path: Path) -> None
     import ctypes
     import sys
 
-    binding = sys.modules["tests.native.conftest"] if "tests.native.conftest" in sys.modules else None
+    binding = sys.modules.get("tests.native.conftest")
     names = {
         "Params": "drt_session_params", "Info": "drt_session_info", "HeadInfo": "drt_head_info",
         "VolumeStruct": "drt_volume", "Geometry": "drt_series_geometry", "Slice": "drt_slice", "Scope": "drt_scope",

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -33,7 +34,10 @@ private:
 drt_session* open_session() {
     const char* bundle = std::getenv("DECIPHER_RT_TEST_BUNDLE");
     drt_session* session = nullptr;
-    if (drt_session_open(bundle != nullptr ? bundle : "decipher_rt/default/bundle", nullptr, &session) != DRT_OK) std::abort();
+    if (drt_session_open(bundle != nullptr ? bundle : "decipher_rt/default/bundle", nullptr, &session) != DRT_OK) {
+        std::fprintf(stderr, "%s\n", drt_last_error());
+        std::abort();
+    }
     return session;
 }
 

@@ -7,6 +7,9 @@ export DECIPHER_RT_TEST_BUNDLE=$bundle
 export TBB_ENABLE_SANITIZERS=1 # oneTBB then leaves out RTLD_DEEPBIND, which sanitizers refuse
 suppressions=$(cd "$(dirname "$0")/../suppressions" && pwd)
 export LSAN_OPTIONS=suppressions=$suppressions/lsan.txt:print_suppressions=0
+# The sanitizers stand between dlopen and its caller, whose run path is then not looked at.
+LD_LIBRARY_PATH=$(dirname "$(grep -oP '^DALI_INCLUDE_DIR:PATH=\K.*' "$build/CMakeCache.txt")")
+export LD_LIBRARY_PATH
 corpus=$build/corpus
 mkdir -p "$corpus/bundle" "$corpus/slices"
 { printf '\0'; cat "$bundle/manifest.json"; } >"$corpus/bundle/manifest"

@@ -1,0 +1,73 @@
+// So many runs in one process, half of them streamed: memory must not grow after warm-up.
+//     soak BUNDLE RUNS [worker]
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "check.hpp"
+#include "sample.hpp"
+
+namespace {
+
+constexpr int warm_up_runs = 100;
+constexpr double allowed_growth_mb = 4;  // the allocator's fragments
+
+double resident_mb() {
+    std::ifstream file("/proc/self/statm");
+    long total = 0, resident = 0;
+    file >> total >> resident;
+    return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1e6;
+}
+
+void stream(drt_session* session, const Sample& sample) {
+    drt_series_geometry geometry;
+    drt_default_geometry(&geometry, sizeof geometry);
+    geometry.type = DRT_INT16;
+    std::memcpy(geometry.shape, sample.volume.shape, sizeof geometry.shape);
+    std::memcpy(geometry.affine_lps_mm, sample.volume.affine_lps_mm, sizeof geometry.affine_lps_mm);
+    drt_series* series = nullptr;
+    CHECK(drt_series_begin(session, &geometry, &series) == DRT_OK);
+    for (std::int64_t i = 0; i < sample.depth; ++i) {
+        drt_slice slice;
+        drt_default_slice(&slice, sizeof slice);
+        slice.pixels = sample.voxels.data() + i * sample.height * sample.width;
+        for (int k = 0; k < 3; ++k)
+            slice.position_lps_mm[k] = geometry.affine_lps_mm[4 * k + 3] + static_cast<double>(i) * geometry.affine_lps_mm[4 * k];
+        CHECK(drt_series_push(series, &slice) == DRT_OK);
+    }
+    CHECK(drt_series_finish(series) == DRT_OK);
+    drt_series_free(series);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CHECK(argc >= 3);
+    const int runs = std::atoi(argv[2]);
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.threads = 2;
+    params.mode = argc > 3 ? DRT_WORKER : DRT_IN_PROCESS;
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
+    const Sample sample;
+    double after_warm_up = 0, highest = 0;
+    std::vector<float> first;
+    for (int run = 0; run < runs; ++run) {
+        if (run % 2 == 0)
+            CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
+        else
+            stream(session, sample);
+        if (run == 0) first = embedding_of(session);
+        CHECK(cosine(embedding_of(session), first) > 1 - 1e-6);
+        if (run == warm_up_runs) after_warm_up = resident_mb();
+        if (run > warm_up_runs) highest = std::max(highest, resident_mb());
+    }
+    drt_session_close(session);
+    std::cout << runs << " runs: " << after_warm_up << " MB resident after " << warm_up_runs << ", at most " << highest << " MB after that\n";
+    CHECK(highest - after_warm_up <= allowed_growth_mb);
+}
