@@ -1,4 +1,4 @@
-# Finds DALI's header, CUDA's headers (types only: nothing of CUDA is linked), OpenVINO and nlohmann_json, first in
+# Finds DALI's header, CUDA's headers (types only: nothing of CUDA is linked), OpenVINO and nlohmann/json.hpp, first in
 # DECIPHER_RT_PYTHON_ENV, then on the system.
 find_package(Threads REQUIRED)
 
@@ -21,9 +21,10 @@ if(NOT CUDA_INCLUDE_DIR)
                       "DECIPHER_RT_PYTHON_ENV (${DECIPHER_RT_PYTHON_ENV}), or set CUDA_INCLUDE_DIR")
 endif()
 
-find_package(nlohmann_json 3.10 QUIET)
-if(NOT nlohmann_json_FOUND)
-  message(FATAL_ERROR "nlohmann_json not found: apt-get install nlohmann-json3-dev")
+find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${_wheels} PATH_SUFFIXES nlohmann_json/include)
+if(NOT NLOHMANN_JSON_INCLUDE_DIR)
+  message(FATAL_ERROR "nlohmann/json.hpp not found: pip install nlohmann-json into DECIPHER_RT_PYTHON_ENV "
+                      "(${DECIPHER_RT_PYTHON_ENV}), or apt-get install nlohmann-json3-dev")
 endif()
 
 if(DECIPHER_RT_OPENVINO)
