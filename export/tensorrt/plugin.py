@@ -1,0 +1,120 @@
+"""The attention kernel as an ahead-of-time, quick-deployable plugin (``tensorrt.plugin``, TensorRT 10.9 and later).
+
+TensorRT embeds the PTX in the engine and launches it with the inputs' addresses, int32 scalars and the outputs'
+addresses, in this order, and nothing else. Triton appends two pointers to scratch memory that these kernels do not
+use; they are taken out of the PTX here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from decipher_rt.errors import EngineError
+from decipher_rt.kernels.aot import HIDDEN_PARAMETERS, CompiledKernel, compile_kernels
+from decipher_rt.kernels.specs import AttentionSpec, Scalar
+
+from .graph import PLUGIN_NAME, PLUGIN_NAMESPACE
+
+PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME}"
+_ENTRY = re.compile(r"(\.visible\s+\.entry\s+\w+\s*\()(.*?)(\))", re.DOTALL)
+
+
+def plugin_kernel(heads: int, head_dim: int, tokens: int, architecture: int) -> CompiledKernel:
+    """Compile the attention kernel as the plugin launches it: q, k and v apart, one bucket's tiles.
+
+    Raises
+    ------
+    EngineError
+        If a plugin cannot launch the kernel: it would need scratch memory, or more shared memory than a launch gets
+        without asking.
+    """
+    spec = AttentionSpec(heads, head_dim, "float16", "separate", tokens)
+    (kernel,) = compile_kernels([spec], [architecture])
+    if kernel.global_scratch or kernel.profile_scratch:
+        raise EngineError(
+            f"attention for sm_{architecture} needs scratch memory, which a TensorRT plugin does not give"
+        )
+    if kernel.asks_for_shared_memory:
+        raise EngineError(
+            f"attention for sm_{architecture} uses {kernel.shared_memory} bytes of shared memory, more than a TensorRT "
+            "plugin gets without asking"
+        )
+    return kernel
+
+
+def without_hidden_parameters(ptx: str) -> str:
+    """Return the PTX without the two trailing scratch pointers of its entry.
+
+    Raises
+    ------
+    EngineError
+        If the entry has no such parameters, or its code reads one of them.
+    """
+    found = _ENTRY.search(ptx)
+    parameters = [part.strip() for part in found[2].split(",")] if found else []
+    hidden = parameters[-HIDDEN_PARAMETERS:]
+    if found is None or len(parameters) <= HIDDEN_PARAMETERS or not all(".ptr" in text for text in hidden):
+        raise EngineError("the PTX does not end its parameters with two scratch pointers: another Triton made it")
+    body = ptx[found.end() :]
+    for text in hidden:
+        name = text.split()[-1]
+        if re.search(rf"\b{re.escape(name)}\b", body):
+            raise EngineError(f"the PTX reads its scratch pointer {name}: it cannot be a TensorRT plugin")
+    kept = ",\n\t".join(parameters[:-HIDDEN_PARAMETERS])
+    return f"{ptx[: found.start(2)]}\n\t{kept}\n{ptx[found.start(3) :]}"
+
+
+def symbolic(scalar: Scalar, sizes: Mapping[str, Any], ceil_div: Callable[[Any, int], Any]) -> Any:
+    """Return ``times * ceil(size / block)`` on numbers or on TensorRT's symbolic sizes.
+
+    Parameters
+    ----------
+    scalar : Scalar
+    sizes : mapping
+        ``batch`` and ``tokens``.
+    ceil_div : callable
+        ``tensorrt.plugin.cdiv`` for symbolic sizes.
+    """
+    if scalar.size is None:
+        return scalar.times
+    size = sizes[scalar.size]
+    blocks = size if scalar.block == 1 else ceil_div(size, scalar.block)
+    return blocks if scalar.times == 1 else blocks * scalar.times
+
+
+def register_attention(trtp: Any, kernel: CompiledKernel) -> None:
+    """Register the plugin for one kernel; a later call replaces it for engines that are built from then on.
+
+    Parameters
+    ----------
+    trtp : module
+        ``tensorrt.plugin``.
+    kernel : CompiledKernel
+        From ``plugin_kernel``.
+    """
+    specialisation = kernel.specialisation
+    ptx = without_hidden_parameters(kernel.ptx).encode()
+    Desc = trtp.TensorDesc
+
+    # Annotations are objects and not text, because TensorRT reads them.
+    def describe(q: Any, k: Any, v: Any) -> Any:  # noqa: ARG001 - TensorRT takes the names from here
+        return q.like()
+
+    describe.__annotations__ = {"q": Desc, "k": Desc, "v": Desc, "return": Desc}
+
+    def implement(q: Any, k: Any, v: Any, outputs: Any, tactic: Any) -> Any:  # noqa: ARG001
+        sizes = {"batch": q.shape_expr[0], "tokens": q.shape_expr[1]}
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x, launch.grid_y, launch.grid_z = (symbolic(axis, sizes, trtp.cdiv) for axis in specialisation.grid)
+        launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_memory
+        scalars = list(specialisation.scalars.values())
+        extra = trtp.SymIntExprs(len(scalars))
+        for index, scalar in enumerate(scalars):
+            extra[index] = trtp.SymInt32(symbolic(scalar, sizes, trtp.cdiv))
+        return kernel.entry.name.encode(), ptx, launch, extra
+
+    implement.__annotations__ = {}
+    trtp.register(PLUGIN_ID, lazy_register=True)(describe)
+    trtp.aot_impl(PLUGIN_ID)(implement)
