@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.bundle import Bundle
+from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
-from decipher_rt.engines.cpu import cpu_features
-from decipher_rt.engines.select import onnx_encoder
+from decipher_rt.engines.select import CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
-from decipher_rt.manifest import EngineFile, Head, Precision
+from decipher_rt.manifest import Head, Precision
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler
+from decipher_rt.preprocess.graph import Device
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, Series, find_series, read_series
 from decipher_rt.streaming import SeriesStream, blank_volume
@@ -63,7 +64,8 @@ class Session:
     bundle : Bundle
         From ``open_bundle``.
     engine : str
-        ``onnxruntime`` or ``openvino``.
+        A name of ``decipher_rt.engines.ENGINES``; or ``auto``, the fastest kind that this machine can run, with the
+        reasons against the others in every result.
     precision : str
         Which encoder of the bundle.
     threads : int, optional
@@ -92,30 +94,36 @@ class Session:
         self._slices: SliceResampler | None = None  # made for the first stream
         threads = threads or usable_cores()
         manifest = bundle.manifest
-        self._entry = onnx_encoder(manifest, precision, cpu_features())
+        small = cpu_engine(engine)
+        # What may run on a GPU loads first: whether it does decides where preprocessing runs.
+        encoder = None if engine in CPU_ENGINES else load_encoder(bundle, engine, precision, threads)
+        device: Device = "gpu" if encoder and encoder.engine.name in GPU_PLANS else "cpu"
         with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
-            loading = pool.submit(self._load_preprocessor, threads)
-            self.encoder = self._load_encoder(engine, self._entry, threads)
+            loading = pool.submit(self._load_preprocessor, threads, device)
+            self._use(encoder or load_encoder(bundle, engine, precision, threads))
             self._heads = {
-                head.name: load_engine(engine, bundle.file(head.file), precision="fp32", threads=1)
+                head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=1)
                 for head in manifest.heads
             }
             scope = manifest.scope
-            self._scope = load_engine(engine, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
+            self._scope = load_engine(small, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
             if precision != "fp32":
-                self._require_golden(engine, threads)
+                self._require_golden(threads)
             self.preprocessor = loading.result()
 
-    def _load_encoder(self, engine: str, entry: EngineFile, threads: int) -> Engine:
-        return load_engine(engine, self.bundle.file(entry.file), precision=entry.precision, threads=threads)
+    def _use(self, encoder: Encoder) -> None:
+        self.encoder, self._entry, self.fallback = encoder.engine, encoder.entry, encoder.fallback
 
-    def _require_golden(self, engine: str, threads: int) -> None:
+    def _require_golden(self, threads: int) -> None:
         """Go back to fp32 where a reduced precision answers the golden case otherwise on this machine."""
         fault = golden_fault(self.bundle, self._entry, self.encoder, self._heads, self._scope)
         if fault is not None:
-            self.fallback = f"{self._entry.precision} was asked for: {fault}"
-            self._entry = onnx_encoder(self.bundle.manifest, "fp32", ())
-            self.encoder = self._load_encoder(engine, self._entry, threads)
+            name = self.encoder.name if self.encoder.name in CPU_ENGINES else "onnxruntime"
+            asked = (
+                self._entry.precision if name == self.encoder.name else f"{self.encoder.name} {self._entry.precision}"
+            )
+            self._use(load_encoder(self.bundle, name, "fp32", threads))
+            self.fallback = f"{asked} was asked for: {fault}"
 
     def _describe_engine(self) -> dict[str, Any]:
         """Return the ``engine`` object of a result: what ran, and why not what was asked for."""
@@ -128,10 +136,10 @@ class Session:
         }
         return described | ({"fallback": self.fallback} if self.fallback else {})
 
-    def _load_preprocessor(self, threads: int) -> Preprocessor:
+    def _load_preprocessor(self, threads: int, device: Device) -> Preprocessor:
         spec = self.bundle.manifest.preprocessing
-        graph = self.bundle.file(spec.graphs["cpu"]).read_bytes() if "cpu" in spec.graphs else None
-        return Preprocessor(graph, spec, threads=threads)
+        graph = self.bundle.file(spec.graphs[device]).read_bytes() if device in spec.graphs else None
+        return Preprocessor(graph, spec, device, threads=threads)
 
     def infer(self, path: Path | str, options: ReadOptions | None = None) -> Result:
         """Answer for the one series under a path.
@@ -234,9 +242,9 @@ class Session:
         spec = self.bundle.manifest.preprocessing
         tokens = select_tokens(grid, spec)
         clock.finish("preprocess")
-        encoded = self.encoder.run(
-            {"volume": grid.volume[None, None], "window": grid.window[None], "tokens": tokens.indices[None]}
-        )
+        on_device = grid.device is not None and self.encoder.name in GPU_PLANS
+        volume_in: Any = grid.device if on_device else grid.volume[None, None]
+        encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")
         features = {**encoded, "tokens": tokens.indices[None]}
         scope = self._judge_scope(volume, features)

@@ -30,8 +30,8 @@ def engine_options(command: Command) -> Command:
             "--engine",
             default="onnxruntime",
             show_default=True,
-            type=click.Choice(["onnxruntime", "openvino"]),
-            help="What runs the encoder.",
+            type=click.Choice(["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]),
+            help="What runs the encoder; auto is the fastest kind that this machine can run.",
         ),
     ):
         command = option(command)

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from decipher_rt.engines.base import Engine
+from decipher_rt.engines.select import GPU_PLANS
 from decipher_rt.engines.telemetry import silence_onnxruntime, silence_openvino
 from decipher_rt.errors import EngineError
 
@@ -16,6 +17,9 @@ __all__ = ["Availability", "Engine", "available", "load_engine"]
 ENGINES = {
     "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"),
     "openvino": (("openvino",), "pip install 'decipher-rt[openvino]'"),
+    "onnxruntime-cuda": (("onnxruntime-gpu",), "pip install 'decipher-rt[gpu]'"),
+    "tensorrt": (("tensorrt",), "pip install tensorrt"),
+    "tensorrt-rtx": (("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"), "pip install 'decipher-rt[tensorrt-rtx]'"),
 }
 
 
@@ -39,7 +43,7 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
     Parameters
     ----------
     name : str
-        A key of ``ENGINES``.
+        ``onnxruntime``, ``onnxruntime-cuda`` or ``openvino``: those that run ONNX graphs.
     graph : Path
         The ONNX file.
     precision : str
@@ -54,6 +58,8 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
     """
     if name not in ENGINES:
         raise EngineError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")
+    if name in GPU_PLANS:
+        raise EngineError(f"{name} runs the plans of a bundle, not the ONNX graph {graph.name}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}, expected at least 1")
     found = _look_up(name)
@@ -61,11 +67,11 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
         raise EngineError(f"engine {name} is {found.detail}")
     if not graph.is_file():
         raise EngineError(f"{graph}: no such file for engine {name}")
-    if name == "onnxruntime":
+    if name in ("onnxruntime", "onnxruntime-cuda"):
         silence_onnxruntime()
         from decipher_rt.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(graph, precision=precision, threads=threads)
+        return OnnxRuntimeEngine(graph, precision=precision, threads=threads, cuda=name == "onnxruntime-cuda")
     with silence_openvino():
         from decipher_rt.engines.openvino import OpenVinoEngine
 

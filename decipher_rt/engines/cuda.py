@@ -11,12 +11,12 @@ import functools
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.device_array import DeviceArray
 from decipher_rt.errors import EngineError
 
 LIBRARY = "libcuda.so.1"
@@ -56,42 +56,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuLaunchKernel": (c_void_p, *(c_uint,) * 7, c_void_p, POINTER(c_void_p), POINTER(c_void_p)),
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
 }
-
-
-@dataclass(frozen=True)
-class DeviceArray:
-    """Memory on a GPU that someone else owns, C-contiguous; ``__cuda_array_interface__`` (version 3) for others.
-
-    Attributes
-    ----------
-    pointer : int
-    shape : tuple of int
-    dtype : numpy dtype
-    stream : int
-        On which it is ready; 0 where it is ready for any.
-    """
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    stream: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Numba's protocol, which CuPy, PyTorch and DALI read."""
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "version": 3,
-            "strides": None,
-            "stream": self.stream or None,
-        }
 
 
 class Buffer:

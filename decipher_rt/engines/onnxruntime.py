@@ -1,4 +1,4 @@
-"""onnxruntime on the CPU: the default engine in Python."""
+"""onnxruntime: the default engine in Python, on the CPU; on a GPU through its CUDA provider."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ ort.set_default_logger_severity(FATAL)
 class OnnxRuntimeEngine:
     """An ONNX graph in an onnxruntime session, set up for the latency of one request at a time."""
 
-    name = "onnxruntime"
-    device = "cpu"
-
-    def __init__(self, graph: Path, *, precision: str, threads: int | None = None) -> None:
+    def __init__(self, graph: Path, *, precision: str, threads: int | None = None, cuda: bool = False) -> None:
+        self.name, self.device = ("onnxruntime-cuda", "cuda:0") if cuda else ("onnxruntime", "cpu")
+        providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
         self.precision = precision
         self.threads = threads or usable_cores()
         options = ort.SessionOptions()
@@ -45,9 +44,12 @@ class OnnxRuntimeEngine:
         # Threads spin between the operators of one run, which is what makes it fast, and sleep once it is over.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=providers)
         except ORT_ERRORS as error:
             raise EngineError(f"{graph.name}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}") from error
+        if self._session.get_providers()[0] != providers[0]:
+            # onnxruntime goes on with the CPU and only logs why.
+            raise EngineError(f"onnxruntime {ort.__version__} has no usable CUDA: pip install 'decipher-rt[gpu]'")
         self._graph = graph.name
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._signature = {item.name: _describe(item) for item in self._session.get_inputs()}

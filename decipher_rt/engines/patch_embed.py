@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from decipher_rt.engines.cuda import Buffer, DeviceArray, Driver, Kernel
+from decipher_rt.device_array import DeviceArray
+from decipher_rt.engines.cuda import Buffer, Driver, Kernel
 from decipher_rt.errors import EngineError
 
 SCHEMA = "decipher-rt/kernels/1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from decipher_rt.errors import EngineError
 from decipher_rt.manifest import EngineFile, Manifest, Precision
 
 # Targets of ONNX encoders. Int8 has two: 7-bit weights, exact on any CPU, and 8-bit weights, which AVX2 without VNNI
@@ -11,6 +12,10 @@ from decipher_rt.manifest import EngineFile, Manifest, Precision
 INT8_PORTABLE = "onnx"
 INT8_FULL_RANGE = "onnx-vnni"
 ONNX_TARGETS = ("onnx", INT8_FULL_RANGE)
+# Engines that run plans, and what is tried in turn where the choice is left to the machine.
+CPU_ENGINES = ("onnxruntime", "openvino")
+GPU_PLANS = ("tensorrt", "tensorrt-rtx")
+AUTO, AUTO_ORDER = "auto", ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
 # Any of these adds products of bytes in 32 bits; names as /proc/cpuinfo has them, asimddp on aarch64.
 FULL_RANGE_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
@@ -19,6 +24,36 @@ def int8_targets(cpu_features: Collection[str]) -> tuple[str, ...]:
     """Return the forms of int8 that a CPU with these features computes exactly."""
     exact = FULL_RANGE_FEATURES & set(cpu_features)
     return (INT8_PORTABLE, INT8_FULL_RANGE) if exact else (INT8_PORTABLE,)
+
+
+def plan_target(flavour: str, architecture: int) -> str:
+    """Return the target of a plan: an RTX plan serves several architectures, the others one."""
+    return flavour if flavour == "tensorrt-rtx" else f"{flavour}-sm_{architecture}"
+
+
+def plan_entries(manifest: Manifest, flavour: str, precision: Precision, architecture: int) -> tuple[EngineFile, ...]:
+    """Return the plans of a flavour and precision for a card.
+
+    Raises
+    ------
+    EngineError
+        Saying which card they are for, or that there are none, and how to build them.
+    """
+    stem = plan_target(flavour, architecture).partition("-sm_")[0]
+    ours = [e for e in manifest.engines if (e.target.partition("-sm_")[0], e.precision) == (stem, precision)]
+    fitting = tuple(e for e in ours if f"sm_{architecture}" in _architectures(e))
+    if not fitting:
+        found = " ".join(sorted({name for e in ours for name in _architectures(e)}))
+        arch = f" --arch sm_{architecture}" if flavour == "tensorrt-rtx" else " on this machine"
+        raise EngineError(
+            f"bundle {manifest.name} holds {precision} {flavour} engines for {found or 'no card'}, this card is "
+            f"sm_{architecture}; build one: decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine {flavour}{arch}"
+        )
+    return fitting
+
+
+def _architectures(entry: EngineFile) -> list[str]:
+    return entry.built_with.get("architectures", "").split()
 
 
 def onnx_encoder(manifest: Manifest, precision: Precision, cpu_features: Collection[str]) -> EngineFile:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decipher_rt.engines.cuda import Buffer, DeviceArray, Driver, Graph
+from decipher_rt.device_array import DeviceArray
+from decipher_rt.engines.cuda import Buffer, Driver, Graph
 from decipher_rt.engines.patch_embed import PatchEmbed
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing

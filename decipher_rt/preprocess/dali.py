@@ -106,6 +106,8 @@ class DaliGraph:
 
     def __init__(self, graph: bytes, *, batch: int, threads: int, device_id: int | None = None) -> None:
         self.batch = batch
+        self._on_device = device_id is not None
+        self._held: c_void_p | None = None  # the last outputs, whose memory the next stage may still read
         self._library = load_library()
         params = _PipelineParams(present=HAS_BATCH | HAS_THREADS, max_batch_size=batch, num_threads=threads)
         if device_id is not None:
@@ -117,7 +119,7 @@ class DaliGraph:
         self._finalizer = weakref.finalize(self, self._library.daliPipelineDestroy, self._handle)
         self._call("daliPipelineBuild", self._handle)
 
-    def run(self, inputs: Mapping[str, Sequence[NDArray[Any]]], out: NDArray[np.float32]) -> None:
+    def run(self, inputs: Mapping[str, Sequence[NDArray[Any]]], out: NDArray[np.float32]) -> int | None:
         """Run once.
 
         Parameters
@@ -126,27 +128,44 @@ class DaliGraph:
         out : ndarray, float32, C-contiguous
             Receives the samples of the output one after another; its size must be theirs.
 
+        Returns
+        -------
+        int or None
+            Of a graph for the GPU with one sample, the address of its output on the device, ready on every stream and
+            valid until the next run.
+
         Raises
         ------
         EngineError
             Where DALI fails; the graph must then be made anew.
         """
+        self._release()
         lists = [self._feed(name, samples) for name, samples in inputs.items()]
         try:
             self._call("daliPipelineRun", self._handle)
             outputs = c_void_p()
             self._call("daliPipelinePopOutputs", self._handle, byref(outputs))
+            self._held = outputs
+            address: int | None = None
             try:
-                self._copy_out(outputs, out)
+                address = self._copy_out(outputs, out)
             finally:
-                self._call("daliPipelineOutputsDestroy", outputs)
+                if address is None:
+                    self._release()
+            return address
         finally:
             for tensor_list in lists:
                 self._call("daliTensorListDecRef", tensor_list, None)
 
     def close(self) -> None:
         """Free the graph's threads and memory."""
+        self._release()
         self._finalizer()
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._call("daliPipelineOutputsDestroy", held)
 
     def _feed(self, name: str, samples: Sequence[NDArray[Any]]) -> c_void_p:
         first = samples[0]
@@ -171,7 +190,7 @@ class DaliGraph:
             raise
         return tensor_list
 
-    def _copy_out(self, outputs: c_void_p, out: NDArray[np.float32]) -> None:
+    def _copy_out(self, outputs: c_void_p, out: NDArray[np.float32]) -> int | None:
         tensor_list = c_void_p()
         self._call("daliPipelineOutputsGet", outputs, byref(tensor_list), 0)
         try:
@@ -185,6 +204,11 @@ class DaliGraph:
                 )
             host = _BufferPlacement(CPU, 0, 0)
             self._call("daliTensorListCopyOut", tensor_list, c_void_p(out.ctypes.data), host, None, COPY_SYNC)
+            if not self._on_device or self.batch != 1:
+                return None
+            description = _TensorDesc()
+            self._call("daliTensorListGetTensorDesc", tensor_list, byref(description), 0)
+            return int(description.data)
         finally:
             self._call("daliTensorListDecRef", tensor_list, None)
 
@@ -233,6 +257,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "daliTensorListAttachSamples": (handle, c_int, c_int, c_int, c_char_p, POINTER(_TensorDesc), c_void_p),
         "daliTensorListGetByteSize": (handle, POINTER(c_size_t)),
         "daliTensorListGetDType": (handle, POINTER(c_int)),
+        "daliTensorListGetTensorDesc": (handle, POINTER(_TensorDesc), c_int),
         "daliTensorListCopyOut": (handle, c_void_p, _BufferPlacement, c_void_p, c_int),
         "daliTensorListDecRef": (handle, POINTER(c_int)),
     }

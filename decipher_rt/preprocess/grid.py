@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.device_array import DeviceArray
 from decipher_rt.dicom.geometry import axis_order
 from decipher_rt.errors import SeriesError
 from decipher_rt.manifest import Preprocessing
@@ -43,11 +44,14 @@ class Grid:
         The two percentiles of the spec, of all voxels of the volume, in the same units.
     affine_lps_mm : ndarray, shape (4, 4), float64
         Maps grid index (d, h, w, 1) to DICOM patient coordinates (LPS) in mm.
+    device : DeviceArray or None, shape (1, 1, D, H, W), float32
+        ``volume`` where DALI left it on the GPU, valid until the preprocessor's next volume.
     """
 
     volume: NDArray[np.float32]
     window: NDArray[np.float32]
     affine_lps_mm: NDArray[np.float64]
+    device: DeviceArray | None = None
 
 
 @dataclass(frozen=True)

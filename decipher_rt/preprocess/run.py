@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.device_array import DeviceArray
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess.dali import DaliGraph
@@ -78,11 +79,12 @@ class Preprocessor:
         grid = np.empty(self._spec.grid_shape, np.float32)
         pipeline = self._pipeline(voxels.dtype)
         try:
-            pipeline.run(inputs, grid)
+            address = pipeline.run(inputs, grid)
         except EngineError:
             del self._pipelines[voxels.dtype]  # DALI does not go on after an error
             raise
-        return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm)
+        device = DeviceArray(address, (1, 1, *grid.shape), grid.dtype) if address else None
+        return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm, device)
 
     def _pipeline(self, dtype: np.dtype[np.generic]) -> DaliGraph:
         """Return the pipeline for a type of voxel: DALI's inputs keep theirs."""

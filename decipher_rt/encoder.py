@@ -1,0 +1,99 @@
+"""Which engine encodes: the one asked for; or the first that this machine can run, and why not those before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from decipher_rt.bundle import Bundle
+from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.cpu import cpu_features
+from decipher_rt.engines.select import AUTO, AUTO_ORDER, CPU_ENGINES, GPU_PLANS, onnx_encoder, plan_entries
+from decipher_rt.errors import BundleError, EngineError
+from decipher_rt.manifest import EngineFile, Precision
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder.
+
+    Attributes
+    ----------
+    engine : Engine
+    entry : EngineFile
+        Its file; of several plans, one for each token bucket, the first.
+    fallback : str or None
+        Why it is not what was tried before.
+    """
+
+    engine: Engine
+    entry: EngineFile
+    fallback: str | None = None
+
+
+def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int) -> Encoder:
+    """Load the encoder of a bundle.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : str
+        A name of ``decipher_rt.engines.ENGINES``, which is then what runs or an error; or ``auto``: the first of
+        ``AUTO_ORDER`` that this machine can run.
+    precision : str
+    threads : int
+        Of the CPU.
+
+    Raises
+    ------
+    BundleError, EngineError
+        If the bundle has no such encoder or this machine cannot run it; with ``auto``, the reason of the last.
+    """
+    if engine != AUTO:
+        return _load(bundle, engine, precision, threads)
+    reasons: list[str] = []
+    for name in AUTO_ORDER[:-1]:
+        try:
+            loaded = _load(bundle, name, precision, threads)
+        except (BundleError, EngineError) as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
+    loaded = _load(bundle, AUTO_ORDER[-1], precision, threads)
+    return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
+
+
+def cpu_engine(engine: str) -> str:
+    """Return what runs the small graphs beside an encoder: they gain nothing from a GPU."""
+    return engine if engine in CPU_ENGINES else "onnxruntime"
+
+
+def _load(bundle: Bundle, engine: str, precision: Precision, threads: int) -> Encoder:
+    manifest = bundle.manifest
+    if engine not in GPU_PLANS:
+        features = cpu_features() if engine != "onnxruntime-cuda" else ()
+        entry = onnx_encoder(manifest, precision, features)
+        return Encoder(load_engine(engine, bundle.file(entry.file), precision=precision, threads=threads), entry)
+    from decipher_rt.engines.cuda import Driver
+    from decipher_rt.engines.tensorrt import Plan, TensorRtEngine, require_library
+
+    architecture = Driver().architecture  # first: without a card the library need not be loaded
+    require_library(engine)
+    entries = plan_entries(manifest, engine, precision, architecture)
+    plans = [Plan(bundle.file(e.file), bundle.sums[e.file], _buckets(e)) for e in entries]
+    kernels = bundle.file("kernels/kernels.json").parent
+    loaded = TensorRtEngine(
+        engine,
+        plans,
+        kernels,
+        manifest.preprocessing,
+        precision=precision,
+        embedding_size=manifest.encoder.embedding_size,
+    )
+    return Encoder(loaded, entries[0])
+
+
+def _buckets(entry: EngineFile) -> tuple[int, ...]:
+    try:
+        return tuple(int(tokens) for tokens in entry.built_with["tokens"].split())
+    except (KeyError, ValueError):
+        raise BundleError(f"manifest.json: {entry.file} does not say its tokens; export the bundle again") from None
