@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,17 @@ from decipher_rt.bundle import write_bundle
 from decipher_rt.engines.cpu import cpu_features
 from decipher_rt.engines.select import INT8_FULL_RANGE, INT8_PORTABLE, int8_targets
 from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Numerics, Precision, Preprocessing, Scope
-from decipher_rt.preprocess import Grid, build_graph
-from decipher_rt.tokens import select_tokens
+from decipher_rt.preprocess import build_graph
 from decipher_rt.train.config import dump_config
-from decipher_rt.train.data import load_anatomy, simulate
-from decipher_rt.train.first_config import FirstConfig
+from decipher_rt.train.golden import GoldenCase
 from decipher_rt.train.model.heads import LESION, SEQUENCES
-from decipher_rt.train.samples import sample_seed
 from decipher_rt.train.weights import Weights
 from decipher_rt.verify import CASE
 
 from .evaluate import Judge, judge_encoders
 from .onnx import Probabilities, encoder_graph, graph
 from .quantize import int8_graphs
+from .tensorrt.files import Wanted, plan_files
 from .verify import check_graphs, reference_outputs
 
 ENCODERS: dict[tuple[str, Precision], str] = {
@@ -42,30 +40,9 @@ ENCODERS: dict[tuple[str, Precision], str] = {
     (INT8_FULL_RANGE, "int8"): "encoder.int8-vnni.onnx",
 }
 GRAPHS = {"cpu": "preprocess.cpu.dali", "gpu": "preprocess.gpu.dali"}
-STORED_RANGE = 2000  # whole numbers between the window's ends, as in a typical series of 12 bits
 INTENDED_USE = "Research on MR series of the head. Not a medical device; no decision about a patient may rest on it."
 LICENCE = "Apache-2.0"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nvidia-dali-cuda130")
-
-
-@dataclass(frozen=True)
-class GoldenCase:
-    """One volume on the grid as the runtime would make it, whole numbers as scanners store them."""
-
-    volume: NDArray[np.int16]
-    window: NDArray[np.float32]
-    tokens: NDArray[np.int64]
-
-
-def golden_case(config: FirstConfig) -> GoldenCase:
-    """Simulate the golden case: the first head of the configuration's test split."""
-    spec = config.encoder.preprocessing
-    sample = simulate(sample_seed(config.seed, "test", 0), load_anatomy(), spec, kind="head")
-    low, high = map(float, sample.window)
-    stored = np.round((sample.volume - low) / (high - low) * STORED_RANGE).clip(-STORED_RANGE, 8 * STORED_RANGE)
-    window = np.array([0, STORED_RANGE], np.float32)
-    tokens = select_tokens(Grid(stored.astype(np.float32), window, np.eye(4)), spec)
-    return GoldenCase(stored.astype(np.int16), window, tokens.indices)
 
 
 def export_bundle(
@@ -76,6 +53,7 @@ def export_bundle(
     fp16: bool,
     int8: Sequence[Mapping[str, NDArray[Any]]] | None = None,
     judge: Judge | None = None,
+    plans: Wanted | None = None,
 ) -> tuple[Numerics, ...]:
     """Export a trained model.
 
@@ -93,6 +71,9 @@ def export_bundle(
         this machine can check it.
     judge : Judge, optional
         Compare every encoder's heads with fp32 on evaluation series, and refuse what loses too much.
+    plans : Wanted, optional
+        Add engines of a TensorRT flavour. They run on a GPU only: one that was built here is checked before it is
+        taken, one for other cards is checked on the golden case whenever it is loaded.
 
     Returns
     -------
@@ -122,6 +103,10 @@ def export_bundle(
         graphs |= {(target, "int8"): content for target, content in made.items()}
         engines += [_engine_file(target, "int8", ("onnxruntime",)) for target in made]
     files: dict[str, bytes | Path] = {ENCODERS[key]: content for key, content in graphs.items()}
+    if plans is not None:
+        made_plans, entries = plan_files(model.encoder, plans)
+        files |= made_plans
+        engines += entries
     with torch.no_grad():
         features = dict(zip(("patch", "embedding"), model.encoder(**inputs), strict=True))
     files["heads/sequence.onnx"] = _head_graph(Probabilities(model.sequence), "embedding", "probabilities", features)
@@ -131,6 +116,8 @@ def export_bundle(
     manifest = _manifest(weights, engines)
     reference = reference_outputs(model, inputs)
     numerics = check_graphs(files, manifest, [reference, reference_outputs(model, _whole_grid(inputs, spec))])
+    if plans is not None and plans.flavour == "tensorrt":
+        numerics += accept_engines(files, manifest, reference)
     if judge:
         numerics = judge_encoders(files, manifest, numerics, judge)
     files[f"{manifest.golden}/{CASE}"] = _archive({**reference, "volume": case.volume[None, None]})

@@ -69,18 +69,20 @@ def export(
     much on the evaluation series, nothing is written.
     """
     from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
+    from decipher_rt.train.golden import load_golden
     from decipher_rt.train.progress import Progress
     from decipher_rt.train.weights import load_weights
 
-    from .bundle import export_bundle, golden_case
+    from .bundle import export_bundle
     from .evaluate import Judge, calibration_inputs, simulated_series
 
-    weights = load_weights(checkpoint or DEFAULT_WEIGHTS)
+    checkpoint = checkpoint or DEFAULT_WEIGHTS
+    weights = load_weights(checkpoint)
     config, progress = weights.config, Progress()
     count = evaluated if evaluated is not None else EVALUATED * int8
     numerics = export_bundle(
         weights,
-        golden_case(config),
+        load_golden(checkpoint),
         output,
         fp16=fp16,
         int8=calibration_inputs(config, series, cache, progress) if int8 else None,

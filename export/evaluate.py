@@ -91,7 +91,7 @@ def simulated_series(
     spec = config.encoder.preprocessing
     source = SampleSource(config.seed, config.samples.not_heads, spec)
     with progress.bar(f"simulating {split}", count) as advance_to:
-        samples: Samples = make_samples(source, split, count, cache, config.threads, advance_to)
+        samples: Samples = make_samples(source, split, count, cache, config.workers, advance_to)
     for index in range(count):
         series = samples[index]
         volume = series.volume.astype(np.float32)

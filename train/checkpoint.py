@@ -100,7 +100,12 @@ def load_training(path: Path, model: nn.Module, optimiser: optim.Optimizer, conf
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place, then rename."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(content)
     beside.replace(path)

@@ -27,7 +27,7 @@ class AugmentConfig:
     ``shift_voxels`` moves the series within the grid, ``flip`` is the chance of exchanging left and right, ``window``
     moves both ends of the intensity window (share of its width, standard deviation), ``gamma`` bends intensities
     (standard deviation of the log exponent), ``noise`` is the largest standard deviation of added noise (share of the
-    window), ``keep`` the smallest share of tokens kept.
+    window), ``keep`` the range that the share of tokens kept is drawn from.
     """
 
     shift_voxels: int = 8
@@ -35,20 +35,23 @@ class AugmentConfig:
     window: float = 0.08
     gamma: float = 0.15
     noise: float = 0.04
-    keep: float = 0.4
+    keep: tuple[float, float] = (0.2, 0.6)
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW with linear warm-up and cosine decay to zero; gradients are clipped to norm ``clip``."""
+    """AdamW with linear warm-up and cosine decay to zero; gradients are clipped to norm ``clip``.
 
-    steps: int = 1500
+    From the share ``whole_from`` of the steps on, all foreground tokens are kept, as at inference.
+    """
+
+    steps: int = 2600
     batch: int = 16
-    rate: float = 7e-4
+    rate: float = 5e-4
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    whole_from: float = 0.85
+    whole_from: float = 0.88
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class FirstConfig:
                     raise ValueError(f"{section}.{item.name} is {value}, expected more than 0")
         for key, value in (
             ("samples.not_heads", self.samples.not_heads),
-            ("augment.keep", self.augment.keep),
+            ("augment.keep[0]", self.augment.keep[0]),
+            ("augment.keep[1]", self.augment.keep[1]),
             ("augment.flip", self.augment.flip),
             ("false_refusals", self.false_refusals),
             ("optimiser.whole_from", self.optimiser.whole_from),

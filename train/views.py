@@ -65,7 +65,7 @@ def training_batch(
     head = np.array([s.head for s in series])
     # As many as the fullest head needs: noise fills the grid, and would make every batch as long.
     most = max((n for n, is_head in zip(needed, head, strict=True) if is_head), default=spec.patches // 2)
-    K = max(1, round(most * (1.0 if whole else rng.uniform(augment.keep, 1.0))))
+    K = max(1, round(most * (1.0 if whole else rng.uniform(*augment.keep))))
     tokens = np.stack([_choose(c, max(K, n), K, rng) for c, n in zip(counts, needed, strict=True)])
     patches = np.stack([to_patches(v, spec)[t] for v, t in zip(volumes, tokens, strict=True)]).astype(np.float32)
     labels = np.stack([to_patches(m, spec)[t] for m, t in zip(tissues, tokens, strict=True)])

@@ -16,10 +16,11 @@ from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.engines import load_engine
 from decipher_rt.errors import BundleError, EngineError
 from decipher_rt.export import bundle as export_module
-from decipher_rt.export.bundle import ENCODERS, GoldenCase, export_bundle
+from decipher_rt.export.bundle import ENCODERS, export_bundle
 from decipher_rt.export.cli import export
 from decipher_rt.manifest import Precision
 from decipher_rt.train.first_config import FirstConfig
+from decipher_rt.train.golden import GoldenCase, save_golden
 from decipher_rt.train.model.first import FirstModel
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.weights import Weights, save_weights
@@ -158,7 +159,7 @@ def exported_again(
             return model.SerializeToString()
 
         files = {"patch": "heads/lesion.onnx", "probabilities": "heads/sequence.onnx", "score": "scope.onnx"}
-        monkeypatch.setattr(export_module, "encoder_graph", lambda e, i, precision: graph(ENCODERS[precision]))
+        monkeypatch.setattr(export_module, "encoder_graph", lambda e, i, precision: graph(ENCODERS["onnx", precision]))
         monkeypatch.setattr(
             export_module,
             "_head_graph",
@@ -260,7 +261,7 @@ def test_command_exports_and_prints_the_comparison(
 ) -> None:
     save_weights(tmp_path / "weights", weights)
     exported_again("none", lambda values: None)
-    monkeypatch.setattr(export_module, "golden_case", lambda config: case)
+    save_golden(tmp_path / "weights", case)
     arguments = [str(tmp_path / "weights"), "-o", str(tmp_path / "bundle"), "--json"]
     run = CliRunner().invoke(export, arguments, catch_exceptions=False)
     assert run.exit_code == 0

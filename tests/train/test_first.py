@@ -31,7 +31,7 @@ CONFIG = FirstConfig(
     version="0",
     seed=7,
     encoder=ENCODER,
-    augment=AugmentConfig(shift_voxels=1),
+    augment=AugmentConfig(shift_voxels=1, keep=(0.6, 1.0)),
     optimiser=OptimiserConfig(steps=6, batch=8, warmup=2),
     bf16=False,
     threads=1,
@@ -123,7 +123,7 @@ def test_it_learns_and_what_is_left_is_a_weights_folder(series: list[Series], tm
 
 
 def test_views_keep_lesions_under_their_tokens(series: list[Series]) -> None:
-    plain = AugmentConfig(shift_voxels=0, flip=0.0, window=0.0, gamma=0.0, noise=0.0, keep=1.0)
+    plain = AugmentConfig(shift_voxels=0, flip=0.0, window=0.0, gamma=0.0, noise=0.0, keep=(1.0, 1.0))
     spec = ENCODER.preprocessing
     batch = training_batch(series[:8], spec, plain, np.random.default_rng(0), whole=True)
     for b, one in enumerate(series[:8]):
