@@ -116,8 +116,6 @@ def export_bundle(
     manifest = _manifest(weights, engines)
     reference = reference_outputs(model, inputs)
     numerics = check_graphs(files, manifest, [reference, reference_outputs(model, _whole_grid(inputs, spec))])
-    if plans is not None and plans.flavour == "tensorrt":
-        numerics += accept_engines(files, manifest, reference)
     if judge:
         numerics = judge_encoders(files, manifest, numerics, judge)
     files[f"{manifest.golden}/{CASE}"] = _archive({**reference, "volume": case.volume[None, None]})

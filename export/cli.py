@@ -51,6 +51,18 @@ EVALUATED = 512  # series: one changed answer among the heads of so many is a qu
     type=click.Path(path_type=Path),
     help="Where simulated series are kept (about 2 MB each).",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="Add TensorRT engines: tensorrt-rtx for any card and on any machine, tensorrt for the card of this machine.",
+)
+@click.option(
+    "--arch",
+    "architectures",
+    multiple=True,
+    metavar="sm_XX",
+    help="Card that the tensorrt-rtx engine is for; may be given several times (default: all that it knows).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON object.")
 def export(
     checkpoint: Path | None,
@@ -61,6 +73,8 @@ def export(
     evaluated: int | None,
     max_drop: float,
     cache: Path,
+    engine: str | None,
+    architectures: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT, a folder with model.safetensors and config.yaml (default: the model that ships), as a bundle.
@@ -75,7 +89,9 @@ def export(
 
     from .bundle import export_bundle
     from .evaluate import Judge, calibration_inputs, simulated_series
+    from .tensorrt.files import parse_wanted
 
+    plans = parse_wanted(engine, architectures, fp16=fp16, int8=int8)
     checkpoint = checkpoint or DEFAULT_WEIGHTS
     weights = load_weights(checkpoint)
     config, progress = weights.config, Progress()
@@ -87,6 +103,7 @@ def export(
         fp16=fp16,
         int8=calibration_inputs(config, series, cache, progress) if int8 else None,
         judge=Judge(lambda: simulated_series(config, "test", count, cache, progress), max_drop) if count else None,
+        plans=plans,
     )
     if as_json:
         click.echo(json.dumps({"bundle": str(output), "numerics": [dataclasses.asdict(row) for row in numerics]}))

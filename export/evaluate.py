@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.errors import EngineError
-from decipher_rt.manifest import Head, Manifest, Numerics, Precision, Preprocessing
+from decipher_rt.manifest import Head, Manifest, Numerics, Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor
 from decipher_rt.series import ReadOptions, find_series, read_series
 from decipher_rt.tokens import select_tokens
@@ -24,6 +24,8 @@ from decipher_rt.train.progress import Progress
 from decipher_rt.train.samples import SHARD, Samples, SampleSource, Split, make_samples
 from decipher_rt.train.views import UNIT_WINDOW
 from decipher_rt.verify import MIN_EMBEDDING_COSINE
+
+from .runnable import runnable_encoders, write_files
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -146,16 +148,16 @@ def judge_encoders(
         If an encoder loses more than it may of a head's metric, or its embeddings are further than
         ``MIN_EMBEDDING_COSINE`` from fp32: with the numbers.
     """
-    paths = {(entry.target, entry.precision): entry.file for entry in manifest.engines}
-    with tempfile.TemporaryDirectory() as folder:
-
-        def load(name: str, precision: Precision) -> Engine:
-            content, path = files[name], Path(folder) / name.replace("/", "-")
-            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-            return load_engine("onnxruntime", path, precision=precision)
-
-        encoders = [load(paths[row.target, row.precision], row.precision) for row in numerics]
-        heads = [(head, load(head.file, "fp32")) for head in manifest.heads if head.labels]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder, files)
+        loaded = {(entry.target, entry.precision): engine for entry, engine in runnable_encoders(folder, manifest)}
+        encoders = [loaded[row.target, row.precision] for row in numerics]
+        heads = [
+            (head, load_engine("onnxruntime", folder / head.file, precision="fp32"))
+            for head in manifest.heads
+            if head.labels
+        ]
         reference, others = evaluate_encoders(encoders[0], encoders[1:], heads, judge.series())
     judged = []
     for row, figures in zip(numerics, (reference, *others), strict=True):

@@ -19,6 +19,7 @@ from decipher_rt.train.model.first import FirstModel
 from decipher_rt.verify import SCOPE, VerifyRow, compare, run_case
 
 from .onnx import Probabilities
+from .runnable import runnable_encoders, write_files
 
 # Largest absolute difference of tokens (of order 1), embedding, probabilities and scope margin. fp32: orders of
 # summation differ between engines. fp16: 11 bits of mantissa through every layer. int8: single tokens move by this
@@ -67,33 +68,29 @@ def check_graphs(
     EngineError
         Naming every output that is beyond the tolerance or changes an answer, with both numbers.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            path = Path(folder) / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder, files)
 
-        def load(file: str, precision: Precision = "fp32") -> Engine:
-            return load_engine("onnxruntime", Path(folder) / file, precision=precision)
+        def load(file: str) -> Engine:
+            return load_engine("onnxruntime", folder / file, precision="fp32")
 
         heads = {head.name: load(head.file) for head in manifest.heads}
         scope = load(manifest.scope.file) if manifest.scope else None
         numerics = []
-        for entry in manifest.engines:
-            if entry.target not in ONNX_TARGETS:
-                continue
-            encoder = load(entry.file, entry.precision)
+        for entry, encoder in runnable_encoders(folder, manifest):
             tolerance = TOLERANCES[entry.precision]
-            # Int8 takes one range for all that is in a run: volumes are not compared in pairs.
-            judged = cases[:1] if entry.precision == "int8" else cases
+            # Int8 takes one range for all that is in a run, and plans take one volume: no pairs for them.
+            single = entry.precision == "int8" or entry.target not in ONNX_TARGETS
+            judged = cases[:1] if single else cases
             compared = [compare(run_case(case, encoder, heads, scope), case, manifest, tolerance) for case in judged]
             rows = [row for _, rows in compared for row in rows]
-            _refuse(rows, entry.precision)
+            _refuse(rows, f"{entry.target} {entry.precision}" if single else entry.precision)
             numerics.append(_numerics(entry, min(cosine for cosine, _ in compared), rows, tolerance))
     return tuple(numerics)
 
 
-def _refuse(rows: Sequence[VerifyRow], precision: Precision) -> None:
+def _refuse(rows: Sequence[VerifyRow], encoder: str) -> None:
     failed = [
         f"{row.output} differs by {row.error:.3g} (tolerance {row.tolerance:g})"
         + (f" and answers {row.answer} instead of {row.expected}" if row.answer != row.expected else "")
@@ -102,7 +99,7 @@ def _refuse(rows: Sequence[VerifyRow], precision: Precision) -> None:
     ]
     if failed:
         raise EngineError(
-            f"the {precision} graphs differ from the fp32 torch model, no bundle was written: {'; '.join(failed)}"
+            f"the {encoder} graphs differ from the fp32 torch model, no bundle was written: {'; '.join(failed)}"
         )
 
 
