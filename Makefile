@@ -42,3 +42,51 @@ offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-of
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# ---- the native SDK: see docs/embedding.md ---------------------------------------------------------------------------
+SDK := build/sdk
+SDK_BUNDLE ?= $(CURDIR)/decipher_rt/default/bundle
+.PHONY: sdk sdk-test sdk-deploy sdk-asan sdk-tsan sdk-valgrind sdk-fuzz sdk-soak sdk-cycles sdk-bench sdk-tools
+
+sdk-tools:
+	@for tool in cmake c++; do command -v $$tool >/dev/null || { echo "error: $$tool is not there: apt-get install cmake g++ make"; exit 1; }; done
+
+sdk: $(VENV)/dev sdk-tools ## Build libdecipher_rt, its worker, examples and tests in build/sdk
+	cmake --preset release -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE)
+	cmake --build $(SDK) --parallel 2
+
+sdk-test: sdk ## Build the SDK and run ctest
+	ctest --test-dir $(SDK) --output-on-failure
+
+sdk-deploy: sdk ## Collect in dist/decipher-rt-sdk what a machine without Python needs, with an SBOM
+	$(BIN)/python scripts/collect_sdk.py $(SDK) dist/decipher-rt-sdk
+
+sdk-asan: $(VENV)/dev sdk-tools ## ctest under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --preset asan -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE)
+	cmake --build --preset asan --parallel 2
+	ctest --preset asan
+
+sdk-tsan: $(VENV)/dev sdk-tools ## Two sessions in four threads under ThreadSanitizer
+	cmake --preset tsan -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE)
+	cmake --build --preset tsan --parallel 2
+	ctest --preset tsan -R 'two_sessions|_test$$' -E guest_test
+
+sdk-valgrind: sdk ## One series through memcheck
+	valgrind --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
+		--num-callers=30 --suppressions=tests/native/suppressions/valgrind.supp $(SDK)/tests/native/soak $(SDK_BUNDLE) 2
+
+sdk-fuzz: $(VENV)/dev sdk-tools ## libFuzzer on manifest and slice input, 10 minutes each, side by side (needs clang)
+	@command -v clang++ >/dev/null || { echo "error: clang++ is not there: apt-get install clang"; exit 1; }
+	cmake --preset fuzz
+	cmake --build build/fuzz --parallel 2 --target fuzz_bundle fuzz_slices
+	tests/native/fuzz/run.sh $(CURDIR)/build/fuzz $(SDK_BUNDLE) 600
+
+sdk-soak: sdk ## 1,000 runs in one process, and in a worker, without growth of memory
+	$(SDK)/tests/native/soak $(SDK_BUNDLE) 1000
+	$(SDK)/tests/native/soak $(SDK_BUNDLE) 1000 worker
+
+sdk-cycles: sdk ## 1,000 times load, run, unload in one process, and 1,000 processes
+	tests/native/proof/cycles.sh $(SDK) $(SDK_BUNDLE) 1000
+
+sdk-bench: sdk ## Cold start, warm and streaming latency beside Python's
+	$(BIN)/python benchmarks/native.py
