@@ -1,0 +1,208 @@
+"""Cold start, warm latency and streaming of the native SDK beside Python's, on the bundle that ships with the package.
+
+    make sdk && python benchmarks/native.py [--rounds 7] [--json benchmarks/results/native.json]
+
+The volume is a whole head, sagittal, 170 slices of 256x256, 1 mm, uint16. Cold start is a new process, from before the
+library is opened (before ``import decipher_rt`` in Python) to the first result, the volume being in memory; programs
+take turns. The files are in the page cache, and OpenVINO's compiled graphs in the native cache folder, as on a machine
+where the program has run once; ``without cache`` is the first time ever. Warm latency is of later runs in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from decipher_rt.bundle import DEFAULT_BUNDLE
+from decipher_rt.engines.threads import usable_cores
+
+REPOSITORY = Path(__file__).parents[1]
+BUILD = REPOSITORY / "build" / "sdk"
+PACKAGES = ("openvino", "nvidia-dali-cuda130", "onnxruntime", "numpy")
+KILLS = 20
+
+PYTHON = """
+import sys, time
+import numpy as np
+voxels = np.zeros((170, 256, 256), np.uint16)
+z, y, x = np.ogrid[-85:85, -128:128, -128:128]
+voxels += np.where((z / 75) ** 2 + (y / 115) ** 2 + (x / 95) ** 2 < 1, 500, 15).astype(np.uint16)
+voxels += np.random.default_rng(0).integers(0, 16, voxels.shape, np.uint16)
+affine = np.array([[1.0, 0, 0, -85], [0, 0, 1, -128], [0, -1, 0, 128], [0, 0, 0, 1]])
+start = time.perf_counter()
+from pathlib import Path
+from decipher_rt.bundle import open_bundle
+from decipher_rt.session import Session
+from decipher_rt.volume import Histogram, SeriesInfo, Volume
+bundle, engine, threads, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+session = Session(open_bundle(bundle), engine=engine, threads=threads)
+opened = time.perf_counter()
+def volume():
+    return Volume(voxels, affine, SeriesInfo("1.2.3", Path()), histogram=Histogram(0, np.bincount(voxels.ravel())))
+session.infer_volume(volume())
+first = time.perf_counter()
+warm, finish, encode = [], [], []
+for _ in range(rounds):
+    before = time.perf_counter()
+    session.infer_volume(volume())
+    warm.append((time.perf_counter() - before) * 1e3)
+    stream = session.stream(voxels.shape, voxels.dtype, affine, SeriesInfo("1.2.3", Path()))
+    for index, pixels in enumerate(voxels):
+        stream.push(pixels, affine[:3, 3] + index * affine[:3, 0])
+    before = time.perf_counter()
+    timings = stream.finish().timings_ms
+    finish.append((time.perf_counter() - before) * 1e3)
+    encode.append(timings["encode"] + timings["heads"])
+import json
+print(json.dumps({"open_ms": (opened - start) * 1e3, "first_result_ms": (first - start) * 1e3, "total_ms": warm,
+                  "finish_ms": finish, "finish_encode_ms": encode}))
+"""
+
+
+def run(command: list[str | Path], cache_home: Path) -> dict[str, Any]:
+    """Run a program that prints one JSON object; its process time in all is added."""
+    start = time.perf_counter()
+    environment = {**os.environ, "XDG_CACHE_HOME": os.fspath(cache_home)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return {**json.loads(done.stdout), "process_ms": (time.perf_counter() - start) * 1e3}
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and smallest, in ms."""
+    return {"median": round(statistics.median(values), 2), "min": round(min(values), 2)}
+
+
+def measure(rounds: int, threads: int) -> dict[str, Any]:
+    """Let the programs take turns."""
+    latency, bundle = BUILD / "tests" / "native" / "latency", DEFAULT_BUNDLE
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name)
+        native: list[str | Path] = [latency, bundle, "0", str(threads)]
+        programs: dict[str, list[str | Path]] = {
+            "native": [*native, cache / "native"],
+            "native without cache": native,
+            "Python, onnxruntime": [sys.executable, "-c", PYTHON, bundle, "onnxruntime", str(threads), "0"],
+            "Python, openvino": [sys.executable, "-c", PYTHON, bundle, "openvino", str(threads), "0"],
+        }
+        for command in programs.values():  # fills caches
+            run(command, cache)
+        cold: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+        for _ in range(rounds):
+            for program, command in programs.items():
+                cold[program].append(run(command, cache))
+        warm_native = run([*native[:2], str(3 * rounds), str(threads), cache / "native"], cache)
+        warm_python = run([*programs["Python, onnxruntime"][:-1], str(3 * rounds)], cache)
+    beyond = [
+        whole - encode - heads
+        for whole, encode, heads in zip(
+            warm_native["finish_ms"], warm_native["finish_encode_ms"], warm_native["finish_heads_ms"], strict=True
+        )
+    ]
+    keys = ("open_ms", "first_result_ms", "process_ms")
+    lists = {key: values for key, values in warm_native.items() if isinstance(values, list)}
+    return {
+        "cold_start": {
+            program: {key: summary([row[key] for row in rows]) for key in keys} for program, rows in cold.items()
+        },
+        "warm_native": {key: summary(values) for key, values in lists.items()},
+        "warm_python": {key: summary(warm_python[key]) for key in ("total_ms", "finish_ms")},
+        "finish_beyond_encoder_and_heads_ms": summary(beyond),
+    }
+
+
+def measure_kills(kills: int) -> dict[str, float]:
+    """Kill the worker at ``kills`` points of a run; ms from the kill to the return of the host's call."""
+    import importlib.util
+
+    import numpy as np
+
+    spec = importlib.util.spec_from_file_location("binding", REPOSITORY / "tests" / "native" / "conftest.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError("tests/native/conftest.py, which holds the binding")
+    binding = importlib.util.module_from_spec(spec)
+    sys.modules["binding"] = binding
+    spec.loader.exec_module(binding)
+    sdk = binding.Sdk(BUILD / "decipher_rt" / "native" / "libdecipher_rt.so")
+    voxels = np.random.default_rng(0).integers(0, 2000, (170, 256, 256)).astype(np.int16)
+    affine = np.array([[0, 0, 1.0, -120], [0, 1.0, 0, -110], [1.2, 0, 0, -90], [0, 0, 0, 1]])
+    taken = []
+    for kill in range(kills):
+        with sdk.open(DEFAULT_BUNDLE, mode=1) as session:
+            session.run(voxels, affine)
+            killed: list[float] = []
+            pid = session.info().worker_pid
+
+            def end(pid: int = pid, delay: float = 0.01 * kill, killed: list[float] = killed) -> None:
+                time.sleep(delay)
+                killed.append(time.perf_counter())
+                os.kill(pid, signal.SIGKILL)
+
+            thread = threading.Thread(target=end)
+            thread.start()
+            try:
+                while True:
+                    session.run(voxels, affine)
+            except binding.SdkError:
+                returned = time.perf_counter()
+            thread.join()
+            taken.append((returned - killed[0]) * 1e3)
+    return {"kills": kills, "median": round(statistics.median(taken), 1), "max": round(max(taken), 1)}
+
+
+def deployed_megabytes() -> dict[str, float]:
+    """Size of each part of what is deployed, by the script that collects it."""
+    with tempfile.TemporaryDirectory() as name:
+        script = REPOSITORY / "scripts" / "collect_sdk.py"
+        command = [sys.executable, script, BUILD, Path(name) / "sdk"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {part: float(size) for size, part in (line.split(" MB  ") for line in said.splitlines())}
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not (BUILD / "tests" / "native" / "latency").exists():
+        sys.exit("error: the native SDK is not built: make sdk")
+    load = os.getloadavg()[0]
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/native.py --rounds {arguments.rounds} --threads {arguments.threads}",
+        "machine": {
+            "processor": next(
+                (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x),
+                "",
+            ),
+            "cores": usable_cores(),
+            "system": platform.platform(),
+            "load_before": round(load, 2),
+        },
+        "versions": {package: version(package) for package in PACKAGES},
+        **measure(arguments.rounds, arguments.threads),
+        "worker_killed_to_error_ms": measure_kills(KILLS),
+        "deployed_mb": deployed_megabytes(),
+    }
+    ours, theirs = (result["cold_start"][p]["first_result_ms"]["median"] for p in ("native", "Python, onnxruntime"))
+    result["cold_start_native_over_python"] = round(ours / theirs, 3)
+    text = json.dumps(result, indent=1) + "\n"
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
