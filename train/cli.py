@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -34,6 +35,8 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
     Killed at any moment, the same command goes on where it was. OUTPUT becomes a weights folder for 'decipher-rt
     export'.
     """
+    # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .config import load_config
     from .first import train_first
     from .first_config import FirstConfig

@@ -194,7 +194,7 @@ def _rate(settings: OptimiserConfig, step: int) -> float:
 def _adamw(model: FirstModel, settings: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW; biases, gains, norms and learned tokens are not decayed, and the patch projection learns more slowly.
 
-    Adam moves every weight by the same amount, and the 1728 voxels of a patch mostly rise and fall together: at the
+    Adam moves every weight by the same amount, and the 512 voxels of a patch mostly rise and fall together: at the
     full rate one step moves every token by about its own size (arXiv 2203.03466: rates fall with fan-in; 2104.02057).
     """
     embed = model.encoder.patch_embed.weight

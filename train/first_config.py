@@ -35,7 +35,7 @@ class AugmentConfig:
     window: float = 0.08
     gamma: float = 0.15
     noise: float = 0.04
-    keep: tuple[float, float] = (0.2, 0.6)
+    keep: tuple[float, float] = (0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OptimiserConfig:
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    whole_from: float = 0.88
+    whole_from: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class FirstConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     bf16: bool = True
-    threads: int = 1
+    threads: int = 2
     workers: int = 2
     checkpoint_every: int = 100
     false_refusals: float = 0.01

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -66,27 +66,23 @@ class ViTConfig:
         )
 
 
-def _preset(
-    width: int, depth: int, heads: int, embedding_size: int, mm: float, patch: int, layer_scale: float
-) -> ViTConfig:
-    """Return a config with 8 x 8 x 8 cubic patches."""
-    return ViTConfig(
-        width=width,
-        depth=depth,
-        heads=heads,
-        embedding_size=embedding_size,
-        grid_shape=(8 * patch,) * 3,
-        patch_shape=(patch,) * 3,
-        spacing_mm=(mm,) * 3,
-        token_buckets=(128, 192, 256, 320, 384, 512),
-        layer_scale=layer_scale,
-    )
-
-
+# 12 x 12 x 12 patches of 20 mm: in 30 mm patches, 1728 voxels on 192 channels, small lesions are lost.
+_TINY_GRID: dict[str, Any] = {
+    "grid_shape": (96, 96, 96),
+    "patch_shape": (8, 8, 8),
+    "spacing_mm": (2.5, 2.5, 2.5),
+    "token_buckets": (256, 384, 512, 640, 768, 896, 1728),
+}
+_GRID: dict[str, Any] = {
+    "grid_shape": (128, 128, 128),
+    "patch_shape": (16, 16, 16),
+    "spacing_mm": (2.0, 2.0, 2.0),
+    "token_buckets": (128, 192, 256, 320, 384, 512),
+}
 ViTConfig.PRESETS.update(
-    tiny=_preset(192, 6, 6, 128, mm=2.5, patch=12, layer_scale=0.0),
-    small=_preset(384, 12, 6, 256, mm=2.0, patch=16, layer_scale=0.0),
-    base=_preset(768, 12, 12, 512, mm=2.0, patch=16, layer_scale=1e-5),
+    tiny=ViTConfig(width=192, depth=6, heads=6, embedding_size=128, **_TINY_GRID),
+    small=ViTConfig(width=384, depth=12, heads=6, embedding_size=256, **_GRID),
+    base=ViTConfig(width=768, depth=12, heads=12, embedding_size=512, layer_scale=1e-5, **_GRID),
 )
 
 
