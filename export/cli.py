@@ -122,5 +122,11 @@ def export(
         table.add_row(name, f"{row.embedding_cosine:.5f}", *(f"{e:.1g}" for e in errors), *figures)
     console = Console()
     console.print(table)
+    if plans is not None and not any(row.target.startswith(plans.flavour) for row in numerics):
+        console.print(
+            f"{plans.flavour} engines are built and not run: no card for them here. Each is checked on the golden case "
+            "whenever it is loaded.",
+            highlight=False,
+        )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     console.print(f"wrote {output} ({size / 1e6:.1f} MB)", highlight=False)
