@@ -1,0 +1,362 @@
+"""TensorRT engines without a GPU: those of RTX are built, the parts of the other flavour are checked one by one."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import ModelProto
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from decipher_rt.engines.select import plan_entries, plan_target
+from decipher_rt.errors import EngineError
+from decipher_rt.export.tensorrt import plugin, rtx
+from decipher_rt.export.tensorrt.files import Wanted, parse_wanted, plan_files
+from decipher_rt.export.tensorrt.graph import (
+    embedded_graph,
+    plugin_nodes,
+    with_attention_nodes,
+    with_static_tokens,
+)
+from decipher_rt.export.tensorrt.int8 import activation_ranges, symmetric_qdq, weight_only
+from decipher_rt.kernels.specs import Scalar
+from decipher_rt.manifest import Encoder, Manifest
+from decipher_rt.train.model.vit import ViT, ViTConfig
+
+CONFIG = ViTConfig(
+    width=192, depth=2, heads=6, embedding_size=32, grid_shape=(32, 32, 32), patch_shape=(8, 8, 8),
+    spacing_mm=(6.0,) * 3, token_buckets=(32, 64),
+)  # fmt: skip
+ARCHITECTURES = (80, 86, 89, 120)
+HALF_STEPS = 1e-2  # two layers of float16, tokens of order 1
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT-RTX (the extra tensorrt-rtx) is absent"
+)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ViT:
+    torch.manual_seed(0)
+    return ViT(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def model(encoder: ViT) -> ModelProto:
+    return onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).half()))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(1, 32, CONFIG.width)).astype(np.float16)
+
+
+def run(model: ModelProto, embedded: np.ndarray) -> list[np.ndarray]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"embedded": embedded})
+
+
+def test_the_graph_is_the_encoder_after_its_patch_embedding(
+    encoder: ViT, model: ModelProto, tokens: np.ndarray
+) -> None:
+    with torch.no_grad():
+        expected = encoder.encode(torch.from_numpy(tokens).float())
+    for found, wanted in zip(run(model, tokens), expected, strict=True):
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted.numpy()).max() < HALF_STEPS
+
+
+# --- TensorRT-RTX
+
+
+@pytest.fixture(scope="module")
+def plans(encoder: ViT) -> tuple[dict[str, bytes], list]:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX (the extra tensorrt-rtx) is absent")
+    return plan_files(encoder, Wanted("tensorrt-rtx", ("fp16", "int8"), ARCHITECTURES))
+
+
+def test_one_file_is_built_for_all_cards_and_buckets(plans: tuple[dict[str, bytes], list], encoder: ViT) -> None:
+    files, entries = plans
+    weights = 2 * sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("patch_embed"))
+    for entry in entries:
+        plan = files[entry.file]
+        assert plan[1:4] == b"trt"
+        assert len(plan) > weights * (1.0 if entry.precision == "fp16" else 0.5)
+        assert len(plan) < 3 * weights + 8_000_000
+        assert entry.built_with["architectures"] == "sm_80 sm_86 sm_89 sm_120"
+        assert entry.built_with["tokens"] == "32 64"
+        assert entry.built_with["tensorrt_rtx"] == "1.7.1.116"
+
+
+def test_the_kernel_of_every_card_and_its_weights_come_along(
+    plans: tuple[dict[str, bytes], list], encoder: ViT
+) -> None:
+    files, _ = plans
+    cubins = {name.split("/")[1] for name, content in files.items() if content.startswith(b"\x7fELF")}
+    assert cubins == {"sm_80", "sm_86", "sm_89", "sm_120"}
+    with np.load(io.BytesIO(files["kernels/patch_embed3d.npz"])) as stored:
+        assert np.array_equal(stored["position"], encoder.position.numpy())
+        assert np.array_equal(stored["weight"], encoder.patch_embed.weight.detach().half().numpy())
+
+
+def manifest(entries: list) -> Manifest:
+    return Manifest("b", "1", "", "", CONFIG.preprocessing, Encoder(CONFIG.width, 32, 1), tuple(entries))
+
+
+@needs_rtx
+def test_the_manifest_finds_the_plan_of_a_card_or_says_which_there_are(plans: tuple[dict[str, bytes], list]) -> None:
+    written = manifest(plans[1])
+    (entry,) = plan_entries(written, "tensorrt-rtx", "fp16", 89)
+    assert entry.file == "engines/tensorrt-rtx-fp16.plan"
+    with pytest.raises(EngineError, match="for sm_120 sm_80 sm_86 sm_89, this card is sm_75; build one:") as caught:
+        plan_entries(written, "tensorrt-rtx", "fp16", 75)
+    assert str(caught.value).endswith("--engine tensorrt-rtx --arch sm_75")
+    with pytest.raises(EngineError, match="holds fp16 tensorrt engines for no card"):
+        plan_entries(written, "tensorrt", "fp16", 89)
+    assert plan_target("tensorrt", 89) == "tensorrt-sm_89"
+
+
+@needs_rtx
+def test_more_cards_hardly_make_the_file_larger(model: ModelProto) -> None:
+    one, four = (len(rtx.build_engine(model, (32,), cards)) for cards in ((89,), ARCHITECTURES))
+    assert four < 1.2 * one
+
+
+@needs_rtx
+def test_what_rtx_does_not_know_is_refused(model: ModelProto) -> None:
+    with pytest.raises(EngineError, match=r"does not build for sm_90; it knows sm_75, "):
+        rtx.build_engine(model, (32,), (89, 90))
+    with pytest.raises(EngineError, match=r"refuses the graph: .*attention"):
+        rtx.build_engine(with_attention_nodes(model, CONFIG.heads), (32,), (89,))
+
+
+# --- 8-bit forms
+
+
+def test_weight_only_stays_close_and_halves_the_weights(model: ModelProto, tokens: np.ndarray) -> None:
+    small = weight_only(model)
+    onnx.checker.check_model(small, full_check=True)
+    assert small.ByteSize() < 0.6 * model.ByteSize()
+    exact, found = run(model, tokens)[1][0], run(small, tokens)[1][0]
+    assert exact @ found > 0.999
+
+
+def test_qdq_is_symmetric_on_every_product_and_stays_close(model: ModelProto, tokens: np.ndarray) -> None:
+    quantized = symmetric_qdq(model, activation_ranges(model, [tokens]))
+    onnx.checker.check_model(quantized, full_check=True)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    nodes = [node for node in quantized.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert all(not tensors[node.input[2]].any() for node in nodes)
+    made = {node.output[0]: node for node in quantized.graph.node}
+    products = [n for n in quantized.graph.node if n.op_type == "MatMul" and n.input[1].endswith(".dq")]
+    assert len(products) == 4 * CONFIG.depth
+    assert all(made[name].op_type == "DequantizeLinear" for node in products for name in node.input)
+    assert run(model, tokens)[1][0] @ run(quantized, tokens)[1][0] > 0.999
+
+
+# --- The attention plugin
+
+
+class attention(OpRun):  # noqa: N801 - the reference evaluator finds it by this name
+    """What the plugin computes, from the definition of attention, in double precision."""
+
+    op_domain = ""
+
+    def _run(self, q: Any, k: Any, v: Any, plugin_namespace: str, aot: int) -> tuple[np.ndarray]:
+        assert (plugin_namespace, aot) == ("decipher_rt", 1)
+        q, k, v = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v))
+        scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        out = weights / weights.sum(axis=-1, keepdims=True) @ v
+        return (out.transpose(0, 2, 1, 3).astype(np.float16),)
+
+
+def test_attention_becomes_one_node_and_stays_the_same_function(model: ModelProto, tokens: np.ndarray) -> None:
+    fused = with_attention_nodes(model, CONFIG.heads)
+    assert len(list(plugin_nodes(fused))) == CONFIG.depth
+    assert not any(node.op_type == "Softmax" for node in fused.graph.node)
+    evaluator = ReferenceEvaluator(fused, new_ops=[attention])
+    for found, expected in zip(evaluator.run(None, {"embedded": tokens}), run(model, tokens), strict=True):
+        assert np.abs(found - expected).max() < 2 * HALF_STEPS
+
+
+def test_a_softmax_that_is_no_attention_is_named(model: ModelProto) -> None:
+    odd = ModelProto()
+    odd.CopyFrom(model)
+    for node in odd.graph.node:
+        if node.op_type == "Split":
+            node.op_type = "Identity"
+    with pytest.raises(EngineError, match="attention 0"):
+        with_attention_nodes(odd, CONFIG.heads)
+
+
+def test_static_graphs_have_no_free_size(model: ModelProto, tokens: np.ndarray) -> None:
+    fixed = with_static_tokens(model, 32)
+    sizes = [d for v in (*fixed.graph.input, *fixed.graph.output) for d in v.type.tensor_type.shape.dim]
+    assert all(size.HasField("dim_value") and size.dim_value > 0 for size in sizes)
+    assert np.abs(run(fixed, tokens)[1] - run(model, tokens)[1]).max() < HALF_STEPS  # other fusions
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Any:
+    return plugin.plugin_kernel(CONFIG.heads, CONFIG.width // CONFIG.heads, 64, 89)
+
+
+def test_the_ptx_without_hidden_parameters_assembles_and_has_what_tensorrt_passes(kernel: Any, tmp_path: Path) -> None:
+    ptx = plugin.without_hidden_parameters(kernel.ptx)
+    entry = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None
+    kinds = re.findall(r"\.param\s+\.(\w+)", entry[2])
+    scalars = len(kernel.specialisation.scalars)
+    assert kinds == ["u64"] * 3 + ["u32"] * scalars + ["u64"]  # inputs, scalars, output
+    assembler = Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    (tmp_path / "kernel.ptx").write_text(ptx)
+    command = [assembler, "-arch=sm_89", "-o", tmp_path / "kernel.cubin", tmp_path / "kernel.ptx"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "kernel.cubin").read_bytes().startswith(b"\x7fELF")
+
+
+def test_ptx_that_reads_its_scratch_is_refused(kernel: Any) -> None:
+    last = re.search(r"\.entry\s+\w+\s*\((.*?)\)", kernel.ptx, re.DOTALL)[1].split()[-1]
+    reading = kernel.ptx.replace("ret;", f"ld.param.u64 %rd1, [{last}];\n\tret;", 1)
+    with pytest.raises(EngineError, match="reads its scratch pointer"):
+        plugin.without_hidden_parameters(reading)
+    with pytest.raises(EngineError, match="does not end its parameters"):
+        plugin.without_hidden_parameters(plugin.without_hidden_parameters(kernel.ptx))
+
+
+class Size:
+    """A symbolic size, as TensorRT gives them: an expression that is worked out when the shape is known."""
+
+    def __init__(self, value: Callable[[dict[str, int]], int]) -> None:
+        self.value = value
+
+    def __mul__(self, other: int) -> Size:
+        return Size(lambda sizes: self.value(sizes) * other)
+
+
+def ceil_div(size: Size, block: int) -> Size:
+    return Size(lambda sizes: -(-size.value(sizes) // block))
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 1, "tokens": 37}, {"batch": 3, "tokens": 64}, {"batch": 2, "tokens": 517}])
+def test_what_the_plugin_launches_is_what_the_launch_data_say(kernel: Any, sizes: dict[str, int]) -> None:
+    registered: dict[str, Any] = {}
+    trtp = SimpleNamespace(
+        TensorDesc=object,
+        cdiv=ceil_div,
+        KernelLaunchParams=SimpleNamespace,
+        SymIntExprs=lambda count: [None] * count,
+        SymInt32=lambda value: value,
+        register=lambda name, lazy_register: lambda function: registered.update({f"register {name}": function}),
+        aot_impl=lambda name: lambda function: registered.update({f"aot {name}": function}),
+    )
+    plugin.register_attention(trtp, kernel)
+    describe = registered["register decipher_rt::attention"]
+    assert list(describe.__annotations__) == ["q", "k", "v", "return"]
+    shape = [Size(lambda s: s["batch"]), Size(lambda s: s["tokens"])]
+    q = SimpleNamespace(shape_expr=shape)
+    name, ptx, launch, extra = registered["aot decipher_rt::attention"](q, q, q, (q,), None)
+
+    def evaluate(value: Any) -> int:
+        return value.value(sizes) if isinstance(value, Size) else value
+
+    assert name.decode() == kernel.entry.name
+    assert f".entry {name.decode()}".encode() in ptx.replace(b"\t", b" ")
+    grid = [evaluate(axis) for axis in (launch.grid_x, launch.grid_y, launch.grid_z)]
+    block = kernel.specialisation.constants["BLOCK_M"]
+    assert grid == [-(-sizes["tokens"] // block), CONFIG.heads, sizes["batch"]]
+    assert (launch.block_x, launch.shared_mem) == (kernel.threads, kernel.shared_memory)
+    stride = sizes["tokens"] * CONFIG.width  # of one volume in q, k, v and the result, each (B, N, H, d)
+    expected = {"n": sizes["tokens"], **{f"stride_{x}b": stride for x in "qkvo"}}
+    assert dict(zip(kernel.specialisation.scalars, map(evaluate, extra), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("scalar", "expected"), [(Scalar(None, 7), 7), (Scalar("tokens"), 37), (Scalar("tokens", 3, 16), 9)]
+)
+def test_symbolic_sizes_also_work_on_numbers(scalar: Scalar, expected: int) -> None:
+    assert plugin.symbolic(scalar, {"tokens": 37, "batch": 1}, lambda a, b: -(-a // b)) == expected
+
+
+# --- The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, ("sm_89",), True, False), "add --engine tensorrt-rtx"),
+        (("tensorrt", ("sm_89",), True, False), "leave --arch out"),
+        (("tensorrt-rtx", ("89",), True, False), "--arch 89: expected a compute capability such as sm_89"),
+        (("tensorrt-rtx", ("sm_89",), False, False), "add --fp16 or --int8"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: tuple, message: str) -> None:
+    engine, architectures, fp16, int8 = arguments
+    with pytest.raises(EngineError, match=re.escape(message)):
+        parse_wanted(engine, architectures, fp16=fp16, int8=int8)
+
+
+def test_architectures_are_read_once_each() -> None:
+    wanted = parse_wanted("tensorrt-rtx", ("sm_120", "sm_89", "sm_89"), fp16=True, int8=True)
+    assert wanted == Wanted("tensorrt-rtx", ("fp16", "int8"), (89, 120))
+    assert parse_wanted(None, (), fp16=True, int8=False) is None
+
+
+# --- Types
+
+
+MYPY = """
+[mypy]
+python_version = 3.11
+strict = true
+mypy_path = {stubs}
+follow_imports = silent
+[mypy-tensorrt.plugin,onnx.*,onnxruntime.*,nvidia.*,tensorrt_rtx_bindings.*,triton.*,openvino.*,yaml.*,sklearn.*]
+ignore_missing_imports = true
+follow_imports = skip
+[mypy-tensorrt,tensorrt_bindings.*]
+ignore_errors = true
+"""
+WRONG = """
+import tensorrt as trt
+def launch(context: trt.IExecutionContext) -> bool:
+    return context.execute_async_v3("stream")
+"""
+
+
+@pytest.mark.slow
+def test_calls_fit_the_stubs_of_tensorrt(tmp_path: Path) -> None:
+    """mypy with tensorrt-stubs; a call that is wrong on purpose shows that they are seen."""
+    spec = importlib.util.find_spec("tensorrt_stubs")
+    if spec is None or spec.origin is None:
+        pytest.skip("tensorrt-stubs is not installed")
+    site = Path(spec.origin).parents[1]
+    for name in ("tensorrt/__init__.pyi", "tensorrt_bindings/__init__.pyi", "tensorrt_bindings/tensorrt.pyi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (site / name).read_text(encoding="utf-8")
+        # Two things in the stubs are no Python: a parameter called "in", and one without a default after one with.
+        text = re.sub(r"\bin: ", "in_: ", text).replace("channel_axis: int) ->", "channel_axis: int = ...) ->")
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "mypy.ini").write_text(MYPY.format(stubs=tmp_path))
+    (tmp_path / "wrong.py").write_text(WRONG)
+    command = [sys.executable, "-m", "mypy", "--config-file", tmp_path / "mypy.ini", "--cache-dir", tmp_path / "cache"]
+    modules = ["-m", "decipher_rt.engines.tensorrt", "-m", "decipher_rt.export.tensorrt.builder"]
+    good = subprocess.run([*command, *modules], capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stdout
+    bad = subprocess.run([*command, tmp_path / "wrong.py"], capture_output=True, text=True, check=False)
+    assert '"execute_async_v3" of "IExecutionContext" has incompatible type "str"; expected "int"' in bad.stdout
