@@ -8,7 +8,7 @@ CONSTRAINTS := constraints.txt
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint offline-kit bench clean
+.PHONY: help demo test lint offline-kit bench gpu-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ test: lint ## Install everything and pass lint, types, import contracts and all 
 
 offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-offline-kit; installs without a network
 	$(BIN)/python scripts/offline_kit.py dist/decipher-rt-offline-kit
+
+gpu-check: ## On a machine with a CUDA GPU, PyTorch and Triton: numerics and speed, written to benchmarks/results
+	$(PYTHON) benchmarks/gpu_check.py
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,6 @@
 """What else is installed: onnxruntime on CUDA with the shipped encoder, and the runtime from DICOM to answers.
 
-Sections for TensorRT list the library as absent, or present without an engine to run: those engines are built by
-``decipher-rt export``, not here.
+TensorRT engines are built here, for this card, where the library is installed.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.gpu import plans
 from benchmarks.gpu.measure import Deadline, Row, Timing, reason, summarise
 
 ROUNDS = 9
@@ -30,8 +30,8 @@ def run(deadline: Deadline) -> dict[str, list[Row]]:
         "onnxruntime": _section(
             "onnxruntime", ("onnxruntime", "numpy"), lambda: onnxruntime("CUDAExecutionProvider"), deadline
         ),
-        "TensorRT": [_tensorrt("tensorrt")],
-        "TensorRT-RTX": [_tensorrt("tensorrt_rtx")],
+        "TensorRT": _section("TensorRT", ("onnx", "numpy"), lambda: plans.run("tensorrt"), deadline),
+        "TensorRT-RTX": _section("TensorRT-RTX", ("onnx", "numpy"), lambda: plans.run("tensorrt-rtx"), deadline),
         "DALI on the GPU": _section("DALI on the GPU", ("nvidia.dali", "numpy"), dali, deadline),
         "runtime from DICOM": _section(
             "runtime from DICOM", ("nvidia.dali", "onnxruntime", "pydicom", "numpy"), runtime, deadline
@@ -49,11 +49,6 @@ def _section(name: str, modules: tuple[str, ...], run: Callable[[], list[Row]], 
         return run()
     except Exception as error:  # noqa: BLE001 (a broken installation must not lose the rest of the evidence)
         return [Row(name, name, not_run=reason(error))]
-
-
-def _tensorrt(module: str) -> Row:
-    why = "installed, but no engine of this flavour was given" if installed(module) else f"not installed: {module}"
-    return Row(module, module, not_run=why)
 
 
 def onnxruntime(provider: str) -> list[Row]:
