@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <thread>
 
 #include "backend.hpp"
 #include "error.hpp"
@@ -12,6 +13,12 @@
 struct drt_session {
     std::unique_ptr<decipher::Backend> backend;
     std::optional<decipher::Result> result;
+    std::vector<std::byte> from_device;  // voxels that were given in device memory
+
+    // What was enqueued; the thread is the last member, so that it ends before anything that it uses.
+    drt_status enqueued_status = DRT_OK;
+    std::string enqueued_message;
+    std::jthread enqueued;
 };
 
 struct drt_series {

@@ -54,6 +54,8 @@ SessionOptions session_options(const char* bundle, const drt_session_params& par
     options.cache_folder = text_or_empty(params.cache_folder);
     options.library_folder = text_or_empty(params.library_folder);
     options.threads = params.threads;
+    if (params.device == DRT_CUDA)
+        options.cuda = params.cuda != nullptr ? read_struct(params.cuda, "params->cuda", default_cuda) : default_cuda;
     options.callbacks = {params.log, params.progress, params.cancel, params.user_data};
     return options;
 }
@@ -62,15 +64,33 @@ SeriesForm form_of(const drt_volume& volume) {
     return check_form(volume.type, volume.shape, volume.affine_lps_mm, volume.slope, volume.intercept, volume.modality);
 }
 
-VolumeView view_of(const drt_volume& volume) {
-    required(static_cast<const std::byte*>(volume.voxels), "volume->voxels");
-    if (volume.memory != DRT_HOST_MEMORY)
-        throw Error(DRT_ERROR_UNSUPPORTED, "voxels in device memory need a session on the GPU: open it with device = DRT_CUDA");
+// Voxels in device memory are read back into the session's own buffer: preprocessing is the CPU's.
+VolumeView view_of(drt_session& session, const drt_volume& volume) {
+    const auto* voxels = &required(static_cast<const std::byte*>(volume.voxels), "volume->voxels");
     const auto size = static_cast<std::int64_t>(bytes_of(volume.type));
-    const auto& [d, h, w] = volume.strides;
-    VolumeView view{static_cast<const std::byte*>(volume.voxels), {d, h, w}};
-    if (d == 0 && h == 0 && w == 0) view.strides = {size * volume.shape[1] * volume.shape[2], size * volume.shape[2], size};
-    return view;
+    const std::array<std::int64_t, 3> contiguous = {size * volume.shape[1] * volume.shape[2], size * volume.shape[2], size};
+    const std::array<std::int64_t, 3> given = {volume.strides[0], volume.strides[1], volume.strides[2]};
+    const bool is_contiguous = given == std::array<std::int64_t, 3>{} || given == contiguous;
+    if (volume.memory == DRT_HOST_MEMORY) return {voxels, is_contiguous ? contiguous : given};
+    if (volume.memory != DRT_CUDA_MEMORY) throw argument_error("memory " + std::to_string(volume.memory) + " is none of drt_memory");
+    const Gpu& gpu = session.backend->gpu();
+    if (!is_contiguous) throw argument_error("voxels in device memory must be C-contiguous");
+    session.from_device.resize(static_cast<std::size_t>(contiguous[0] * volume.shape[0]));
+    gpu.copy(session.from_device.data(), voxels, session.from_device.size());
+    return {session.from_device.data(), contiguous};
+}
+
+void run_now(drt_session& session, const drt_volume& volume) {
+    session.result.reset();
+    const SeriesForm form = form_of(volume);
+    session.result = session.backend->run(form, view_of(session, volume));
+}
+
+// What is enqueued uses the session; nothing else may until it is waited for.
+drt_session& idle(drt_session* session) {
+    drt_session& opened = required(session, "session");
+    if (opened.enqueued.joinable()) throw argument_error("a volume is enqueued: call drt_session_wait first");
+    return opened;
 }
 
 }  // namespace
@@ -117,8 +137,6 @@ drt_status drt_session_open(const char* bundle, const drt_session_params* params
         required(session, "session");
         const drt_session_params given = params != nullptr ? read_struct(params, "params", default_params) : default_params;
         const SessionOptions options = session_options(bundle, given);
-        if (given.device == DRT_CUDA)
-            throw Error(DRT_ERROR_UNSUPPORTED, "this build has no engine for CUDA: build it with TENSORRT_INCLUDE_DIR, or open with device = DRT_CPU");
         auto opened = std::make_unique<drt_session>();
         if (given.mode == DRT_WORKER)
             opened->backend = make_worker(options, text_or_empty(given.worker_path), given.worker_timeout_ms);
@@ -134,8 +152,7 @@ void drt_session_close(drt_session* session) {
 
 drt_status drt_session_warm_up(drt_session* session) {
     return guarded([&] {
-        drt_session& opened = required(session, "session");
-        opened.result.reset();
+        drt_session& opened = idle(session);
         const Preprocessing& spec = opened.backend->description().manifest.preprocessing;
         std::vector<std::int16_t> voxels(static_cast<std::size_t>(warm_up_voxels * warm_up_voxels * warm_up_voxels));
         for (std::size_t i = 0; i < voxels.size(); ++i) voxels[i] = static_cast<std::int16_t>(i % 1000);
@@ -146,27 +163,47 @@ drt_status drt_session_warm_up(drt_session* session) {
             volume.affine_lps_mm[5 * i] = spec.spacing_mm[static_cast<std::size_t>(i)] *
                                           static_cast<double>(spec.grid_shape[static_cast<std::size_t>(i)]) / warm_up_voxels;
         }
-        opened.backend->run(form_of(volume), view_of(volume));
+        run_now(opened, volume);
+        opened.result.reset();
     });
 }
 
 drt_status drt_session_run(drt_session* session, const drt_volume* volume) {
     return guarded([&] {
-        drt_session& opened = required(session, "session");
+        drt_session& opened = idle(session);
         opened.result.reset();
-        const drt_volume given = read_struct(volume, "volume", default_volume);
-        opened.result = opened.backend->run(form_of(given), view_of(given));
+        run_now(opened, read_struct(volume, "volume", default_volume));
     });
 }
 
-drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, void*) {
+drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, void* event) {
     return guarded([&] {
-        required(session, "session");
-        required(volume, "volume");
-        throw Error(DRT_ERROR_UNSUPPORTED, "drt_session_enqueue needs a session on the GPU; use drt_session_run");
+        drt_session& opened = idle(session);
+        Gpu& gpu = opened.backend->gpu();
+        drt_volume given = read_struct(volume, "volume", default_volume);
+        form_of(given);  // what is wrong with it is said at once
+        const std::string modality = text_or_empty(given.modality);
+        const bool knows_modality = given.modality != nullptr;
+        const std::uint32_t gate = event != nullptr ? gpu.close_gate(event) : 0;
+        try {
+            opened.enqueued = std::jthread([&opened, &gpu, given, modality, knows_modality, gate, event]() mutable {
+                given.modality = knows_modality ? modality.c_str() : nullptr;
+                opened.enqueued_status = guarded([&] { run_now(opened, given); });
+                opened.enqueued_message = opened.enqueued_status != DRT_OK ? last_error() : "";
+                if (event != nullptr) gpu.open_gate(gate);
+            });
+        } catch (...) {
+            if (event != nullptr) gpu.open_gate(gate);  // an event that never happens would hang whoever waits for it
+            throw;
+        }
     });
 }
 
 drt_status drt_session_wait(drt_session* session) {
-    return guarded([&] { required(session, "session"); });
+    return guarded([&] {
+        drt_session& opened = required(session, "session");
+        if (!opened.enqueued.joinable()) return;
+        opened.enqueued.join();
+        if (opened.enqueued_status != DRT_OK) throw Error(opened.enqueued_status, opened.enqueued_message);
+    });
 }

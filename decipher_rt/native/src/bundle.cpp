@@ -120,7 +120,7 @@ Sums parse_sums(std::string_view text, const std::string& where) {
     return sums;
 }
 
-Bundle open_bundle(const fs::path& folder, std::string_view precision, Wanted wanted, unsigned threads) {
+Bundle open_bundle(const fs::path& folder, const Wanted& wanted, unsigned threads) {
     const std::string where = "bundle " + folder.string();
     try {
         if (!fs::is_directory(folder))
@@ -142,7 +142,7 @@ Bundle open_bundle(const fs::path& folder, std::string_view precision, Wanted wa
         }
         check_names(bundle.manifest, bundle.sums, where);
 
-        for (const std::string& name : wanted(bundle.manifest, precision)) bundle.files[name];
+        for (const std::string& name : wanted(bundle.manifest, bundle.sums)) bundle.files[name];
         std::vector<std::string> names;
         for (const auto& [name, digest] : bundle.sums)
             if (name != manifest_name) names.push_back(name);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -28,11 +29,11 @@ struct Bundle {
     const Bytes& file(const std::string& name) const;
 };
 
-// Which of the files a session will need, once the manifest is known.
-using Wanted = std::vector<std::string> (*)(const Manifest& manifest, std::string_view precision);
+// Which of the files a session will need, once manifest and sums are known.
+using Wanted = std::function<std::vector<std::string>(const Manifest& manifest, const Sums& sums)>;
 
 // Throws a bundle error that names the file or key that is missing, altered, outside the folder or not understood.
-Bundle open_bundle(const std::filesystem::path& folder, std::string_view precision, Wanted wanted, unsigned threads);
+Bundle open_bundle(const std::filesystem::path& folder, const Wanted& wanted, unsigned threads);
 
 // The parts of opening that need no folder; public for tests and fuzzing.
 Sums parse_sums(std::string_view text, const std::string& where);

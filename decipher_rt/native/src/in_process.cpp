@@ -40,6 +40,8 @@ public:
         return std::make_unique<InProcessArrival>(session_, form);
     }
 
+    Gpu& gpu() const override { return session_.gpu(); }
+
 private:
     Session session_;
 };

@@ -19,8 +19,12 @@ namespace {
 // The same on every machine: where a grid is cut decides how its last bits round. See decipher_rt/preprocess/run.py.
 constexpr std::int64_t most_slabs = 4;
 
-std::vector<std::string> files_of(const Manifest& manifest, std::string_view precision) {
-    std::vector<std::string> files = {onnx_encoder(manifest, precision, cpu_features()).file};
+std::vector<std::string> files_of(const Manifest& manifest, const Sums& sums, std::string_view precision, const Gpu* gpu) {
+    std::vector<std::string> files;
+    if (gpu != nullptr)
+        files = gpu->files(manifest, sums, precision);
+    else
+        files = {onnx_encoder(manifest, precision, cpu_features()).file};
     const auto graph = manifest.preprocessing.graphs.find("cpu");
     if (graph == manifest.preprocessing.graphs.end())
         throw bundle_error("bundle " + manifest.name + ": no preprocessing graph for the CPU; export it again");
@@ -117,7 +121,11 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     // DALI takes as long to load as the bundle takes to check: side by side where the caller allows a second thread.
     auto loading = std::async(threads > 1 ? std::launch::async : std::launch::deferred,
                               [&] { return load_dali(options.library_folder); });
-    Bundle bundle = open_bundle(options.bundle, options.precision, files_of, threads > 1 ? threads - 1 : 1);
+    if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);
+    const Wanted wanted = [&](const Manifest& manifest, const Sums& sums) {
+        return files_of(manifest, sums, options.precision, gpu_.get());
+    };
+    Bundle bundle = open_bundle(options.bundle, wanted, threads > 1 ? threads - 1 : 1);
     callbacks_.report(DRT_OPEN, 0.3);
     const Manifest& manifest = bundle.manifest;
     const Preprocessing& spec = manifest.preprocessing;
@@ -128,9 +136,12 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
 
     engine_ = make_openvino(options.cache_folder);
-    const EngineFile& encoder = onnx_encoder(manifest, options.precision, cpu_features());
     const std::vector<std::string> features = {"patch", "tokens", "embedding"};
-    encoder_ = load_graph(*engine_, bundle, encoder.file, threads, {"volume", "window", "tokens"}, {"patch", "embedding"});
+    if (gpu_)
+        encoder_ = gpu_->load(bundle, options.precision);
+    else
+        encoder_ = load_graph(*engine_, bundle, onnx_encoder(manifest, options.precision, cpu_features()).file, threads,
+                              {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.8);
     for (const Head& head : manifest.heads)
         heads_[head.name] = load_graph(*engine_, bundle, head.file, 1, features,
@@ -140,8 +151,9 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
     graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
 
-    description_.engine = engine_->name();
-    description_.device = engine_->device();
+    description_.engine = gpu_ ? gpu_->engine() : engine_->name();
+    description_.device = gpu_ ? gpu_->device() : engine_->device();
+    description_.device_bytes = gpu_ ? gpu_->device_bytes() : 0;
     description_.bundle_sha256 = bundle.sha256;
     description_.host_bytes = grid_.size() * sizeof(float);
     description_.manifest_text = std::move(bundle.manifest_text);
@@ -151,6 +163,11 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     callbacks_.say(DRT_LOG_INFO, "bundle " + description_.manifest.name + " " + description_.manifest.version + " is open on " +
                                      description_.engine + ", " + description_.precision + ", " +
                                      std::to_string(threads) + " threads");
+}
+
+Gpu& Session::gpu() const {
+    if (!gpu_) throw Error(DRT_ERROR_UNSUPPORTED, "this session is on the CPU: open it with device = DRT_CUDA");
+    return *gpu_;
 }
 
 GridPlan Session::plan(const SeriesForm& form) const {

@@ -11,6 +11,7 @@
 #include "bundle.hpp"
 #include "dali_graph.hpp"
 #include "engine.hpp"
+#include "gpu.hpp"
 #include "histogram.hpp"
 #include "voxels.hpp"
 
@@ -31,6 +32,7 @@ struct Callbacks {
 struct SessionOptions {
     std::string bundle, precision = "fp32", cache_folder, library_folder;
     unsigned threads = 1;
+    std::optional<drt_cuda_params> cuda;  // where the encoder runs on a GPU
     Callbacks callbacks;
 };
 
@@ -81,6 +83,9 @@ public:
 
     GridPlan plan(const SeriesForm& form) const;
 
+    // Throws DRT_ERROR_UNSUPPORTED on the CPU.
+    Gpu& gpu() const;
+
 private:
     class Clock;
 
@@ -96,6 +101,7 @@ private:
     std::int64_t slabs_ = 1;
     std::map<VoxelType, std::unique_ptr<DaliGraph>> grid_graphs_, slice_graphs_;
     std::vector<float> grid_;
+    std::unique_ptr<Gpu> gpu_;  // outlives the encoder, whose memory is the device's
     std::unique_ptr<Engine> engine_;
     std::unique_ptr<Graph> encoder_, scope_;
     std::map<std::string, std::unique_ptr<Graph>> heads_;

@@ -44,6 +44,10 @@ public:
 
     std::unique_ptr<Arrival> begin(const SeriesForm& form) override;
 
+    Gpu& gpu() const override {
+        throw Error(DRT_ERROR_UNSUPPORTED, "device pointers and events do not reach a worker process: open the session in process");
+    }
+
     Message call(const Message& request) {
         if (!alive_) throw lost("the worker process is lost");
         memory_.cancel() = 0;

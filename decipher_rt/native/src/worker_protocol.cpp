@@ -8,6 +8,10 @@ void put_options(ByteWriter& writer, const SessionOptions& options) {
     writer.put(options.cache_folder);
     writer.put(options.library_folder);
     writer.put(options.threads);
+    // Pointers of the host mean nothing in the worker: it has a context, a stream and memory of its own.
+    writer.put(options.cuda.has_value());
+    writer.put(options.cuda ? options.cuda->device : 0);
+    writer.put(options.cuda ? options.cuda->priority : 0);
 }
 
 SessionOptions get_options(ByteReader& reader) {
@@ -17,6 +21,12 @@ SessionOptions get_options(ByteReader& reader) {
     options.cache_folder = reader.get_text();
     options.library_folder = reader.get_text();
     options.threads = reader.get<unsigned>();
+    const bool on_gpu = reader.get_bool();
+    drt_cuda_params cuda{};
+    cuda.struct_size = sizeof cuda;
+    cuda.device = reader.get<std::int32_t>();
+    cuda.priority = reader.get<std::int32_t>();
+    if (on_gpu) options.cuda = cuda;
     return options;
 }
 

@@ -17,6 +17,7 @@ mkdir -p "$corpus/bundle" "$corpus/slices"
 { printf '\3'; cat "$bundle/preprocess.cpu.dali"; } >"$corpus/bundle/operators"
 smallest=$(find "$bundle" -name '*.onnx' -printf '%s %p\n' | sort -n | head -1 | cut -d' ' -f2-)
 { printf '\2'; cat "$smallest"; } >"$corpus/bundle/onnx"
+{ printf '\4'; printf 'PK\5\6%018d' 0 | tr 0 '\0'; } >"$corpus/bundle/npz"
 head -c 4096 "$bundle/encoder.onnx" >"$corpus/slices/noise"
 for target in bundle slices; do
     "$build/tests/native/fuzz_$target" -max_total_time="$seconds" -max_len=16384 -timeout=60 -rss_limit_mb=4096 \

@@ -1,0 +1,123 @@
+// One GPU through the CUDA driver, loaded at run time: a context and stream of the caller's or our own, and device memory
+// that is taken while opening and at no other time.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "decipher_rt.h"
+#include "shared_library.hpp"
+
+namespace decipher {
+
+// The functions of libcuda.so.1 that are used, by the names that its header maps to the current versions.
+struct CudaDriver {
+    explicit CudaDriver(const std::string& folder);
+
+    decltype(&cuInit) init;
+    decltype(&cuDeviceGet) device_get;
+    decltype(&cuDeviceGetAttribute) device_attribute;
+    decltype(&cuDevicePrimaryCtxRetain) retain_primary;
+    decltype(&cuDevicePrimaryCtxRelease) release_primary;
+    decltype(&cuCtxPushCurrent) push_context;
+    decltype(&cuCtxPopCurrent) pop_context;
+    decltype(&cuCtxGetDevice) context_device;
+    decltype(&cuStreamCreateWithPriority) create_stream;
+    decltype(&cuStreamDestroy) destroy_stream;
+    decltype(&cuStreamSynchronize) synchronize;
+    decltype(&cuStreamWaitValue32) wait_value;
+    decltype(&cuEventRecord) record;
+    decltype(&cuMemAlloc) allocate;
+    decltype(&cuMemFree) free;
+    decltype(&cuMemHostAlloc) allocate_pinned;
+    decltype(&cuMemFreeHost) free_pinned;
+    decltype(&cuMemHostGetDevicePointer) device_pointer;
+    decltype(&cuMemcpy) copy;
+    decltype(&cuMemcpyHtoDAsync) upload;
+    decltype(&cuMemcpyDtoHAsync) download;
+    decltype(&cuModuleLoadData) load_module;
+    decltype(&cuModuleUnload) unload_module;
+    decltype(&cuModuleGetFunction) module_function;
+    decltype(&cuFuncSetAttribute) set_attribute;
+    decltype(&cuLaunchKernel) launch;
+    decltype(&cuGetErrorName) error_name;
+
+    // Throws a device-lost error where the context is of no more use, else an engine error.
+    void check(CUresult result, const char* what) const;
+
+private:
+    SharedLibrary library_;
+};
+
+class CudaDevice {
+public:
+    // Throws an engine error where there is no driver or no such device.
+    CudaDevice(const std::string& folder, const drt_cuda_params& params);
+    ~CudaDevice();
+    CudaDevice(const CudaDevice&) = delete;
+    CudaDevice& operator=(const CudaDevice&) = delete;
+
+    const CudaDriver& driver() const { return driver_; }
+    CUstream stream() const { return stream_; }
+    int ordinal() const { return device_; }
+    int architecture() const { return architecture_; }  // compute capability times ten
+
+    // The caller's allocator, or CUDA's. Nothing is given once the session is open: whoever asks gets nullptr.
+    void* allocate(std::size_t bytes, std::size_t alignment) noexcept;
+    void deallocate(void* pointer) noexcept;
+    void seal() { sealed_ = true; }
+    std::uint64_t bytes() const { return bytes_; }
+
+    // The context is current in the calling thread while this lives; what was current before comes back after it.
+    class Current {
+    public:
+        explicit Current(const CudaDevice& device) : device_(device) { device_.driver_.check(device_.driver_.push_context(device_.context_), "cuCtxPushCurrent"); }
+        ~Current() {
+            CUcontext ours = nullptr;
+            device_.driver_.pop_context(&ours);
+        }
+        Current(const Current&) = delete;
+        Current& operator=(const Current&) = delete;
+
+    private:
+        const CudaDevice& device_;
+    };
+
+private:
+    CudaDriver driver_;
+    drt_cuda_params params_;
+    CUdevice device_ = 0;
+    CUcontext context_ = nullptr;
+    CUstream stream_ = nullptr;
+    int architecture_ = 0;
+    std::map<void*, std::size_t> blocks_;
+    std::uint64_t bytes_ = 0;
+    bool sealed_ = false;
+};
+
+// Device memory of so many bytes; throws a memory error where there is none.
+class DeviceBuffer {
+public:
+    DeviceBuffer() = default;
+    DeviceBuffer(CudaDevice& device, std::size_t bytes);
+    ~DeviceBuffer();
+    DeviceBuffer(DeviceBuffer&& other) noexcept;
+    DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
+
+    void* pointer() const { return pointer_; }
+    CUdeviceptr address() const { return reinterpret_cast<CUdeviceptr>(pointer_); }
+    std::size_t bytes() const { return bytes_; }
+    void upload(const void* from, std::size_t bytes);
+    void download(void* to, std::size_t bytes) const;
+
+private:
+    CudaDevice* device_ = nullptr;
+    void* pointer_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+}  // namespace decipher
