@@ -49,7 +49,7 @@ clean: ## Remove what the other targets made
 # ---- the native SDK: see docs/embedding.md ---------------------------------------------------------------------------
 SDK := build/sdk
 SDK_BUNDLE ?= $(CURDIR)/decipher_rt/default/bundle
-.PHONY: sdk sdk-test sdk-deploy sdk-asan sdk-tsan sdk-valgrind sdk-fuzz sdk-soak sdk-cycles sdk-bench sdk-tools
+.PHONY: sdk sdk-test sdk-deploy sdk-asan sdk-tsan sdk-valgrind sdk-fuzz sdk-soak sdk-cycles sdk-bench sdk-tensorrt sdk-tools
 
 sdk-tools:
 	@for tool in cmake c++; do command -v $$tool >/dev/null || { echo "error: $$tool is not there: apt-get install cmake g++ make"; exit 1; }; done
@@ -93,3 +93,11 @@ sdk-cycles: sdk ## 1,000 times load, run, unload in one process, and 1,000 proce
 
 sdk-bench: sdk ## Cold start, warm and streaming latency beside Python's
 	$(BIN)/python benchmarks/native.py
+
+sdk-tensorrt: $(VENV)/dev sdk-tools ## Compile the GPU engine against the TensorRT headers of a PyPI wheel (no GPU needed)
+	mkdir -p build/tensorrt-headers
+	$(PIP) download --quiet --no-deps --dest build/tensorrt-headers kernel-lens==2.0.1
+	cd build/tensorrt-headers && $(abspath $(BIN)/python) -m zipfile -e kernel_lens-2.0.1-*.whl .
+	cmake -S . -B build/tensorrt -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDECIPHER_RT_TESTS=OFF \
+		-DTENSORRT_INCLUDE_DIR=$(CURDIR)/build/tensorrt-headers/kernel_lens/include/tensorrt
+	cmake --build build/tensorrt --parallel 2
