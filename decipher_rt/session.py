@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +12,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.bundle import Bundle
+from decipher_rt.clock import StageClock
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.select import CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
 from decipher_rt.manifest import Head, Precision
+from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler
 from decipher_rt.preprocess.graph import Device
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
-from decipher_rt.series import ReadOptions, Series, find_series, read_series
+from decipher_rt.series import ReadOptions, find_series
 from decipher_rt.streaming import SeriesStream, blank_volume
-from decipher_rt.tokens import select_tokens
+from decipher_rt.tokens import Tokens, select_tokens
 from decipher_rt.verify import golden_fault
 from decipher_rt.volume import SeriesInfo, Volume
 
 Outputs = Mapping[str, NDArray[Any]]
 
-STAGES = ("read", "preprocess", "encode", "heads", "write")
-
-
-class StageClock:
-    """Times of consecutive stages in ms. A stage lasts from the end of the one before it, so no time falls between."""
-
-    def __init__(self, already_ms: float = 0.0) -> None:
-        self._start = self._last = time.perf_counter()
-        self._already_ms = already_ms
-        self._stages = dict.fromkeys(STAGES, 0.0)
-        self._stages["read"] = already_ms
-
-    def finish(self, stage: str) -> None:
-        """End a stage now."""
-        now = time.perf_counter()
-        self._stages[stage] += (now - self._last) * 1e3
-        self._last = now
-
-    def timings_ms(self) -> dict[str, float]:
-        """Return the stages and the total, which is measured from start to now."""
-        return {**self._stages, "total": (time.perf_counter() - self._start) * 1e3 + self._already_ms}
-
-
 Write = Callable[[Result, Volume, StageClock], Result]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A series as the encoder takes it."""
+
+    opened: OpenedSeries
+    grid: Grid
+    tokens: Tokens
 
 
 class Session:
@@ -141,18 +128,35 @@ class Session:
         graph = self.bundle.file(spec.graphs[device]).read_bytes() if device in spec.graphs else None
         return Preprocessor(graph, spec, device, threads=threads)
 
-    def infer(self, path: Path | str, options: ReadOptions | None = None) -> Result:
+    def infer(
+        self,
+        path: Path | str,
+        options: ReadOptions | None = None,
+        write: Write | None = None,
+        clock: StageClock | None = None,
+    ) -> Result:
         """Answer for the one series under a path.
+
+        Parameters
+        ----------
+        path : path
+            A folder, an archive or a file.
+        options : ReadOptions, optional
+        write : callable, optional
+            As for ``infer_each``.
+        clock : StageClock, optional
+            A clock just started, for a caller who wants to look at its spans.
 
         Raises
         ------
         SeriesError
             If the path holds no readable series, or several: then use ``infer_each``.
         """
-        found = find_series(Path(path), options or ReadOptions())
+        clock, options = clock or StageClock(), options or ReadOptions()
+        found = find_series(Path(path), options)
         if len(found) > 1:
             raise SeriesError(f"{path}: holds {len(found)} series; use Session.infer_each, or name one of them")
-        return self._answer(found[0], options or ReadOptions(), StageClock(), None)
+        return self._finish(self._prepare(open_series(found[0], options, clock)), write)
 
     def infer_each(
         self, paths: Iterable[Path | str], options: ReadOptions | None = None, write: Write | None = None
@@ -167,34 +171,60 @@ class Session:
         write : callable, optional
             Called with the result, the volume and the clock, whose stage ``write`` it ends; returns what it wrote.
         """
-        options = options or ReadOptions()
-        for path in paths:
-            start = time.perf_counter()
-            try:
-                found = find_series(Path(path), options)
-            except DecipherError as error:
-                yield Failure(str(path), None, str(error))
+        return self.answer_each(one_ahead(read_each(paths, options or ReadOptions())), write)
+
+    def answer_each(
+        self, opened: Iterable[OpenedSeries | Failure], write: Write | None = None
+    ) -> Iterator[Result | Failure]:
+        """Answer for series that are already being read (``decipher_rt.pipeline``); otherwise as ``infer_each``.
+
+        Reading may begin before there is a session: ``one_ahead(read_each(...))`` reads while a bundle loads. While
+        one series is encoded the next is preprocessed, so that some stages of theirs compete for the cores; a result's
+        times leave out where its series only waited.
+        """
+        prepared: Iterator[_Prepared | Failure] = map(self._prepare_or_fail, opened)
+        # On a GPU the next grid would overwrite the one that the encoder still reads.
+        for item in one_ahead(prepared) if self.preprocessor.device == "cpu" else prepared:
+            if isinstance(item, Failure):
+                yield item
                 continue
-            share_ms = (time.perf_counter() - start) * 1e3 / len(found)
-            for series in found:
-                try:
-                    yield self._answer(series, options, StageClock(share_ms), write)
-                except DecipherError as error:
-                    yield Failure(str(series.path), series.uid, str(error))
+            item.opened.clock.resume()
+            try:
+                yield self._finish(item, write)
+            except DecipherError as error:
+                yield _failure(item.opened, error)
 
     def infer_volume(self, volume: Volume) -> Result:
         """Answer for a volume already in memory."""
         clock = StageClock()
-        result = self._run(volume, clock)
+        result = self._answer_grid(volume, *self._grid_and_tokens(self.preprocessor(volume), clock), clock)
         return replace(result, timings_ms=clock.timings_ms())
 
-    def _answer(self, series: Series, options: ReadOptions, clock: StageClock, write: Write | None) -> Result:
+    def _prepare_or_fail(self, opened: OpenedSeries | Failure) -> _Prepared | Failure:
+        if isinstance(opened, Failure):
+            return opened
+        opened.clock.resume()
         try:
-            volume = read_series(series, options)
-            clock.finish("read")
-            result = self._run(volume, clock)
+            return self._prepare(opened)
+        except DecipherError as error:
+            return _failure(opened, error)
+
+    def _prepare(self, opened: OpenedSeries) -> _Prepared:
+        try:
+            grid = self.preprocessor(opened.volume)
         except SeriesError as error:
-            raise SeriesError(_located(series, str(error))) from None
+            raise SeriesError(located(opened.series, str(error))) from None
+        return _Prepared(opened, *self._grid_and_tokens(grid, opened.clock))
+
+    def _grid_and_tokens(self, grid: Grid, clock: StageClock) -> tuple[Grid, Tokens]:
+        clock.finish("preprocess")
+        tokens = select_tokens(grid, self.bundle.manifest.preprocessing)
+        clock.finish("tokens")
+        return grid, tokens
+
+    def _finish(self, prepared: _Prepared, write: Write | None) -> Result:
+        volume, clock = prepared.opened.volume, prepared.opened.clock
+        result = self._answer_grid(volume, prepared.grid, prepared.tokens, clock)
         return write(result, volume, clock) if write else replace(result, timings_ms=clock.timings_ms())
 
     def stream(
@@ -230,18 +260,13 @@ class Session:
 
         def answer(arrived: Volume, grid: Callable[[], Grid]) -> Result:
             clock = StageClock()
-            result = self._answer_grid(arrived, grid(), clock)
+            result = self._answer_grid(arrived, *self._grid_and_tokens(grid(), clock), clock)
             return replace(result, timings_ms=clock.timings_ms())
 
         return SeriesStream(volume, self.bundle.manifest.preprocessing, self.preprocessor, self._slices, answer)
 
-    def _run(self, volume: Volume, clock: StageClock) -> Result:
-        return self._answer_grid(volume, self.preprocessor(volume), clock)
-
-    def _answer_grid(self, volume: Volume, grid: Grid, clock: StageClock) -> Result:
+    def _answer_grid(self, volume: Volume, grid: Grid, tokens: Tokens, clock: StageClock) -> Result:
         spec = self.bundle.manifest.preprocessing
-        tokens = select_tokens(grid, spec)
-        clock.finish("preprocess")
         on_device = grid.device is not None and self.encoder.name in GPU_PLANS
         volume_in: Any = grid.device if on_device else grid.volume[None, None]
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
@@ -298,11 +323,8 @@ class Session:
         )
 
 
-def _located(series: Series, message: str) -> str:
-    """Say which of several series it is about, where the message does not."""
-    if str(series.path) in message:
-        return message
-    return f"{series.path} ({series.description}): {message}" if series.description else f"{series.path}: {message}"
+def _failure(opened: OpenedSeries, error: DecipherError) -> Failure:
+    return Failure(str(opened.series.path), opened.series.uid, str(error))
 
 
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:

@@ -56,17 +56,19 @@ def infer(
 ) -> None:
     """Answer for each DICOM or NIfTI series under SERIES (folders, .zip archives or files)."""
     import decipher_rt
+    from decipher_rt.pipeline import one_ahead, read_each
     from decipher_rt.result import Failure
     from decipher_rt.series import ReadOptions
     from decipher_rt.writers.folder import folder_writer
 
     out = out or (DEFAULT_OUT if png else None)
     write = folder_writer(out, png=png) if out else None
-    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads)
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
+    opened = one_ahead(read_each(paths, options))  # the first series is read while the bundle loads
+    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads)
     failures: list[Failure] = []
     answered = 0
-    for outcome in _with_progress(session.infer_each(paths, options, write)):
+    for outcome in _with_progress(session.answer_each(opened, write)):
         if isinstance(outcome, Failure):
             failures.append(outcome)
             click.echo(f"decipher-rt: {outcome.error}", err=True)

@@ -45,7 +45,7 @@ class Preprocessor:
         self.graph = build_graph(spec, device) if graph is None else graph
         check_operators(self.graph)
         self._spec = spec
-        self._device: Device = device
+        self.device: Device = device
         wanted = CPU_SLABS if device == "cpu" else 1  # on the GPU a sample is parallel in itself
         self._slabs = max(n for n in range(1, wanted + 1) if spec.grid_shape[0] % n == 0)
         self._threads = min(threads, self._slabs)
@@ -94,5 +94,5 @@ class Preprocessor:
         return self._pipelines[dtype]
 
     def _new_pipeline(self) -> DaliGraph:
-        device_id = None if self._device == "cpu" else 0
+        device_id = None if self.device == "cpu" else 0
         return DaliGraph(self.graph, batch=self._slabs, threads=self._threads, device_id=device_id)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from decipher_rt.atomic import whole_folder
+from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
 from decipher_rt.result import Result
-from decipher_rt.session import StageClock
 from decipher_rt.volume import Volume
 
 RESULT, EMBEDDING, VIEWS = "result.json", "embedding.npy", "views.png"

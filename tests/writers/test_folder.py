@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
 from decipher_rt.result import HeadAnswer, Result, ScopeAnswer, describe_series
-from decipher_rt.session import StageClock
 from decipher_rt.volume import SeriesInfo, Volume
 from decipher_rt.writers.folder import folder_writer
 

@@ -1,0 +1,77 @@
+"""The clock of one series: how long each stage took, in wall time and in CPU time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+STAGES = ("read", "preprocess", "tokens", "encode", "heads", "write")
+# A result's timings have fewer: a stage that is part of another there.
+PART_OF = {"tokens": "preprocess"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stage of one series.
+
+    Attributes
+    ----------
+    stage : str
+        One of ``STAGES``.
+    start_s : float
+        By ``time.perf_counter``, which on Linux is the same clock in every process.
+    wall_ms : float
+    cpu_ms : float
+        Of the whole process, all threads: of this stage alone where nothing else runs.
+    """
+
+    stage: str
+    start_s: float
+    wall_ms: float
+    cpu_ms: float
+
+
+class StageClock:
+    """Times of consecutive stages. A stage lasts from the end of the one before it, so no time falls between.
+
+    Parameters
+    ----------
+    already_ms : float
+        What stage ``read`` took before the clock was started: a series' share in finding all series of a folder.
+    on_finish : callable, optional
+        Called with the name of each stage at its end.
+
+    Attributes
+    ----------
+    spans : list of Span
+        The stages so far, in order; those that wrote nothing or were left out are missing.
+    """
+
+    def __init__(self, already_ms: float = 0.0, on_finish: Callable[[str], None] | None = None) -> None:
+        self.spans: list[Span] = []
+        self._on_finish = on_finish
+        self._waited = 0.0
+        self._cpu = time.process_time()
+        self._start = self._last = time.perf_counter() - already_ms / 1e3
+
+    def finish(self, stage: str) -> None:
+        """End a stage now."""
+        now, cpu = time.perf_counter(), time.process_time()
+        self.spans.append(Span(stage, self._last, (now - self._last) * 1e3, (cpu - self._cpu) * 1e3))
+        self._last, self._cpu = now, cpu
+        if self._on_finish:
+            self._on_finish(stage)
+
+    def resume(self) -> None:
+        """Go on after the series waited for its turn: the time since the last stage's end belongs to no stage."""
+        now = time.perf_counter()
+        self._waited += now - self._last
+        self._last, self._cpu = now, time.process_time()
+
+    def timings_ms(self) -> dict[str, float]:
+        """Return the stages of a result, and the total, which is measured from start to now; waiting is left out."""
+        times = {stage: 0.0 for stage in STAGES if stage not in PART_OF}
+        for span in self.spans:
+            times[PART_OF.get(span.stage, span.stage)] += span.wall_ms
+        return {**times, "total": (time.perf_counter() - self._start - self._waited) * 1e3}

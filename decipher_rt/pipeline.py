@@ -1,0 +1,86 @@
+"""Successive series overlap: while one is encoded, the next is preprocessed and the one after it is read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from decipher_rt.clock import StageClock
+from decipher_rt.errors import DecipherError, SeriesError
+from decipher_rt.result import Failure
+from decipher_rt.series import ReadOptions, Series, find_series, read_series
+from decipher_rt.volume import Volume
+
+T = TypeVar("T")
+
+_END: Any = object()
+
+
+@dataclass(frozen=True)
+class OpenedSeries:
+    """A series that was read; its clock stands at the end of stage ``read``."""
+
+    series: Series
+    volume: Volume
+    clock: StageClock
+
+
+def read_each(paths: Iterable[Path | str], options: ReadOptions) -> Iterator[OpenedSeries | Failure]:
+    """Read every series under the paths, in order; one that cannot be read is a Failure and the others go on."""
+    for path in paths:
+        start = time.perf_counter()
+        try:
+            found = find_series(Path(path), options)
+        except DecipherError as error:
+            yield Failure(str(path), None, str(error))
+            continue
+        share_ms = (time.perf_counter() - start) * 1e3 / len(found)
+        for series in found:
+            try:
+                yield open_series(series, options, StageClock(share_ms))
+            except DecipherError as error:
+                yield Failure(str(series.path), series.uid, str(error))
+
+
+def open_series(series: Series, options: ReadOptions, clock: StageClock) -> OpenedSeries:
+    """Read one series.
+
+    Raises
+    ------
+    SeriesError
+        As ``read_series``, with the path.
+    """
+    try:
+        volume = read_series(series, options)
+    except SeriesError as error:
+        raise SeriesError(located(series, str(error))) from None
+    clock.finish("read")
+    return OpenedSeries(series, volume, clock)
+
+
+def located(series: Series, message: str) -> str:
+    """Say which of several series a message is about, where it does not."""
+    if str(series.path) in message:
+        return message
+    return f"{series.path} ({series.description}): {message}" if series.description else f"{series.path}: {message}"
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Make the first item now, and each next one while the caller works on the one before, on a thread.
+
+    At most one item waits, so that memory stays bounded. An exception comes where its item would have come.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="one-ahead")
+    iterator = iter(items)
+    return _drain(pool, iterator, pool.submit(next, iterator, _END))
+
+
+def _drain(pool: ThreadPoolExecutor, iterator: Iterator[T], waiting: Future[T]) -> Iterator[T]:
+    with pool:
+        while (item := waiting.result()) is not _END:
+            waiting = pool.submit(next, iterator, _END)
+            yield item
