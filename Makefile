@@ -23,6 +23,8 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --quiet "$(TORCH)"
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
+	# Types only; its dependency is TensorRT itself, which does not come from PyPI.
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-deps tensorrt-stubs
 	@touch $@ $(VENV)/runtime
 
 demo: $(VENV)/runtime ## Install the runtime (no PyTorch) and answer for a series, with a picture
@@ -49,7 +51,7 @@ clean: ## Remove what the other targets made
 # ---- the native SDK: see docs/embedding.md ---------------------------------------------------------------------------
 SDK := build/sdk
 SDK_BUNDLE ?= $(CURDIR)/decipher_rt/default/bundle
-.PHONY: sdk sdk-test sdk-deploy sdk-asan sdk-tsan sdk-valgrind sdk-fuzz sdk-soak sdk-cycles sdk-bench sdk-tensorrt sdk-tools
+.PHONY: sdk sdk-test sdk-deploy sdk-asan sdk-tsan sdk-valgrind sdk-fuzz sdk-soak sdk-cycles sdk-bench sdk-tensorrt sdk-aarch64 sdk-tools
 
 sdk-tools:
 	@for tool in cmake c++; do command -v $$tool >/dev/null || { echo "error: $$tool is not there: apt-get install cmake g++ make"; exit 1; }; done
@@ -101,3 +103,22 @@ sdk-tensorrt: $(VENV)/dev sdk-tools ## Compile the GPU engine against the Tensor
 	cmake -S . -B build/tensorrt -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDECIPHER_RT_TESTS=OFF \
 		-DTENSORRT_INCLUDE_DIR=$(CURDIR)/build/tensorrt-headers/kernel_lens/include/tensorrt
 	cmake --build build/tensorrt --parallel 2
+
+# What the aarch64 build takes from wheels; DALI's and OpenVINO's versions are those of constraints.txt.
+AARCH64_SITE := build/aarch64-wheels/lib/python3.11/site-packages
+AARCH64_TAGS := $(foreach tag,2014_ _2_17_ _2_28_ _2_31_ _2_34_ _2_35_,--platform manylinux$(tag)aarch64)
+
+$(AARCH64_SITE): $(CONSTRAINTS) | $(BIN)/python
+	mkdir -p build/aarch64-download
+	$(PIP) download --quiet --no-deps --only-binary=:all: $(AARCH64_TAGS) --python-version 3.11 \
+		--dest build/aarch64-download $$(grep -E '^(openvino|nvidia-dali-cuda130)==' $(CONSTRAINTS))
+	mkdir -p $@
+	for wheel in build/aarch64-download/*.whl; do $(BIN)/python -m zipfile -e $$wheel $@; done
+
+sdk-aarch64: $(VENV)/dev sdk-tools $(AARCH64_SITE) ## Cross-compile for aarch64 and run ctest under qemu-user
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool >/dev/null || { echo "error: $$tool is not there: apt-get install g++-aarch64-linux-gnu qemu-user-static"; exit 1; }; done
+	cmake --preset aarch64 -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE) \
+		-DCUDA_INCLUDE_DIR=$$($(BIN)/python -c 'import triton, pathlib; print(pathlib.Path(triton.__file__).parent / "backends/nvidia/include")') \
+		-DNLOHMANN_JSON_INCLUDE_DIR=$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/nlohmann_json/include)
+	cmake --build --preset aarch64 --parallel 2
+	ctest --preset aarch64 -E 'guest_test|soak|two_sessions|cycle'
