@@ -30,8 +30,10 @@ def run(deadline: Deadline) -> dict[str, list[Row]]:
         "onnxruntime": _section(
             "onnxruntime", ("onnxruntime", "numpy"), lambda: onnxruntime("CUDAExecutionProvider"), deadline
         ),
-        "TensorRT": _section("TensorRT", ("onnx", "numpy"), lambda: plans.run("tensorrt"), deadline),
-        "TensorRT-RTX": _section("TensorRT-RTX", ("onnx", "numpy"), lambda: plans.run("tensorrt-rtx"), deadline),
+        "TensorRT": _section("TensorRT", ("tensorrt", "onnx"), lambda: plans.run("tensorrt"), deadline),
+        "TensorRT-RTX": _section(
+            "TensorRT-RTX", ("tensorrt_rtx_bindings", "onnx"), lambda: plans.run("tensorrt-rtx"), deadline
+        ),
         "DALI on the GPU": _section("DALI on the GPU", ("nvidia.dali", "numpy"), dali, deadline),
         "runtime from DICOM": _section(
             "runtime from DICOM", ("nvidia.dali", "onnxruntime", "pydicom", "numpy"), runtime, deadline

@@ -227,8 +227,8 @@ def test_absent_engines_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     sections = engines.run(Deadline(600))
     assert {name: rows[0].not_run for name, rows in sections.items()} == {
         "onnxruntime": "not installed: onnxruntime, numpy",
-        "TensorRT": "not installed: tensorrt",
-        "TensorRT-RTX": "not installed: tensorrt_rtx",
+        "TensorRT": "not installed: tensorrt, onnx",
+        "TensorRT-RTX": "not installed: tensorrt_rtx_bindings, onnx",
         "DALI on the GPU": "not installed: nvidia.dali, numpy",
         "runtime from DICOM": "not installed: nvidia.dali, onnxruntime, pydicom, numpy",
     }
