@@ -3,7 +3,8 @@
     python benchmarks/int8.py [--rounds 15] [--threads 2] [--json benchmarks/results/int8.json] [--others]
 
 The encoder is the recipe's ``base`` (ViT-Base, 128^3 grid, 16^3 patches) with random weights: speed does not depend on
-them, and how close int8 stays to fp32 says nothing here (``decipher-rt export --int8`` measures it on trained ones). Both forms of int8 (docs/engines.md) run in the runtime's own onnxruntime engine. Every graph is run twice
+them, and how close int8 stays to fp32 says nothing here (``decipher-rt export --int8`` measures it on trained ones).
+Both forms of int8 (docs/engines.md) run in the runtime's own onnxruntime engine. Every graph is run twice
 unmeasured, then the graphs take turns, so that a busy machine slows all of them; a ratio is the median of the ratios
 within a round. ``--others`` adds static quantisation (QDQ and QOperator), which was tried and not taken. Exit status 1
 where int8 is less than 1.7 times as fast as fp32.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from decipher_rt.bundle import Bundle
-from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines import Engine, available, load_engine
 from decipher_rt.engines.cpu import cpu_features
 from decipher_rt.engines.select import AUTO, AUTO_ORDER, CPU_ENGINES, GPU_PLANS, onnx_encoder, plan_entries
 from decipher_rt.errors import BundleError, EngineError
@@ -60,6 +60,21 @@ def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int
         return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
     loaded = _load(bundle, AUTO_ORDER[-1], precision, threads)
     return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
+
+
+def why_not(bundle: Bundle, engine: str, precision: Precision) -> str | None:
+    """Say in a line why an engine cannot run a bundle here, found without loading it; None where it may."""
+    try:
+        if engine in GPU_PLANS:
+            from decipher_rt.engines.cuda import Driver
+
+            plan_entries(bundle.manifest, engine, precision, Driver().architecture)
+        else:
+            onnx_encoder(bundle.manifest, precision, cpu_features())
+    except (BundleError, EngineError) as error:
+        return str(error)
+    found = next(item for item in available() if item.name == engine)
+    return None if found.available else found.detail
 
 
 def cpu_engine(engine: str) -> str:

@@ -42,6 +42,11 @@ def doctor(as_json: bool) -> None:
     for syntax, package in DECODERS.items():
         _row(report["packages"][package] is not None, syntax, report["packages"][package] or f"pip install {package}")
     _row(report["bundle"]["error"] is None, "bundle", report["bundle"]["error"] or report["bundle"]["detail"])
+    for precision, order in report["auto"].items():
+        chosen = next((item["engine"] for item in order if item["why_not"] is None), None)
+        _row(chosen is not None, f"auto {precision}", chosen or "no engine")
+        for item in order[: [i["engine"] for i in order].index(chosen) if chosen else len(order)]:
+            click.echo(f"     not {item['engine']}: {item['why_not']}")
     for advice in report["advice"]:
         click.echo(f"  - {advice}")
 
@@ -60,6 +65,7 @@ def examine() -> dict[str, Any]:
         "engines": engines,
         "packages": {name: package_version(name) for name in (*PACKAGES, *DECODERS.values())},
         "bundle": _examine_bundle(),
+        "auto": _examine_order(),
         "advice": _advice(bool(machine.gpus), machine.cpu_features, engines),
     }
 
@@ -74,6 +80,24 @@ def _examine_bundle() -> dict[str, Any]:
         return {"detail": None, "error": str(error)}
     encoders = ", ".join(f"{engine.target} {engine.precision}" for engine in manifest.engines)
     return {"detail": f"{manifest.name} {manifest.version}, sums good; encoders: {encoders}", "error": None}
+
+
+def _examine_order() -> dict[str, list[dict[str, str | None]]]:
+    """Return, for each precision of the shipped bundle, what ``--engine auto`` tries and what speaks against it."""
+    from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+    from decipher_rt.encoder import why_not
+    from decipher_rt.engines.select import AUTO_ORDER
+    from decipher_rt.errors import BundleError
+
+    try:
+        bundle = open_bundle(DEFAULT_BUNDLE)
+    except BundleError:
+        return {}
+    precisions = dict.fromkeys(entry.precision for entry in bundle.manifest.engines)
+    return {
+        precision: [{"engine": name, "why_not": why_not(bundle, name, precision)} for name in AUTO_ORDER]
+        for precision in precisions
+    }
 
 
 def _advice(has_gpu: bool, cpu_features: tuple[str, ...], engines: list[dict[str, Any]]) -> list[str]:

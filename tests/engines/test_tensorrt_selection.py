@@ -1,0 +1,134 @@
+"""Which engine encodes: what is asked for or an error, and with ``auto`` the first that can, with reasons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+import jsonschema
+import pytest
+
+from decipher_rt import encoder as module
+from decipher_rt.bundle import Bundle, open_bundle
+from decipher_rt.encoder import Encoder, cpu_engine, load_encoder, why_not
+from decipher_rt.engines import cuda, load_engine
+from decipher_rt.engines.select import AUTO_ORDER, plan_entries
+from decipher_rt.errors import BundleError, EngineError
+from decipher_rt.manifest import EngineFile
+from decipher_rt.session import Session
+
+BUILT = {"architectures": "sm_86 sm_89", "tokens": "128 256"}
+PLANS = (
+    EngineFile("tensorrt-rtx", "fp16", "engines/rtx.plan", BUILT),
+    EngineFile("tensorrt-sm_89", "fp16", "engines/a.plan", {"architectures": "sm_89", "tokens": "128"}),
+    EngineFile("tensorrt-sm_89", "fp16", "engines/b.plan", {"architectures": "sm_89", "tokens": "256"}),
+)
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return open_bundle()
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> Any:
+        raise EngineError("no NVIDIA driver")
+
+    monkeypatch.setattr(cuda, "_library", absent)
+
+
+def with_plans(bundle: Bundle) -> Bundle:
+    return replace(bundle, manifest=replace(bundle.manifest, engines=bundle.manifest.engines + PLANS))
+
+
+def test_auto_without_a_gpu_runs_on_the_cpu_and_says_why(bundle: Bundle, no_driver: None) -> None:
+    chosen = load_encoder(bundle, "auto", "fp32", 1)
+    assert (chosen.engine.name, chosen.engine.device) == ("onnxruntime", "cpu")
+    assert chosen.fallback is not None
+    reasons = dict(reason.split(": ", 1) for reason in chosen.fallback.split("; "))
+    assert list(reasons) == list(AUTO_ORDER[:-1])
+    assert reasons["tensorrt"] == reasons["tensorrt-rtx"] == "no NVIDIA driver"
+
+
+def test_the_reasons_are_in_every_result(bundle: Bundle, no_driver: None) -> None:
+    described = Session(bundle, engine="auto", threads=1)._describe_engine()
+    schema = json.loads((files("decipher_rt") / "schemas" / "result-1.schema.json").read_text())
+    jsonschema.validate(described, schema["properties"]["engine"])
+    assert "tensorrt: no NVIDIA driver" in described["fallback"]
+    assert described["sha256"] == bundle.sums["encoder.onnx"]
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_that_was_asked_for_runs_or_is_an_error(bundle: Bundle, no_driver: None, engine: str) -> None:
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        load_encoder(bundle, engine, "fp32", 1)
+
+
+@pytest.mark.parametrize("best", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
+def test_auto_takes_the_first_that_loads(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, best: str) -> None:
+    tried = []
+
+    def load(_bundle: Bundle, engine: str, *_: Any) -> Encoder:
+        tried.append(engine)
+        if engine != best:
+            raise (BundleError if engine == "tensorrt" else EngineError)(f"not {engine}")
+        return Encoder(engine, bundle.manifest.engines[0])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_load", load)
+    chosen = load_encoder(bundle, "auto", "fp16", 1)
+    assert chosen.engine == best
+    assert tried == list(AUTO_ORDER[: AUTO_ORDER.index(best) + 1])
+    expected = "; ".join(f"{name}: not {name}" for name in tried[:-1])
+    assert chosen.fallback == (expected or None)
+
+
+def test_plans_of_a_card_are_all_its_buckets(bundle: Bundle) -> None:
+    manifest = with_plans(bundle).manifest
+    assert [entry.file for entry in plan_entries(manifest, "tensorrt", "fp16", 89)] == [
+        "engines/a.plan",
+        "engines/b.plan",
+    ]
+    assert [entry.file for entry in plan_entries(manifest, "tensorrt-rtx", "fp16", 86)] == ["engines/rtx.plan"]
+    with pytest.raises(
+        EngineError, match=r"for sm_89, this card is sm_86; build one: .* --engine tensorrt on this machine"
+    ):
+        plan_entries(manifest, "tensorrt", "fp16", 86)
+
+
+@pytest.mark.parametrize(("architecture", "reason"), [(89, None), (90, "this card is sm_90")])
+def test_doctor_can_say_so_without_loading(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, architecture: int, reason: str | None
+) -> None:
+    class Card:
+        def __init__(self) -> None:
+            self.architecture = architecture
+
+    monkeypatch.setattr(cuda, "Driver", Card)
+    monkeypatch.setattr(module, "available", lambda: [type("A", (), {"name": "tensorrt", "available": True})()])
+    said = why_not(with_plans(bundle), "tensorrt", "fp16")
+    assert said is None if reason is None else reason in said
+
+
+def test_a_plan_is_no_onnx_graph(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match=r"tensorrt runs the plans of a bundle, not the ONNX graph encoder\.onnx"):
+        load_engine("tensorrt", bundle.file("encoder.onnx"), precision="fp32")
+
+
+def test_onnxruntime_does_not_go_on_silently_without_cuda(bundle: Bundle) -> None:
+    import onnxruntime
+
+    from decipher_rt.engines.onnxruntime import OnnxRuntimeEngine
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has its CUDA provider")
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(EngineError, match="no usable CUDA"):
+        OnnxRuntimeEngine(bundle.file("encoder.onnx"), precision="fp32", cuda=True)
+
+
+def test_heads_run_on_the_cpu_beside_a_gpu() -> None:
+    assert [cpu_engine(name) for name in ("openvino", "tensorrt", "onnxruntime-cuda", "auto")] == [
+        "openvino", "onnxruntime", "onnxruntime", "onnxruntime",
+    ]  # fmt: skip
