@@ -29,6 +29,8 @@ $(VENV)/dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 demo: $(VENV)/runtime ## Install the runtime (no PyTorch) and answer for a series, with a picture
 	$(BIN)/decipher-rt demo
+	@echo; echo "And a real series, an echo-planar one that comes with nibabel:"
+	$(BIN)/decipher-rt infer "$$($(BIN)/python -c 'import nibabel, pathlib; print(pathlib.Path(nibabel.__file__).parent / "tests/data/example4d.nii.gz")')" -o decipher-rt-demo --png
 
 lint: $(VENV)/dev ## ruff, mypy (strict) and the import contracts
 	$(BIN)/ruff check .
@@ -36,7 +38,7 @@ lint: $(VENV)/dev ## ruff, mypy (strict) and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## Install everything and pass lint, types, import contracts and all tests, with coverage
+test: lint sdk-test ## Install everything and pass lint, types, import contracts, ctest and pytest, with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
 offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-offline-kit; installs without a network
