@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.bundle import Bundle
+from decipher_rt.encoder import cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
-from decipher_rt.engines.cpu import cpu_features
-from decipher_rt.engines.select import onnx_encoder
+from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
 from decipher_rt.manifest import EngineFile, Manifest, Precision
 
@@ -79,7 +79,7 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
     bundle : Bundle
         From ``open_bundle``.
     engine : str
-        ``onnxruntime`` or ``openvino``.
+        A name of ``decipher_rt.engines.ENGINES``, or ``auto``.
     precision : str
         Which encoder. Its tolerance is the one that the export stated in ``numerics``.
     threads : int, optional
@@ -92,23 +92,23 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
         If this machine cannot run it.
     """
     manifest = bundle.manifest
-    entry = onnx_encoder(manifest, precision, cpu_features())
-    tolerance = manifest.tolerance(entry)
+    loaded = load_encoder(bundle, engine, precision, threads or usable_cores())
+    # A plan for a card that the export did not have states no tolerance: it is held to that of the same precision.
+    tolerance = manifest.tolerance(loaded.entry) or manifest.tolerance(manifest.engine_file("onnx", precision))
     if tolerance is None:
         raise BundleError(
             f"bundle {bundle.path}: numerics states no tolerance for {precision}; export the bundle again"
         )
-    case = read_case(bundle)
-    encoder = load_engine(engine, bundle.file(entry.file), precision=precision, threads=threads)
+    case, small = read_case(bundle), cpu_engine(engine)
     heads = {
-        head.name: load_engine(engine, bundle.file(head.file), precision="fp32", threads=1) for head in manifest.heads
+        head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=1) for head in manifest.heads
     }
     scope = (
-        load_engine(engine, bundle.file(manifest.scope.file), precision="fp32", threads=1) if manifest.scope else None
+        load_engine(small, bundle.file(manifest.scope.file), precision="fp32", threads=1) if manifest.scope else None
     )
-    outputs = run_case(case, encoder, heads, scope)
+    outputs = run_case(case, loaded.engine, heads, scope)
     cosine, rows = compare(outputs, case, manifest, tolerance)
-    return VerifyReport(encoder.name, precision, cosine, rows)
+    return VerifyReport(loaded.engine.name, precision, cosine, rows)
 
 
 def golden_fault(

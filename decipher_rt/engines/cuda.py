@@ -217,7 +217,7 @@ def _library() -> Any:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
-        raise EngineError(f"no NVIDIA driver ({LIBRARY} is not on this machine): install it, or run on the CPU") from None
+        raise EngineError(f"no NVIDIA driver ({LIBRARY} is not here): install it, or run on the CPU") from None
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int
