@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: written beside their place, then renamed."""
+"""Folders and files that are whole or not there: written beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -22,4 +22,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield staging
         if target.exists():
             target.replace(Path(beside) / "old")
+        staging.replace(target)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file beside its place, then rename: it is whole or not there. A file already there is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        staging = Path(beside) / target.name
+        staging.write_text(text, encoding="utf-8")
         staging.replace(target)

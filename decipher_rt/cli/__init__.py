@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": "decipher_rt.cli.demo:demo",
     "inspect": "decipher_rt.cli.inspect:inspect",
     "verify": "decipher_rt.cli.verify:verify",
+    "profile": "decipher_rt.cli.profile:profile",
     "doctor": "decipher_rt.cli.doctor:doctor",
 }
 

@@ -1,0 +1,38 @@
+"""Memory against arrays of known size."""
+
+import numpy as np
+import pytest
+
+from decipher_rt.profile.memory import allocations_of, resident_mib
+
+
+def test_resident_memory_grows_by_what_is_touched():
+    before, _ = resident_mib()
+    array = np.ones(64 << 20, np.uint8)
+    after, peak = resident_mib()
+    assert after - before == pytest.approx(64, abs=4)
+    assert peak >= after - 1
+    del array
+
+
+def test_what_a_run_holds_and_drops():
+    found = allocations_of(lambda: np.ones(32 << 20, np.uint8).sum())
+    assert found.python_peak_mib == pytest.approx(32, abs=1)
+    assert abs(found.python_growth_kib) < 64
+
+
+def test_what_a_run_keeps():
+    kept: list[np.ndarray] = []
+    found = allocations_of(lambda: kept.append(np.ones(3 << 20, np.uint8)))
+    assert found.python_growth_kib == pytest.approx(3 * 1024, abs=64)
+
+
+def test_new_pages_are_counted():
+    """Fresh pages of 4 KiB: mapped anew by numpy for large arrays, so each is a fault of its own or of a huge page."""
+    import mmap
+
+    def touch():
+        with mmap.mmap(-1, 8 << 20) as memory:
+            memory[:: mmap.PAGESIZE] = b"x" * (len(memory) // mmap.PAGESIZE)
+
+    assert allocations_of(touch).page_faults >= 4
