@@ -14,7 +14,7 @@ from .model.heads import SEQUENCES
 from .predict import predict
 from .samples import SeriesStore
 
-FIT_SERIES = 2048  # training series whose embeddings give the scope's means and covariance
+FIT_SERIES = 256  # training series whose embeddings give the scope's means and covariance
 
 
 def fit_temperatures(model: FirstModel, validation: SeriesStore) -> None:
