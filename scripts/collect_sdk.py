@@ -2,7 +2,8 @@
 
     python scripts/collect_sdk.py build/sdk dist/decipher-rt-sdk [--bundle BUNDLE]
 
-The folder is a prefix: lib/libdecipher_rt.so, lib/decipher_rt/ (DALI, OpenVINO and what they load), libexec/decipher_rt/
+The folder is a prefix: lib/libdecipher_rt.so, lib/decipher_rt/ (DALI, OpenVINO and what they load),
+libexec/decipher_rt/
 (the worker), include/, lib/cmake/, share/decipher_rt/bundle, share/doc/decipher_rt (licences, sbom.cdx.json).
 """
 
