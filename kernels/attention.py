@@ -174,7 +174,7 @@ def attention(
     if q.numel() == 0:
         return out
     if config is None:
-        config = attention_config(architecture_of(q.device), d, N)
+        config = attention_config(architecture_of(q.device), d, N, B * H)
     strides = [t.stride(axis) for axis in (0, 1, 2) for t in (q, k, v, out)]
     d0, d1 = HEAD_DIMS[d]
     attention_kernel[(triton.cdiv(N, config.block_m), H, B)](

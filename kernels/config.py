@@ -56,7 +56,8 @@ class Rule(Generic[Config]):
     ----------
     up_to : dict
         Upper bounds, inclusive, by name: ``rows``, ``volume_bytes`` (of one voxel) and ``ragged`` for
-        ``patch_embed3d``; ``head_dim`` and ``n`` for ``attention``. A size that is not named is not bounded.
+        ``patch_embed3d``; ``head_dim``, ``n`` and ``batch_heads`` = B * H for ``attention``. A size that is not named
+        is not bounded.
     config : PatchEmbed3dConfig or AttentionConfig
     measured : dict
         What the tuner saw, empty for untuned defaults.
@@ -99,9 +100,11 @@ def ragged(grid_shape: Sequence[int], patch_shape: Sequence[int]) -> int:
     return int(patch_shape[2] % 4 != 0 or W % 4 != 0 or H * W % 16 != 0)
 
 
-def attention_config(architecture: int, head_dim: int, n: int, tuned: Path = TUNED) -> AttentionConfig:
-    """Return the tiles for N = ``n`` tokens of ``head_dim``."""
-    return _first_match(tuning(architecture, tuned).attention, head_dim=head_dim, n=n)
+def attention_config(
+    architecture: int, head_dim: int, n: int, batch_heads: int, tuned: Path = TUNED
+) -> AttentionConfig:
+    """Return the tiles for N = ``n`` tokens of ``head_dim`` in ``batch_heads`` = B * H heads."""
+    return _first_match(tuning(architecture, tuned).attention, head_dim=head_dim, n=n, batch_heads=batch_heads)
 
 
 def architecture_of(device: torch.device) -> int:

@@ -66,7 +66,7 @@ class AttentionSpec:
     dtype : of q, k, v and the result
     layout : ``packed`` reads q, k, v as views into one (B, N, 3, H, d) array, ``separate`` from three (B, N, H, d);
         the result is (B, N, H, d)
-    tokens : N that the tiles are chosen for; any number runs
+    tokens : N that the tiles are chosen for, with one volume at a time; any number of both runs
     """
 
     heads: int
@@ -136,7 +136,9 @@ def specialise(spec: Spec, architecture: int) -> Specialisation:
         item = ITEM_BYTES[spec.volume]
         config = patch_embed3d_config(architecture, spec.rows, item, spec.grid_shape, spec.patch_shape)
         return _patch_embed3d(spec, config, tuning(architecture).source)
-    return _attention(spec, attention_config(architecture, spec.head_dim, spec.tokens), tuning(architecture).source)
+    return _attention(
+        spec, attention_config(architecture, spec.head_dim, spec.tokens, spec.heads), tuning(architecture).source
+    )
 
 
 def _patch_embed3d(spec: PatchEmbed3dSpec, config: PatchEmbed3dConfig, source: str) -> Specialisation:

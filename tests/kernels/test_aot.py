@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BASE_PATCH = PatchEmbed3dSpec((128, 128, 128), (16, 16, 16), 768)
 TINY_PATCH = PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192, volume="int16", rows=4096)
 SPECS: list[Spec] = [BASE_PATCH, TINY_PATCH, AttentionSpec(6, 32), AttentionSpec(12, 64), AttentionSpec(8, 96)]
-# The other dtypes, and a patch whose rows start on no boundary.
+# The other dtypes, a patch whose rows start on no boundary, and the large tiles of attention.
 MORE: list[Spec] = [
     PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192, volume="uint16"),
     PatchEmbed3dSpec(
@@ -35,6 +35,7 @@ MORE: list[Spec] = [
     ),
     PatchEmbed3dSpec((90, 90, 90), (15, 15, 15), 200, tokens="int32", table="float16"),
     AttentionSpec(12, 64, dtype="bfloat16", layout="separate"),
+    *(AttentionSpec(32, d, tokens=4096) for d in (64, 96)),
 ]
 
 

@@ -48,7 +48,8 @@ def test_every_architecture_ships_and_claims_no_tuning_without_a_measurement(arc
             for item in (2, 4):
                 patch_embed3d_config(architecture, rows, item, (80, 80, 80), patch)
     for head_dim in (32, 64, 96):
-        attention_config(architecture, head_dim, 517)
+        for batch_heads in (1, 12, 4096):
+            attention_config(architecture, head_dim, 517, batch_heads)
 
 
 def test_written_is_read(folder: Path) -> None:
@@ -62,7 +63,7 @@ def test_the_first_rule_that_holds_is_taken(folder: Path) -> None:
     assert patch_embed3d_config(80, 101, 4, *whole, folder) == LARGE
     assert patch_embed3d_config(80, 100, 4, (15, 15, 15), (5, 5, 5), folder) == LARGE
     with pytest.raises(ValueError, match="no tuning rule"):
-        attention_config(80, 96, 1, folder)
+        attention_config(80, 96, 1, 1, folder)
 
 
 def test_a_newer_architecture_takes_the_nearest_older_file(folder: Path) -> None:
