@@ -203,7 +203,7 @@ def test_flops_are_what_torch_counts(small_encoder: None) -> None:
 
     config = encoder.base_config()
     with torch.device("meta"):
-        model = ViT(config)
+        model = ViT(config).eval()
         inputs = (torch.empty(1, 1, 32, 32, 32), torch.empty(1, 2), torch.empty(1, 5, dtype=torch.int64))
     with (
         FlopCounterMode(display=False) as counter,
