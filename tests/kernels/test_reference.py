@@ -36,7 +36,9 @@ def test_patch_embedding_is_a_convolution_whose_stride_is_its_kernel() -> None:
 def test_patch_embedding_is_the_encoders() -> None:
     from decipher_rt.train.model.vit import ViT, ViTConfig
 
-    config = dataclasses.replace(ViTConfig.PRESETS["tiny"], grid_shape=(24, 36, 24), token_buckets=(12,), depth=1)
+    config = dataclasses.replace(
+        ViTConfig.PRESETS["tiny"], grid_shape=(24, 36, 24), patch_shape=(12, 12, 12), token_buckets=(12,), depth=1
+    )
     model = ViT(config).double()
     random = torch.Generator().manual_seed(1)
     volume = torch.rand(2, 1, 24, 36, 24, generator=random) * 1000
