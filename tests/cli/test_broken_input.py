@@ -229,7 +229,8 @@ BUNDLE_CASES = {
         "",
     ),
     "manifest with a label too many": (
-        lambda d: manifest_with(d, lambda m: m["heads"][0]["labels"].append("T9w")),
+        # Without a scope, so that the head is asked whatever the series is.
+        lambda d: manifest_with(d, lambda m: (m.update(scope=None), m["heads"][0]["labels"].append("T9w"))),
         "label",
     ),
 }

@@ -34,7 +34,7 @@ def test_presets_by_name_and_with_changes(config: Path) -> None:
 
 
 def test_dump_and_load_give_the_same(config: Path, tmp_path: Path) -> None:
-    loaded = load_config(FirstConfig, config, ["encoder.token_buckets=[64, 512]", "augment.keep=[0.25, 0.5]"])
+    loaded = load_config(FirstConfig, config, ["encoder.token_buckets=[64, 1728]", "augment.keep=[0.25, 0.5]"])
     (tmp_path / "dumped.yaml").write_text(dump_config(loaded))
     assert load_config(FirstConfig, tmp_path / "dumped.yaml") == loaded
 
