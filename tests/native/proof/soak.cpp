@@ -1,4 +1,5 @@
-// So many runs in one process, half of them streamed: memory must not grow after warm-up.
+// So many runs in one process, half of them streamed: memory of the process that does the work must not grow
+// after warm-up.
 //     soak BUNDLE RUNS [worker]
 
 #include <unistd.h>
@@ -16,8 +17,9 @@ namespace {
 constexpr int warm_up_runs = 100;
 constexpr double allowed_growth_mb = 4;  // the allocator's fragments
 
-double resident_mb() {
-    std::ifstream file("/proc/self/statm");
+// Of the process that does the work.
+double resident_mb(std::int64_t worker) {
+    std::ifstream file("/proc/" + (worker != 0 ? std::to_string(worker) : std::string("self")) + "/statm");
     long total = 0, resident = 0;
     file >> total >> resident;
     return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1e6;
@@ -54,6 +56,9 @@ int main(int argc, char** argv) {
     params.mode = argc > 3 ? DRT_WORKER : DRT_IN_PROCESS;
     drt_session* session = nullptr;
     CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
+    drt_session_info info{};
+    info.struct_size = sizeof info;
+    CHECK(drt_session_describe(session, &info) == DRT_OK);
     const Sample sample;
     double after_warm_up = 0, highest = 0;
     std::vector<float> first;
@@ -64,8 +69,8 @@ int main(int argc, char** argv) {
             stream(session, sample);
         if (run == 0) first = embedding_of(session);
         CHECK(cosine(embedding_of(session), first) > 1 - 1e-6);
-        if (run == warm_up_runs) after_warm_up = resident_mb();
-        if (run > warm_up_runs) highest = std::max(highest, resident_mb());
+        if (run == warm_up_runs) after_warm_up = resident_mb(info.worker_pid);
+        if (run > warm_up_runs) highest = std::max(highest, resident_mb(info.worker_pid));
     }
     drt_session_close(session);
     std::cout << runs << " runs: " << after_warm_up << " MB resident after " << warm_up_runs << ", at most " << highest << " MB after that\n";

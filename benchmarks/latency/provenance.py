@@ -1,0 +1,35 @@
+"""Machine, versions and command: what stands beside every figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+from latency.cache import REPOSITORY
+
+PACKAGES = ("monai", "torch", "dicomsdl", "onnxruntime", "nvidia-dali-cuda130", "numpy", "pydicom")
+
+
+def provenance() -> dict[str, Any]:
+    """Return ``machine``, ``versions``, ``commit``, ``command`` and the load average so far."""
+    from decipher_rt.machine import describe_machine, package_version
+
+    commit = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "machine": dataclasses.asdict(describe_machine()),
+        "versions": {name: version for name in PACKAGES if (version := package_version(name))},
+        "commit": commit,
+        "command": shlex.join(
+            [
+                "python",
+                *(os.path.relpath(a, REPOSITORY) if os.path.isabs(a) and os.path.exists(a) else a for a in sys.argv),
+            ]
+        ),
+        "load_average": round(os.getloadavg()[1], 2),
+    }
