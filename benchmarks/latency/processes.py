@@ -37,14 +37,14 @@ class Worker:
         return said
 
     def _tell(self, word: str) -> dict[str, Any]:
-        assert self._process.stdin
+        assert self._process.stdin  # noqa: S101
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
         return self._listen()
 
     def _listen(self) -> dict[str, Any]:
-        assert self._process.stdout
-        assert self._process.stderr
+        assert self._process.stdout  # noqa: S101
+        assert self._process.stderr  # noqa: S101
         for line in self._process.stdout:
             if line.startswith("@"):
                 return json.loads(line[1:])
@@ -71,13 +71,13 @@ def cold(command: Sequence[str], environment: dict[str, str] | None = None) -> C
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {})
     )
-    assert process.stdout
+    assert process.stdout  # noqa: S101
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        assert process.stderr
+        assert process.stderr  # noqa: S101
         raise SystemExit(f"{' '.join(command)}: {process.stderr.read()[-2000:]}")
     return Cold(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 

@@ -28,7 +28,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join(
             [
                 "python",
-                *(os.path.relpath(a, REPOSITORY) if os.path.isabs(a) and os.path.exists(a) else a for a in sys.argv),
+                *(os.path.relpath(a, REPOSITORY) if os.path.isabs(a) and os.path.exists(a) else a for a in sys.argv),  # noqa: PTH110, PTH117
             ]
         ),
         "load_average": round(os.getloadavg()[1], 2),
