@@ -78,6 +78,23 @@ void check_names(const Manifest& manifest, const Sums& sums, const std::string& 
         if (!names.insert(head.name).second) throw bundle_error(where + ": manifest.json: two heads have the same name");
 }
 
+std::string place(const fs::path& folder) { return "bundle " + folder.string(); }
+
+void check_sum(const Bundle& bundle, const std::string& where, const std::string& name, const Bytes& bytes) {
+    if (hexadecimal(sha256(bytes)) != bundle.sums.at(name))
+        throw bundle_error(where + ": " + name + " differs from its sum in SHA256SUMS; copy the bundle again");
+}
+
+// Errors of the file system become bundle errors.
+template <class Function>
+auto reading(const std::string& where, Function&& function) {
+    try {
+        return function();
+    } catch (const fs::filesystem_error& error) {
+        throw bundle_error(where + ": " + error.code().message());
+    }
+}
+
 }  // namespace
 
 const Bytes& Bundle::file(const std::string& name) const {
@@ -120,20 +137,16 @@ Sums parse_sums(std::string_view text, const std::string& where) {
     return sums;
 }
 
-Bundle open_bundle(const fs::path& folder, const Wanted& wanted, unsigned threads) {
-    const std::string where = "bundle " + folder.string();
-    try {
+Bundle open_bundle(const fs::path& folder) {
+    const std::string where = place(folder);
+    return reading(where, [&] {
         if (!fs::is_directory(folder))
             throw bundle_error(where + ": no such folder; make one with 'decipher-rt export'");
         const Bytes sums_text = read_text(folder, where, sums_name);
         Bundle bundle{folder, {}, {}, hexadecimal(sha256(sums_text)), parse_sums(text_of(sums_text), where), {}};
         check_listed(folder, where, bundle.sums);
-        const auto check_sum = [&](const std::string& name, const Bytes& bytes) {
-            if (hexadecimal(sha256(bytes)) != bundle.sums.at(name))
-                throw bundle_error(where + ": " + name + " differs from its sum in SHA256SUMS; copy the bundle again");
-        };
         const Bytes manifest_text = read_text(folder, where, manifest_name);
-        check_sum(std::string(manifest_name), manifest_text);
+        check_sum(bundle, where, std::string(manifest_name), manifest_text);
         try {
             bundle.manifest_text = text_of(manifest_text);
             bundle.manifest = parse_manifest(bundle.manifest_text);
@@ -141,8 +154,15 @@ Bundle open_bundle(const fs::path& folder, const Wanted& wanted, unsigned thread
             throw bundle_error(where + ": " + error.what());
         }
         check_names(bundle.manifest, bundle.sums, where);
+        return bundle;
+    });
+}
 
-        for (const std::string& name : wanted(bundle.manifest, bundle.sums)) bundle.files[name];
+void check_files(Bundle& bundle, const std::vector<std::string>& wanted, unsigned threads) {
+    const fs::path& folder = bundle.path;
+    const std::string where = place(folder);
+    reading(where, [&] {
+        for (const std::string& name : wanted) bundle.files[name];
         std::vector<std::string> names;
         for (const auto& [name, digest] : bundle.sums)
             if (name != manifest_name) names.push_back(name);
@@ -152,14 +172,11 @@ Bundle open_bundle(const fs::path& folder, const Wanted& wanted, unsigned thread
         });
         parallel_for(names.size(), threads, [&](std::size_t i) {
             Bytes bytes = read_bytes(folder / names[i], where, names[i]);
-            check_sum(names[i], bytes);
+            check_sum(bundle, where, names[i], bytes);
             const auto kept = bundle.files.find(names[i]);
             if (kept != bundle.files.end()) kept->second = std::move(bytes);
         });
-        return bundle;
-    } catch (const fs::filesystem_error& error) {
-        throw bundle_error(where + ": " + error.code().message());
-    }
+    });
 }
 
 }  // namespace decipher

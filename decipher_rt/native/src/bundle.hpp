@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -29,11 +28,11 @@ struct Bundle {
     const Bytes& file(const std::string& name) const;
 };
 
-// Which of the files a session will need, once manifest and sums are known.
-using Wanted = std::function<std::vector<std::string>(const Manifest& manifest, const Sums& sums)>;
-
-// Throws a bundle error that names the file or key that is missing, altered, outside the folder or not understood.
-Bundle open_bundle(const std::filesystem::path& folder, const Wanted& wanted, unsigned threads);
+// First what says what the bundle is: the list of sums, the folder against the list, the manifest. Throws a bundle error
+// that names the file or key that is missing, altered, outside the folder or not understood.
+Bundle open_bundle(const std::filesystem::path& folder);
+// Then the sums of all files; those of `wanted` are kept. No file is to be used before its sum has been checked here.
+void check_files(Bundle& bundle, const std::vector<std::string>& wanted, unsigned threads);
 
 // The parts of opening that need no folder; public for tests and fuzzing.
 Sums parse_sums(std::string_view text, const std::string& where);

@@ -50,8 +50,10 @@ public:
     virtual std::string name() const = 0;
     virtual std::string device() const = 0;
 
-    // Throws an engine error where the engine refuses the file. Safe to call from several threads.
-    virtual std::unique_ptr<Graph> load(const std::string& file, const Bytes& content, unsigned threads) = 0;
+    // A graph that an earlier session compiled from the file of this sum (64 hexadecimal digits); nullptr if there is none.
+    virtual std::unique_ptr<Graph> load_kept(const std::string& file, const std::string& sha256, unsigned threads) = 0;
+    // Compile a file, and keep the result. Throws an engine error where the engine refuses it.
+    virtual std::unique_ptr<Graph> load(const std::string& file, const std::string& sha256, const Bytes& content, unsigned threads) = 0;
 };
 
 // `cache_folder`: where compiled graphs are kept; empty for nowhere.

@@ -10,7 +10,6 @@
 #include "graph_cache.hpp"
 #include "memory_stream.hpp"
 #include "onnx_check.hpp"
-#include "sha256.hpp"
 
 namespace decipher {
 
@@ -24,8 +23,9 @@ ov::element::Type element_type(Element element) {
 
 class OpenVinoGraph : public Graph {
 public:
-    OpenVinoGraph(std::string file, ov::CompiledModel compiled)
-        : file_(std::move(file)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
+    // `kept` is what the graph was read from, and may still lie in.
+    OpenVinoGraph(std::string file, ov::CompiledModel compiled, Bytes kept)
+        : file_(std::move(file)), kept_(std::move(kept)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
         for (const auto& port : compiled_.inputs()) inputs_.push_back(port.get_any_name());
         for (const auto& port : compiled_.outputs()) outputs_.push_back(port.get_any_name());
     }
@@ -72,6 +72,7 @@ public:
 
 private:
     std::string file_;
+    Bytes kept_;
     ov::CompiledModel compiled_;
     ov::InferRequest request_;
     std::vector<std::string> inputs_, outputs_;
@@ -93,36 +94,44 @@ public:
     std::string name() const override { return "openvino"; }
     std::string device() const override { return "cpu"; }
 
-    std::unique_ptr<Graph> load(const std::string& file, const Bytes& content, unsigned threads) override try {
-        const ov::AnyMap properties = {
-            ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
-            ov::inference_num_threads(static_cast<std::int32_t>(threads)),
-            // OpenVINO turns fp32 graphs into bfloat16 by itself where the CPU has it: the answers would depend on it.
-            ov::hint::inference_precision(ov::element::f32),
-        };
-        const std::string key = version_ + " " + capabilities_ + std::to_string(threads) + " " +
-                                hexadecimal(sha256(content));
-        if (const auto kept = cache_.find(key)) {
-            try {
-                MemoryBuffer buffer(*kept);
-                std::istream stream(&buffer);
-                return std::make_unique<OpenVinoGraph>(file, core_.import_model(stream, "CPU", properties));
-            } catch (const ov::Exception&) {
-                cache_.forget(key);  // of another build with the same version: compile it anew
-            }
+    std::unique_ptr<Graph> load_kept(const std::string& file, const std::string& sha256, unsigned threads) override {
+        auto kept = cache_.find(key(sha256, threads));
+        if (!kept) return nullptr;
+        try {
+            const ov::Tensor compiled(ov::element::u8, ov::Shape{kept->size()}, kept->data());
+            return std::make_unique<OpenVinoGraph>(file, core_.import_model(compiled, "CPU", properties(threads)), std::move(*kept));
+        } catch (const ov::Exception&) {
+            cache_.forget(key(sha256, threads));  // of another build with the same version: compile it anew
+            return nullptr;
         }
-        ov::CompiledModel compiled = core_.compile_model(read_onnx(file, content), "CPU", properties);
+    }
+
+    std::unique_ptr<Graph> load(const std::string& file, const std::string& sha256, const Bytes& content, unsigned threads) override try {
+        ov::CompiledModel compiled = core_.compile_model(read_onnx(file, content), "CPU", properties(threads));
         if (cache_.enabled()) {
             std::ostringstream stream;
             compiled.export_model(stream);
-            cache_.keep(key, std::move(stream).str());
+            cache_.keep(key(sha256, threads), std::move(stream).str());
         }
-        return std::make_unique<OpenVinoGraph>(file, std::move(compiled));
+        return std::make_unique<OpenVinoGraph>(file, std::move(compiled), Bytes());
     } catch (const ov::Exception& error) {
         throw engine_error(file + ": OpenVINO " + version_ + " refuses it: " + one_line(error.what()));
     }
 
 private:
+    static ov::AnyMap properties(unsigned threads) {
+        return {
+            ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+            ov::inference_num_threads(static_cast<std::int32_t>(threads)),
+            // OpenVINO turns fp32 graphs into bfloat16 by itself where the CPU has it: the answers would depend on it.
+            ov::hint::inference_precision(ov::element::f32),
+        };
+    }
+
+    std::string key(const std::string& sha256, unsigned threads) const {
+        return version_ + " " + capabilities_ + std::to_string(threads) + " " + sha256;
+    }
+
     // Left to itself, OpenVINO tries its other formats on the file, and complains of each on standard error.
     std::shared_ptr<ov::Model> read_onnx(const std::string& file, const Bytes& content) const {
         check_self_contained(file, content);

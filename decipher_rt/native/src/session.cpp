@@ -61,10 +61,9 @@ Window window_of(const Histogram& histogram, const Preprocessing& spec, std::spa
     return window;
 }
 
-// Load a graph and refuse one that does not keep the contract of its place in the bundle.
-std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const std::string& file, unsigned threads,
-                                  const std::vector<std::string>& known_inputs, const std::vector<std::string>& wanted_outputs) {
-    std::unique_ptr<Graph> graph = engine.load(file, bundle.file(file), threads);
+// Refuse a graph that does not keep the contract of its place in the bundle.
+std::unique_ptr<Graph> checked(std::unique_ptr<Graph> graph, const std::string& file, const std::vector<std::string>& known_inputs,
+                               const std::vector<std::string>& wanted_outputs) {
     const auto holds = [](const std::vector<std::string>& names, const std::string& name) {
         return std::find(names.begin(), names.end(), name) != names.end();
     };
@@ -75,6 +74,12 @@ std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const st
         if (!holds(graph->outputs(), name))
             throw engine_error(file + ": gives no output " + name + "; export the bundle again");
     return graph;
+}
+
+std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const std::string& file, unsigned threads) {
+    const std::string& sum = bundle.sums.at(file);
+    auto kept = engine.load_kept(file, sum, threads);
+    return kept ? std::move(kept) : engine.load(file, sum, bundle.file(file), threads);
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -118,38 +123,40 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     callbacks_.report(DRT_OPEN, 0);
     const unsigned threads = description_.threads = options.threads;
     description_.precision = options.precision;
-    // DALI takes as long to load as the bundle takes to check: side by side where the caller allows a second thread.
-    auto loading = std::async(threads > 1 ? std::launch::async : std::launch::deferred,
-                              [&] { return load_dali(options.library_folder); });
     if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);
-    const Wanted wanted = [&](const Manifest& manifest, const Sums& sums) {
-        return files_of(manifest, sums, options.precision, gpu_.get());
-    };
-    Bundle bundle = open_bundle(options.bundle, wanted, threads > 1 ? threads - 1 : 1);
-    callbacks_.report(DRT_OPEN, 0.3);
+    Bundle bundle = open_bundle(options.bundle);
     const Manifest& manifest = bundle.manifest;
     const Preprocessing& spec = manifest.preprocessing;
+    const std::vector<std::string> wanted = files_of(manifest, bundle.sums, options.precision, gpu_.get());
+    // Loading DALI and checking the files takes about as long as reading a kept encoder back: side by side where the
+    // caller allows a second thread. What was kept was compiled from a file of the same sum.
+    auto checking = std::async(threads > 1 ? std::launch::async : std::launch::deferred, [&] {
+        dali_ = load_dali(options.library_folder);
+        check_files(bundle, wanted, threads > 1 ? threads - 1 : 1);
+    });
+    engine_ = make_openvino(options.cache_folder);
+    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision, cpu_features()).file;
+    if (!gpu_) encoder_ = engine_->load_kept(encoder, bundle.sums.at(encoder), threads);
+    checking.get();
+    callbacks_.report(DRT_OPEN, 0.5);
+
     preprocessing_ = bundle.file(spec.graphs.at("cpu"));
     check_operators(preprocessing_);
     for (std::int64_t n = 1; n <= most_slabs; ++n)
         if (spec.grid_shape[0] % n == 0) slabs_ = n;
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
-
-    engine_ = make_openvino(options.cache_folder);
-    const std::vector<std::string> features = {"patch", "tokens", "embedding"};
-    if (gpu_)
-        encoder_ = gpu_->load(bundle, options.precision);
-    else
-        encoder_ = load_graph(*engine_, bundle, onnx_encoder(manifest, options.precision, cpu_features()).file, threads,
-                              {"volume", "window", "tokens"}, {"patch", "embedding"});
-    callbacks_.report(DRT_OPEN, 0.8);
-    for (const Head& head : manifest.heads)
-        heads_[head.name] = load_graph(*engine_, bundle, head.file, 1, features,
-                                       {head.kind == HeadKind::regression ? "value" : "probabilities"});
-    if (manifest.scope) scope_ = load_graph(*engine_, bundle, manifest.scope->file, 1, features, {"score"});
-    dali_ = loading.get();
     // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
     graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
+
+    const std::vector<std::string> features = {"patch", "tokens", "embedding"};
+    if (gpu_) encoder_ = gpu_->load(bundle, options.precision);
+    if (!encoder_) encoder_ = engine_->load(encoder, bundle.sums.at(encoder), bundle.file(encoder), threads);
+    encoder_ = checked(std::move(encoder_), encoder, {"volume", "window", "tokens"}, {"patch", "embedding"});
+    callbacks_.report(DRT_OPEN, 0.9);
+    for (const Head& head : manifest.heads)
+        heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, 1), head.file, features,
+                                    {head.kind == HeadKind::regression ? "value" : "probabilities"});
+    if (manifest.scope) scope_ = checked(load_graph(*engine_, bundle, manifest.scope->file, 1), manifest.scope->file, features, {"score"});
 
     description_.engine = gpu_ ? gpu_->engine() : engine_->name();
     description_.device = gpu_ ? gpu_->device() : engine_->device();
