@@ -46,4 +46,6 @@ def load(
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.session import Session
 
-    return Session(open_bundle(bundle or DEFAULT_BUNDLE), engine=engine, precision=precision, threads=threads)
+    return Session(
+        open_bundle(bundle or DEFAULT_BUNDLE, only_used=True), engine=engine, precision=precision, threads=threads
+    )

@@ -37,23 +37,41 @@ class Bundle:
         Digest of ``SHA256SUMS``: it names the exact content of every file.
     sums : mapping
         SHA-256 of each file.
+    unchecked : set of str
+        Files whose sum is checked when ``file`` hands them out.
     """
 
     path: Path
     manifest: Manifest
     sha256: str
     sums: Mapping[str, str] = field(default_factory=dict)
+    unchecked: frozenset[str] = frozenset()
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of the bundle, or raise BundleError if the sums do not list it."""
+        """Return the path of a file of the bundle.
+
+        Raises
+        ------
+        BundleError
+            If the file is missing, or not as the sums have it.
+        """
         path = self.path / _safe(name)
         if not path.is_file():
             raise BundleError(f"bundle {self.path}: {name} is named in {MANIFEST} and missing; export it again")
+        if name in self.unchecked:
+            _check_sum(self.path, name, self.sums[name])
         return path
 
 
-def open_bundle(path: Path | str = DEFAULT_BUNDLE) -> Bundle:
+def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -> Bundle:
     """Open a bundle: check the sums of all files, refuse what is unlisted, then read the manifest.
+
+    Parameters
+    ----------
+    path : path
+        The folder.
+    only_used : bool
+        Check the sums of encoders, which are nearly all of a bundle, when each is asked for: of several only one runs.
 
     Raises
     ------
@@ -65,7 +83,8 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE) -> Bundle:
         raise BundleError(f"bundle {folder}: no such folder; make one with 'decipher-rt export'")
     sums_text = _read_text(folder, SUMS)
     sums = _parse_sums(folder, sums_text)
-    _check_files(folder, sums)
+    _check_listing(folder, sums)
+    _check_sum(folder, MANIFEST, sums[MANIFEST])
     try:
         document = json.loads(_read_text(folder, MANIFEST))
     except (ValueError, RecursionError) as error:
@@ -75,7 +94,11 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE) -> Bundle:
         _check_names(manifest, sums)
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None
-    return Bundle(folder, manifest, hashlib.sha256(sums_text.encode()).hexdigest(), sums)
+    later = frozenset(engine.file for engine in manifest.engines) if only_used else frozenset[str]()
+    for name, expected in sums.items():
+        if name not in later and name != MANIFEST:
+            _check_sum(folder, name, expected)
+    return Bundle(folder, manifest, hashlib.sha256(sums_text.encode()).hexdigest(), sums, later)
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
@@ -144,7 +167,7 @@ def _parse_sums(folder: Path, text: str) -> dict[str, str]:
     return sums
 
 
-def _check_files(folder: Path, sums: Mapping[str, str]) -> None:
+def _check_listing(folder: Path, sums: Mapping[str, str]) -> None:
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(parent) / name
@@ -153,12 +176,14 @@ def _check_files(folder: Path, sums: Mapping[str, str]) -> None:
                 raise BundleError(f"bundle {folder}: {relative} is a symbolic link; a bundle holds plain files only")
             if name in names and relative not in sums and relative != SUMS:
                 raise BundleError(f"bundle {folder}: {relative} is not listed in {SUMS}; remove it or export again")
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.is_file():
+    for name in sums:
+        if not (folder / name).is_file():
             raise BundleError(f"bundle {folder}: {name} is listed in {SUMS} and missing; copy the bundle again")
-        if _sha256(path) != expected:
-            raise BundleError(f"bundle {folder}: {name} differs from its sum in {SUMS}; copy the bundle again")
+
+
+def _check_sum(folder: Path, name: str, expected: str) -> None:
+    if _sha256(folder / name) != expected:
+        raise BundleError(f"bundle {folder}: {name} differs from its sum in {SUMS}; copy the bundle again")
 
 
 def _check_names(manifest: Manifest, sums: Mapping[str, str]) -> None:

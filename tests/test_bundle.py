@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -140,3 +141,23 @@ def test_names_that_leave_the_folder_are_not_written(tmp_path):
         with pytest.raises(BundleError, match="plain relative path"):
             write_bundle(tmp_path / "bundle", MANIFEST, {**FILES, name: b""})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_encoders_may_be_checked_when_they_are_used(bundle):
+    """Nothing that was altered is handed out, and nothing is checked twice over."""
+    with (bundle / "encoder.onnx").open("ab") as file:
+        file.write(b"x")
+    opened = open_bundle(bundle, only_used=True)
+    with pytest.raises(BundleError, match=r"encoder\.onnx differs"):
+        opened.file("encoder.onnx")
+    with pytest.raises(BundleError, match=r"encoder\.onnx differs"):
+        open_bundle(bundle)
+
+
+def test_only_encoders_may_wait(bundle):
+    for name in ("manifest.json", "heads/lesion.onnx", "preprocess.cpu.dali"):
+        before = (bundle / name).read_bytes()
+        (bundle / name).write_bytes(before + b" ")
+        with pytest.raises(BundleError, match=re.escape(f"{name} differs")):
+            open_bundle(bundle, only_used=True)
+        (bundle / name).write_bytes(before)

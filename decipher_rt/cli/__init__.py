@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from importlib.metadata import entry_points
 from typing import Any
 
 import click
@@ -28,6 +27,8 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the runtime's commands, then those of other parts."""
+        from importlib.metadata import entry_points
+
         return [*_COMMANDS, *sorted(entry.name for entry in entry_points(group="decipher_rt.commands"))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -36,6 +37,8 @@ class LazyGroup(click.Group):
             module, name = _COMMANDS[cmd_name].split(":")
             command: click.Command = getattr(importlib.import_module(module), name)
             return command
+        from importlib.metadata import entry_points  # takes as long as all else that --help imports
+
         for entry in entry_points(group="decipher_rt.commands", name=cmd_name):
             loaded: click.Command = entry.load()
             return loaded

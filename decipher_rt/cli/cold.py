@@ -32,7 +32,7 @@ def main(began_s: float) -> None:
     mark("imports")
     try:
         opened = one_ahead(read_each([Path(arguments["series"])], ReadOptions(**arguments["options"])))
-        bundle = open_bundle(arguments["bundle"] or DEFAULT_BUNDLE)
+        bundle = open_bundle(arguments["bundle"] or DEFAULT_BUNDLE, only_used=True)
         mark("bundle open")
         session = Session(bundle, **arguments["session"])
         mark("engine load")

@@ -41,7 +41,7 @@ def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
     session = decipher_rt.load(bundle)
     manifest = session.bundle.manifest
     encoder = manifest.encoder
-    _step("Open", f"bundle {manifest.name} {manifest.version}: all its files have the sums they were written with.")
+    _step("Open", f"bundle {manifest.name} {manifest.version}: its files have the sums they were written with.")
     _step(
         "Load",
         f"a 3D vision transformer with {encoder.parameters / 1e6:.1f} M parameters on {session.encoder.name} "

@@ -107,7 +107,7 @@ def _profile(
     from decipher_rt.session import Session
 
     begin = time.perf_counter()
-    opened = open_bundle(bundle or DEFAULT_BUNDLE)
+    opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
     middle = time.perf_counter()
     session = Session(opened, **session_arguments)
     load = {"bundle open": (middle - begin) * 1e3, "engine load": (time.perf_counter() - middle) * 1e3}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from decipher_rt.engines.base import Engine
@@ -62,9 +62,11 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
         raise EngineError(f"{name} runs the plans of a bundle, not the ONNX graph {graph.name}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}, expected at least 1")
-    found = _look_up(name)
-    if not found.available:
-        raise EngineError(f"engine {name} is {found.detail}")
+    # To find the default engine's module takes a hundredth of the time that reading its version does.
+    if name != "onnxruntime" or importlib.util.find_spec(name) is None:
+        found = _look_up(name)
+        if not found.available:
+            raise EngineError(f"engine {name} is {found.detail}")
     if not graph.is_file():
         raise EngineError(f"{graph}: no such file for engine {name}")
     if name in ("onnxruntime", "onnxruntime-cuda"):
@@ -79,6 +81,8 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
 
 
 def _look_up(name: str) -> Availability:
+    from importlib.metadata import PackageNotFoundError, version
+
     distributions, advice = ENGINES[name]
     for distribution in distributions:
         try:
