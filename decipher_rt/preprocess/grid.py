@@ -29,6 +29,8 @@ PERMUTATIONS: tuple[Triple, ...] = tuple(permutations((0, 1, 2)))  # type: ignor
 VOXEL_TYPES = ("uint8", "int16", "uint16", "float32")
 # An odd number of 1 mm slices on a 2 mm grid is a tie; noise of the affine must not decide it. In grid voxels.
 TIE_VOXELS = 1e-3
+# What the length of a voxel can be, in mm. Far below it DALI 2.4 divides by zero, which ends the process.
+SPACING_RANGE_MM = (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,17 @@ def lay_grid(
     Raises
     ------
     SeriesError
-        Where the affine is no geometry.
+        Where the affine is no geometry, or its voxels are of no size that an image has.
     """
     affine = np.asarray(affine_lps_mm, dtype=np.float64)
     order = axis_order(affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    least, most = SPACING_RANGE_MM
+    if not (least <= spacing.min() and spacing.max() <= most):
+        raise SeriesError(
+            f"voxels of {' x '.join(f'{x:g}' for x in spacing)} mm: expected {least:g} to {most:g} mm along each axis; "
+            "is the affine in millimetres?"
+        )
     size, start, end, padding = [0, 0, 0], [0.0] * 3, [0.0] * 3, [0, 0, 0]
     index_of_grid = np.zeros((4, 4))  # grid index to acquired index
     index_of_grid[3, 3] = 1.0

@@ -62,6 +62,10 @@ void wrong_volumes(drt_session* session, const Sample& sample) {
     refused(DRT_ERROR_SERIES, [](drt_volume& v) { v.affine_lps_mm[2] = 0; });
     refused(DRT_ERROR_SERIES, [](drt_volume& v) { v.affine_lps_mm[12] = 1; });
     refused(DRT_ERROR_SERIES, [](drt_volume& v) { v.slope = 0; });
+    for (const double factor : {1e-9, 1e-30, 1e6, 1e30})  // voxels of no size that an image has
+        refused(DRT_ERROR_SERIES, [factor](drt_volume& v) {
+            for (int i = 0; i < 12; ++i) v.affine_lps_mm[i] *= factor;
+        });
     refused(DRT_ERROR_UNSUPPORTED, [](drt_volume& v) { v.memory = DRT_CUDA_MEMORY; });
     const std::vector<std::int16_t> flat(sample.voxels.size(), 5);
     const std::string said = refused(DRT_ERROR_SERIES, [&](drt_volume& v) { v.voxels = flat.data(); });
