@@ -8,7 +8,7 @@ CONSTRAINTS := constraints.txt
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint offline-kit gpu-check clean
+.PHONY: help demo test lint offline-kit bench gpu-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ test: lint sdk-test ## Install everything and pass lint, types, import contracts
 
 offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-offline-kit; installs without a network
 	$(BIN)/python scripts/offline_kit.py dist/decipher-rt-offline-kit
+
+bench: $(VENV)/runtime ## Fail where any stage has become more than 20 % slower than the committed figures
+	$(BIN)/python benchmarks/guard.py
 
 gpu-check: ## On a machine with a CUDA GPU, PyTorch and Triton: numerics and speed, written to benchmarks/results
 	$(PYTHON) benchmarks/gpu_check.py

@@ -3,16 +3,17 @@
     python benchmarks/end_to_end.py [SERIES] [--rounds 15] [--cold 5] [--json benchmarks/results/end_to_end.json]
     python benchmarks/end_to_end.py --quick
 
-The encoder is the same for all: ViT-Base, 86 M, 128^3 grid, 16^3 patches, random weights, 2 threads each.
-(a) MONAI transforms + torch eager, (b) with torch.compile, (c) dicomsdl + MONAI's lazy resampling + onnxruntime,
-(d) decipher-rt in fp32 with all tokens, (e) decipher-rt as shipped: foreground tokens, int8. Between (a) and (e) stand the
-techniques one at a time. Every way has a process of its own; they take turns, so that a busy machine slows all of them.
+The encoder is the same for all: ViT-Base, 86 M, 128^3 grid, 16^3 patches, random weights, 2 threads each. (a) MONAI
+transforms + torch eager, (b) with torch.compile, (c) dicomsdl + MONAI's lazy resampling + onnxruntime, (d)
+decipher-rt in fp32 with all tokens, (e) decipher-rt as shipped: foreground tokens, int8. Between (a) and (e) stand
+the techniques one at a time. Every way has a process of its own; they take turns, so that a busy machine slows all of
+them.
 
-Warm: series folder in, embedding out, in a loaded process. Cold: a new process, series folder in, JSON out, the page cache as
-it is. Peak memory: of the cold process. ``ratio_to_a`` is (a)'s figure divided by the step's own, the median of the rounds'
-ratios: larger is better throughout. Exit status 1 where (a) and (d) do not agree or a target is missed. Needs the extra
-``bench``; the first run builds the model's bundles in the cache (a minute).
-"""  # noqa: E501
+Warm: series folder in, embedding out, in a loaded process. Cold: a new process, series folder in, JSON out, the page
+cache as it is. Peak memory: of the cold process. ``ratio_to_a`` is (a)'s figure divided by the step's own, the median
+of the rounds' ratios: larger is better throughout. Exit status 1 where (a) and (d) do not agree or a target is
+missed. Needs the extra ``bench``; the first run builds the model's bundles in the cache (a minute).
+"""
 
 from __future__ import annotations
 
@@ -190,29 +191,42 @@ def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def show(report: Mapping[str, Any]) -> None:
     """Print tables for people."""
-    print(f"{report['series']['name']}, {report['threads']} threads, {report['rounds']} warm and "
-          f"{report['cold_rounds']} cold rounds; {report['machine']['processor']}, load {report['load_average']}")  # fmt: skip  # noqa: E501
-    for title, key, unit in (("warm", "warm", "s"), ("cold", "cold", "s"), ("peak memory", "peak_mib", "MiB")):
-        print(f"\n{title} ({unit})   median      min      max    (a) / it   spread")
+    lines = [
+        f"{report['series']['name']}, {report['threads']} threads, {report['rounds']} warm and {report['cold_rounds']} "
+        f"cold rounds; {report['machine']['processor']}, load {report['load_average']}"
+    ]
+    for title, key, digits in (("warm, s", "warm", 3), ("cold, s", "cold", 3), ("peak memory, MiB", "peak_mib", 0)):
+        lines += ["", f"{title:<20}median      min      max   (a) / it    spread"]
         for name, row in report[key].items():
-            numbers = "".join(f"{row[column]:>9.{0 if unit == 'MiB' else 3}f}" for column in ("median", "min", "max"))
-            print(f"  ({name:<2}) {numbers}   {row['ratio_to_a']:>8.2f}   {row['ratio_min']:.2f} to {row['ratio_max']:.2f}"  # noqa: E501
-                  f"   {report['steps'][name]}")  # fmt: skip
-    print("\nstages of decipher-rt (ms, medians)")
+            numbers = "".join(f"{row[column]:>9.{digits}f}" for column in ("median", "min", "max"))
+            spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
+            lines.append(
+                f"  ({name})".ljust(17)
+                + f"{numbers}{row['ratio_to_a']:>11.2f}    {spread:<14}  {report['steps'][name]}"
+            )
+    lines += ["", "stages of decipher-rt, ms, medians"]
     for name, row in report["stages_ms"].items():
-        print(f"  ({name:<2}) " + ", ".join(f"{stage} {ms:.1f}" for stage, ms in row.items()))
-    differ = report["agreement"]["preprocessing_of_a_and_d"]
-    print(f"\npreprocessing of (a) and (d): differ by {differ['mean_difference_of_window']:.2%} of the window on average "  # noqa: E501
-          f"({differ['mean_difference_of_window_in_tissue']:.2%} in tissue), correlation {differ['correlation']:.4f}; "
-          f"embeddings' cosine {differ['embedding_cosine']:.5f}")  # fmt: skip
-    print(f"(d) and (e): embeddings' cosine {report['agreement']['d_and_e']['embedding_cosine']:.4f}")
-    if "another_series" in report["agreement"]:
-        print(f"(d) on another series: {report['agreement']['another_series']['embedding_cosine']:.4f}")
-    print()
+        lines.append(f"  ({name})".ljust(8) + ", ".join(f"{stage} {ms:.1f}" for stage, ms in row.items()))
+    agreement = report["agreement"]
+    same = agreement["a_and_d_on_the_same_grid"]
+    differ = agreement["preprocessing_of_a_and_d"]
+    lines += [
+        "",
+        f"(a) and (d) on the same grid: embeddings' cosine {same['cosine']:.8f}, largest difference of an element "
+        f"{same['max_abs_difference']:.1e}",
+        f"preprocessing of (a) and (d): grids {differ['grids_apart_mm']:.2f} mm apart; values apart by "
+        f"{differ['mean_difference_of_window']:.2%} of the window on average, "
+        f"{differ['mean_difference_of_window_in_tissue']:.2%} in tissue; correlation {differ['correlation']:.4f}",
+        f"embeddings' cosine: (a) and (d), each with its own preprocessing, {differ['embedding_cosine']:.5f}; "
+        f"(d) and (e) {agreement['d_and_e']['embedding_cosine']:.4f}",
+    ]
+    if "another_series" in agreement:
+        lines.append(f"  for scale, (d) on two series: {agreement['another_series']['embedding_cosine']:.4f}")
+    lines.append("")
     for target in report["targets"]:
-        print(
-            f"  {'holds ' if target['holds'] else 'MISSED'} {target['target']}: {target['measured']} ({target['wanted']})"  # noqa: E501
-        )
+        verdict = "holds " if target["holds"] else "MISSED"
+        lines.append(f"  {verdict} {target['target']}: {target['measured']} ({target['wanted']})")
+    print("\n".join(lines))
 
 
 def tell(text: str) -> None:

@@ -44,7 +44,10 @@ def main() -> None:
     theirs = by_torch(grid.volume, grid.window)
     low, high = grid.window
     normalised = np.clip((grid.volume - low) / (high - low), 0, 1) * 2 - 1
-    loaded = monai_transforms()(str(series)).as_tensor()[0].numpy()
+    image = monai_transforms()(str(series))
+    loaded = image.as_tensor()[0].numpy()
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    corner = to_ras @ grid.affine_lps_mm @ [0, 0, 0, 1] - image.affine.numpy() @ [0, 0, 0, 1]
     unit = np.array([-1.0, 1.0], np.float32)
     difference = np.abs(normalised - loaded) / 2  # of the window's width
     tissue = normalised > -0.8
@@ -56,6 +59,7 @@ def main() -> None:
         "preprocessing_of_a_and_d": {
             "axes": AXES,
             "labels": [list(pair) for pair in LABELS],
+            "grids_apart_mm": float(np.linalg.norm(corner)),
             "mean_difference_of_window": float(difference.mean()),
             "mean_difference_of_window_in_tissue": float(difference[tissue].mean()),
             "p99_difference_of_window": float(np.percentile(difference, 99)),

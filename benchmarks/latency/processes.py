@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,14 @@ class Worker:
 
     def __init__(self, step: str, series: Path, models: Path, threads: int) -> None:
         command = [sys.executable, str(FOLDER / "worker.py"), step, str(series), str(models), str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        # To a file: nobody reads a pipe of complaints, and a full one would stop the process.
+        self._log = Path(tempfile.mkstemp(prefix=f"worker-{step}-", suffix=".log")[1])
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._said: Any = self._process.stdin
+        self._heard: Any = self._process.stdout
         self.ready = self._listen()
 
     def run(self) -> dict[str, Any]:
@@ -34,21 +40,19 @@ class Worker:
         """End the process: ``peak_mib``."""
         said = self._tell("end")
         self._process.wait(timeout=60)
+        self._log.unlink()
         return said
 
     def _tell(self, word: str) -> dict[str, Any]:
-        assert self._process.stdin  # noqa: S101
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
+        self._said.write(word + "\n")
+        self._said.flush()
         return self._listen()
 
     def _listen(self) -> dict[str, Any]:
-        assert self._process.stdout  # noqa: S101
-        assert self._process.stderr  # noqa: S101
-        for line in self._process.stdout:
+        for line in self._heard:
             if line.startswith("@"):
                 return json.loads(line[1:])
-        raise SystemExit(f"a worker ended: {self._process.stderr.read()[-2000:]}")
+        raise SystemExit(f"a worker ended: {self._log.read_text()[-2000:]}")
 
 
 @dataclass(frozen=True)
@@ -61,24 +65,23 @@ class Cold:
     printed: str
 
 
-def cold(command: Sequence[str], environment: dict[str, str] | None = None) -> Cold:
+def cold(command: Sequence[str]) -> Cold:
     """Run a command once.
 
     The kernel counts into a process's peak what its parent held when it was started; the benchmark itself stays below
     60 MiB for that reason, and imports no torch.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {})
-    )
-    assert process.stdout  # noqa: S101
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        assert process.stderr  # noqa: S101
-        raise SystemExit(f"{' '.join(command)}: {process.stderr.read()[-2000:]}")
+    with tempfile.TemporaryFile("w+") as complaints:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)
+        heard: Any = process.stdout
+        printed = heard.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            complaints.seek(0)
+            raise SystemExit(f"{' '.join(command)}: {complaints.read()[-2000:]}")
     return Cold(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from latency.cache import REPOSITORY
@@ -25,11 +26,14 @@ def provenance() -> dict[str, Any]:
         "machine": dataclasses.asdict(describe_machine()),
         "versions": {name: version for name in PACKAGES if (version := package_version(name))},
         "commit": commit,
-        "command": shlex.join(
-            [
-                "python",
-                *(os.path.relpath(a, REPOSITORY) if os.path.isabs(a) and os.path.exists(a) else a for a in sys.argv),  # noqa: PTH110, PTH117
-            ]
-        ),
+        "command": shlex.join(["python", *map(_relative, sys.argv)]),
         "load_average": round(os.getloadavg()[1], 2),
     }
+
+
+def _relative(argument: str) -> str:
+    """Write a path of this checkout as one runs it from there; others by their name."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
