@@ -167,7 +167,7 @@ def _manifest(weights: Weights, engines: Sequence[EngineFile]) -> Manifest:
                 LESION,
             ),
         ),
-        scope=Scope("scope.onnx", "Mahalanobis and outlier-exposure margin", 0.0, subject="heads"),
+        scope=Scope("scope.onnx", "mean of Mahalanobis and outlier-exposure margins", 0.0, subject="heads"),
         metrics=metadata.get("metrics", {}),
         provenance={
             "config": yaml.safe_load(dump_config(config)),

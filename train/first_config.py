@@ -77,7 +77,7 @@ class FirstConfig:
     threads : CPU threads of training; results are bit-exact for the same number only
     workers : processes that simulate, one thread each
     checkpoint_every : steps
-    false_refusals : share of validation heads that each of the scope's two opinions may refuse
+    false_refusals : share of validation heads that the scope may refuse
     """
 
     name: str

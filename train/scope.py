@@ -14,7 +14,7 @@ from .model.heads import SEQUENCES
 from .predict import predict
 from .samples import SeriesStore
 
-FIT_SERIES = 256  # training series whose embeddings give the scope's means and covariance
+FIT_SERIES = 1024  # training series whose embeddings give the scope's means and covariance
 
 
 def fit_temperatures(model: FirstModel, validation: SeriesStore) -> None:
@@ -38,7 +38,7 @@ def _best(loss) -> float:  # type: ignore[no-untyped-def]
 def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, false_refusals: float) -> None:
     """Set means and covariance from training heads, and both margins from validation heads.
 
-    An edge (margin 0) is where ``false_refusals`` of the validation heads lie beyond; the median head has
+    An edge (margin 0, score 0) is where ``false_refusals`` of the validation heads lie beyond; the median head has
     margin 1.
     """
     seen = predict(model, train, range(min(FIT_SERIES, len(train))))
@@ -52,6 +52,8 @@ def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, fa
     with torch.no_grad():
         scope.distance_edge.copy_(_edge(scope.distance(inside), 1 - false_refusals))
         scope.logit_edge.copy_(_edge(scope.headness(inside), false_refusals))
+        scope.edge.zero_()
+        scope.edge.copy_(scope(inside).quantile(false_refusals))
 
 
 def _whitening(offsets: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,35 +9,36 @@ from .heads import HeadnessHead
 
 
 class Scope(nn.Module):
-    """Two opinions, of which the worse counts.
+    """Two opinions, averaged.
 
     The Mahalanobis distance to the nearest sequence's training heads (arXiv 1807.03888: class means, one shared
-    covariance) refuses what is unlike everything that was trained on, heads or not. The outlier-exposure logit
-    refuses what training showed not to be a head. Each is mapped to a margin that is 0 where the fixed share of
-    validation heads would be refused and 1 at their median, so that both have one scale; the score is the smaller
-    margin and the threshold is 0.
+    covariance) speaks against what is unlike everything that was trained on, heads or not. The outlier-exposure logit
+    speaks against what training showed not to be a head. Each becomes a margin that is 0 where the fixed share of
+    validation heads lies beyond and 1 at their median, so that both have one scale. The score is the mean margin less
+    its own such edge: the threshold is 0.
     """
 
     means: Tensor
     whitening: Tensor
     distance_edge: Tensor
     logit_edge: Tensor
+    edge: Tensor
 
     def __init__(self, embedding_size: int, classes: int) -> None:
         super().__init__()
         self.headness = HeadnessHead(embedding_size)
         self.register_buffer("means", torch.zeros(classes, embedding_size))
         self.register_buffer("whitening", torch.eye(embedding_size))
-        self.register_buffer(
-            "distance_edge", torch.tensor([1.0, 0.0])
-        )  # the distance where the margin is 0, and where it is 1
+        # Where each margin is 0, and where it is 1.
+        self.register_buffer("distance_edge", torch.tensor([1.0, 0.0]))
         self.register_buffer("logit_edge", torch.tensor([0.0, 1.0]))
+        self.register_buffer("edge", torch.zeros(()))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Map (B, E) to the score (B,)."""
-        return torch.minimum(
-            _margin(self.distance(embedding), self.distance_edge), _margin(self.headness(embedding), self.logit_edge)
-        )
+        near = _margin(self.distance(embedding), self.distance_edge)
+        head = _margin(self.headness(embedding), self.logit_edge)
+        return (near + head) / 2 - self.edge
 
     def distance(self, embedding: Tensor) -> Tensor:
         """Return the Mahalanobis distance to the nearest class mean, (B,)."""
