@@ -177,20 +177,21 @@ def attention(
         config = attention_config(architecture_of(q.device), d, N, B * H)
     strides = [t.stride(axis) for axis in (0, 1, 2) for t in (q, k, v, out)]
     d0, d1 = HEAD_DIMS[d]
-    attention_kernel[(triton.cdiv(N, config.block_m), H, B)](
-        q,
-        k,
-        v,
-        N,
-        *strides,
-        out,
-        SCALE=softmax_scale(d),
-        D0=d0,
-        D1=d1,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device(q.get_device()):  # Triton launches on the current device
+        attention_kernel[(triton.cdiv(N, config.block_m), H, B)](
+            q,
+            k,
+            v,
+            N,
+            *strides,
+            out,
+            SCALE=softmax_scale(d),
+            D0=d0,
+            D1=d1,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=True,
+        )
     return out
