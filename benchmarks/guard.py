@@ -46,10 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--update", action="store_true", help="write the figures instead of comparing with them")
     options = parser.parse_args()
-    folder = series_folder() / "x".join(map(str, SHAPE))
-    script = Path(__file__).parent / "latency" / "series.py"
-    subprocess.run([sys.executable, str(script), str(folder), *map(str, SHAPE)], check=True)
-    session = load_session()
+    folder, session = make_series(), load_session()
     measure = {"warm": lambda: warm_ratios(session, folder), "cold": lambda: {"cold": cold_ratio(folder)}}
     found = {**measure["warm"](), **measure["cold"]()}
     if options.update:
@@ -80,6 +77,14 @@ def main() -> int:
 def losses(found: dict[str, float], wanted: dict[str, float]) -> list[str]:
     """Name the stages that lost more than is allowed."""
     return [stage for stage, value in found.items() if value > wanted[stage] * (1 + LARGEST_LOSS)]
+
+
+def make_series() -> Path:
+    """Return the folder of the synthetic series."""
+    folder = series_folder() / "x".join(map(str, SHAPE))
+    script = Path(__file__).parent / "latency" / "series.py"
+    subprocess.run([sys.executable, str(script), str(folder), *map(str, SHAPE)], check=True)
+    return folder
 
 
 def load_session() -> Any:

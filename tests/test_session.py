@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import decipher_rt
+import decipher_rt.session
 from decipher_rt.errors import BundleError, SeriesError
 from decipher_rt.result import Failure, Result
 from decipher_rt.volume import Acquisition, SeriesInfo, Volume
@@ -106,3 +107,20 @@ def test_both_engines_agree(ball):
 
 def test_the_threads_asked_for_are_the_threads_reported(ball):
     assert decipher_rt.load(threads=1).infer_volume(ball).engine["threads"] == 1
+
+
+def test_the_golden_case_runs_once_on_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[str] = []
+    fault = decipher_rt.session.golden_fault
+    monkeypatch.setattr(decipher_rt.session, "golden_fault", lambda *a: asked.append("golden") or fault(*a))
+    for _ in range(2):
+        assert decipher_rt.load(precision="fp16", threads=1).fallback is None
+    assert asked == ["golden"]
+
+
+def test_a_failed_golden_case_is_never_accepted(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(decipher_rt.session, "golden_fault", lambda *a: "wrong here")
+    for _ in range(2):
+        assert "wrong here" in decipher_rt.load(precision="fp16", threads=1).fallback
