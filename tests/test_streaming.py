@@ -121,7 +121,7 @@ def test_bad_geometry_is_refused(session: Session) -> None:
     with pytest.raises(SeriesError, match="type int32"):
         session.stream((3, 4, 4), np.int32, np.eye(4), INFO)
     for scale in (1e-9, 1e-30, 1e6):  # DALI divides by zero on the smallest of them
-        with pytest.raises(SeriesError, match="expected 0.001 to 1000 mm along each axis"):
+        with pytest.raises(SeriesError, match=r"expected 0\.001 to 1000 mm along each axis"):
             session.stream((3, 4, 4), np.int16, np.diag([scale, 1.0, 1.0, 1.0]), INFO)
     with pytest.raises(SeriesError, match="lie in one plane"):
         session.stream((3, 4, 4), np.int16, np.ones((4, 4)) + np.diag([0, 0, 0, 1.0]), INFO)
