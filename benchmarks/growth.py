@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py [--json benchmarks/results/growth.json] [--repeats 5] [--quick]
 
-decipher-rt as shipped (base encoder, int8, foreground tokens) on synthetic series. Each count of series runs in a new
+decipher-rt with foreground tokens and int8 (base encoder) on synthetic series. Each count of series runs in a new
 process, so that the peak memory is its own; the session is loaded and has answered once before the clock starts.
 ``busy`` is the CPU time over the wall time of the usable cores. A size is answered one series at a time in one
 process, in turns. With many series the cores must be busy at least 90 % of the time; exit status 1 where they are

@@ -116,7 +116,7 @@ def measured_on(*reports: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['cpu_features'])}), "
         f"{machine['memory_gib']} GiB, {machine['system']}; {versions}; {first['rounds']} warm and "
         f"{first['cold_rounds']} cold rounds. Load average at the end of the two runs: {loads} (two cores: what is "
-        "above 2 is other work on the machine, which slows all ways alike)."
+        "above 2 is other work on the machine; how it bore on each way was not measured)."
     )
 
 

@@ -109,7 +109,7 @@ STEPS = (
     Step("d2", "(d) in int8, all tokens", decipher("all-int8", "int8"), ("all-int8", "int8")),
     Step(
         "e",
-        "... foreground tokens and int8: as shipped",
+        "... foreground tokens and int8",
         decipher("foreground-int8", "int8"),
         ("foreground-int8", "int8"),
     ),
