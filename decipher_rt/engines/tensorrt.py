@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from decipher_rt.device_array import DeviceArray
 from decipher_rt.engines.cuda import Buffer, Driver, Graph
 from decipher_rt.engines.patch_embed import PatchEmbed
+from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing
 
@@ -104,7 +105,7 @@ class TensorRtEngine:
         self._embed = PatchEmbed(kernels, self.driver)
         self._volume = Buffer(self.driver, (1, 1, *spec.grid_shape), SINGLE)
         self._window = Buffer(self.driver, (1, 2), SINGLE)
-        self._log = _silent_log(self._trt)
+        self._log = message_log(self._trt)
         self._runtime: trt.Runtime = self._trt.Runtime(self._log)
         self._engines: list[trt.ICudaEngine] = []  # contexts need theirs alive
         self._buckets: dict[int, _Bucket] = {}
@@ -172,16 +173,14 @@ class TensorRtEngine:
 
     def _enqueue(self, bucket: _Bucket) -> None:
         if not bucket.context.execute_async_v3(self.driver.stream_handle):
-            raise EngineError(f"{self.name}: the engine does not run: {_said(self._log)}")
+            raise failure(f"{self.name}: the engine does not run", self._log)
 
     def _deserialize(self, plan: Plan) -> trt.ICudaEngine:
         content = plan.path.read_bytes()
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            raise EngineError(
-                f"{plan.path.name}: {self.name} {self._trt.__version__} on sm_{self.driver.architecture} refuses it: "
-                f"{_said(self._log)}; {rebuild(self.name, self.driver.architecture)}"
-            )
+            where = f"{plan.path.name}: {self.name} {self._trt.__version__} on sm_{self.driver.architecture}"
+            raise failure(f"{where} refuses it", self._log, rebuild(self.name, self.driver.architecture))
         return engine
 
     def _context(self, engine: trt.ICudaEngine, cache: _RuntimeCache | None) -> trt.IExecutionContext:
@@ -192,7 +191,7 @@ class TensorRtEngine:
             cache.attach(config)
             context = engine.create_execution_context(config)
         if context is None:
-            raise EngineError(f"{self.name}: no memory for the engine on {self.device}: {_said(self._log)}")
+            raise failure(f"{self.name}: no memory for the engine on {self.device}", self._log)
         return context
 
     def _bucket(self, context: trt.IExecutionContext, profile: int, tokens: int, embedding_size: int) -> _Bucket:
@@ -211,7 +210,7 @@ class TensorRtEngine:
         for name, output in bucket.outputs.items():
             good = good and context.set_tensor_address(name, output.array.pointer)
         if not good:
-            raise EngineError(f"{self.name}: the engine is not this bundle's encoder: {_said(self._log)}")
+            raise failure(f"{self.name}: the engine is not this bundle's encoder", self._log)
         return bucket
 
     def _warm_up(self, tokens: int, shape: tuple[int, ...]) -> None:
@@ -292,22 +291,3 @@ def _check(name: str, found: NDArray[Any] | DeviceArray, expected: DeviceArray) 
         raise EngineError(
             f"tensorrt: {name} is {found.dtype} {tuple(found.shape)}, expected {expected.dtype} {expected.shape}"
         )
-
-
-def _silent_log(trt: Any) -> Any:
-    """Return a logger that keeps errors and prints nothing."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the class is the library's
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-    return Log()
-
-
-def _said(log: Any) -> str:
-    return log.errors[-1][:200] if log.errors else "it gives no reason"

@@ -18,10 +18,10 @@ from onnx import ModelProto
 
 from decipher_rt.engines.cuda import Buffer, Driver
 from decipher_rt.engines.tensorrt import HALF, INPUT, OUTPUTS, SINGLE, require_library
+from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
 
 from .graph import with_attention_nodes, with_static_tokens
-from .log import failure, message_log
 from .plugin import plugin_kernel, register_attention
 
 ROUNDS, WARM_UP = 30, 5

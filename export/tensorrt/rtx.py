@@ -13,9 +13,8 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
-
-from .log import failure, message_log
 
 PACKAGE = "tensorrt-rtx-cu13-bindings"
 INSTALL = "pip install 'decipher-rt[tensorrt-rtx]'"

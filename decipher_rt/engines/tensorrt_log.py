@@ -1,4 +1,4 @@
-"""What TensorRT says while it builds: kept, so that an error can repeat it, and not printed."""
+"""What TensorRT says, of either flavour: kept, so that an error can repeat it, and not printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def message_log(trt: Any) -> Any:
     return MessageLog()
 
 
-def failure(what: str, log: Any) -> EngineError:
-    """Return the error for something that failed, with the first thing that the library said of it."""
+def failure(what: str, log: Any, then: str = "") -> EngineError:
+    """Return the error for something that failed: the first thing that the library said of it, then what to do."""
     said = log.errors[0][:300] if log.errors else "it gives no reason"
-    return EngineError(f"{what}: {said}")
+    return EngineError(f"{what}: {said}" + (f"; {then}" if then else ""))
