@@ -15,20 +15,31 @@ def whole_folder(target: Path) -> Iterator[Path]:
     A folder already at ``target`` is moved aside first and removed last, so that at every moment one of the two is
     whole on the disk. Whether it may be replaced is for the caller to check. After an error nothing is left behind.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
-        staging = Path(beside) / "new"
+    with _beside(target) as beside:
+        staging = beside / "new"
         staging.mkdir()
         yield staging
         if target.exists():
-            target.replace(Path(beside) / "old")
+            target.replace(beside / "old")
         staging.replace(target)
 
 
 def write_text(target: Path, text: str) -> None:
     """Write a file beside its place, then rename: it is whole or not there. A file already there is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
-        staging = Path(beside) / target.name
+    with _beside(target) as beside:
+        staging = beside / target.name
         staging.write_text(text, encoding="utf-8")
         staging.replace(target)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the same file system. An error that names no file (disk full) names ``target``."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+            yield Path(beside)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise

@@ -80,10 +80,13 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone: nothing more to say, and no one to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except ModuleNotFoundError as error:
-        if (advice := _what_to_install(error)) is None:
+    except ImportError as error:
+        if _caused_by_interrupt(error):
+            status = _fail("interrupted", 130)
+        elif isinstance(error, ModuleNotFoundError) and (advice := _what_to_install(error)):
+            status = _fail(advice, 2)
+        else:
             raise
-        status = _fail(advice, 2)
     except MemoryError:
         status = _fail("out of memory; close other programs, or use a machine with more", 2)
     except OSError as error:
@@ -96,6 +99,13 @@ def _fail(message: str, status: int) -> int:
     one_line = " ".join(message.split())
     click.echo(f"decipher-rt: {one_line}", err=True)
     return status
+
+
+def _caused_by_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: extension modules report one that reaches their import as ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _what_to_install(error: ModuleNotFoundError) -> str | None:
