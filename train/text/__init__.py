@@ -1,0 +1,1 @@
+"""Text: wordings of reports, the WordPiece tokenizer, and masked language modelling."""
