@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from decipher_rt.manifest import Precision
@@ -26,6 +27,7 @@ def load(
     engine: str = "onnxruntime",
     precision: Precision = "fp32",
     threads: int | None = None,
+    prompts: Sequence[str] = (),
 ) -> Session:
     """Open a bundle and make it ready to answer.
 
@@ -38,6 +40,8 @@ def load(
         Which encoder of the bundle to run.
     threads : int, optional
         CPU threads; default: the cores this process may use.
+    prompts : sequence of str
+        Texts that every series is compared with; the bundle must have a text tower.
 
     Raises
     ------
@@ -46,6 +50,5 @@ def load(
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.session import Session
 
-    return Session(
-        open_bundle(bundle or DEFAULT_BUNDLE, only_used=True), engine=engine, precision=precision, threads=threads
-    )
+    opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
+    return Session(opened, engine=engine, precision=precision, threads=threads, prompts=prompts)

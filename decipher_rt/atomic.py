@@ -25,10 +25,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
+    """Write a text file as UTF-8; otherwise as ``write_bytes``."""
+    write_bytes(target, text.encode())
+
+
+def write_bytes(target: Path, content: bytes) -> None:
     """Write a file beside its place, then rename: it is whole or not there. A file already there is replaced."""
     with _beside(target) as beside:
         staging = beside / target.name
-        staging.write_text(text, encoding="utf-8")
+        staging.write_bytes(content)
         staging.replace(target)
 
 

@@ -189,6 +189,7 @@ def _check_sum(folder: Path, name: str, expected: str) -> None:
 def _check_names(manifest: Manifest, sums: Mapping[str, str]) -> None:
     named = [engine.file for engine in manifest.engines] + [head.file for head in manifest.heads]
     named += list(manifest.preprocessing.graphs.values()) + ([manifest.scope.file] if manifest.scope else [])
+    named += [manifest.text.file, manifest.text.tokenizer] if manifest.text else []
     for name in named:
         if _safe(name) not in sums:
             raise BundleError(f"{MANIFEST} names {name}, which is not in the bundle")

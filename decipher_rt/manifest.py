@@ -6,6 +6,8 @@ Schema ``decipher-rt/bundle/1``. Unknown keys, wrong types and values out of ran
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +19,10 @@ from decipher_rt.errors import BundleError
 SCHEMA = "decipher-rt/bundle/1"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-HeadKind = Literal["classification", "regression"]
+HeadKind = Literal["classification", "regression", "segmentation", "localisation"]
+
+MOST_LABELS = 256  # of a segmentation: its map is uint8
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # a segmentation is written to a file named after its head
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,14 @@ class Encoder:
 class Head:
     """One decoder. Its graph takes any of ``patch``, ``tokens``, ``embedding``.
 
-    A classification head gives ``probabilities`` (B, L) in the order of ``labels``; a regression head gives ``value``
-    (B, 1) in ``unit``.
+    - classification: ``probabilities`` (B, L) in the order of ``labels``.
+    - regression: ``value`` (B, 1) in ``unit``.
+    - segmentation: ``labels_map`` (B, D, H, W) uint8, indices into ``labels``, whose first is the background; on the
+      grid, or on the grid divided by ``stride``. Patches that are no tokens are background.
+    - localisation: ``boxes`` (B, M, 7) float32: score 0 to 1, centre (d, h, w) and size (d, h, w) in grid voxels; what
+      scores below ``threshold`` is left out.
+
+    ``description`` is shown beside every answer.
     """
 
     name: str
@@ -102,6 +113,46 @@ class Head:
     description: str = ""
     labels: tuple[str, ...] = ()
     unit: str = ""
+    stride: int = 1
+    threshold: float = 0.5
+
+    def check(self, spec: Preprocessing) -> None:
+        """Raise BundleError where a head cannot be what it says."""
+        where = f"manifest.json: head {self.name}"
+        if self.kind == "segmentation":
+            if not 2 <= len(self.labels) <= MOST_LABELS:
+                raise BundleError(f"{where} has {len(self.labels)} labels, expected 2 to {MOST_LABELS}")
+            if self.stride < 1 or any(size % self.stride for size in spec.grid_shape):
+                raise BundleError(f"{where} has stride {self.stride}, which must divide grid_shape {spec.grid_shape}")
+            if _FILE_NAME.fullmatch(self.name) is None:
+                raise BundleError(f"{where}: its name must be of letters, digits, '_', '.' and '-': it names a file")
+        if self.kind == "localisation" and not 0 <= self.threshold <= 1:
+            raise BundleError(f"{where} has threshold {self.threshold}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text tower: ``file`` takes ``input_ids`` and ``attention_mask`` (B, T), gives ``embedding`` (B, E).
+
+    Attributes
+    ----------
+    file : ONNX graph
+    tokenizer : ``tokenizer.json`` of the library tokenizers
+    max_tokens : longest text that the tower reads, special tokens included
+    logit_scale : learned; a cosine times it is a logit
+    """
+
+    file: str
+    tokenizer: str
+    max_tokens: int
+    logit_scale: float
+
+    def check(self) -> None:
+        """Raise BundleError where the numbers cannot be."""
+        if self.max_tokens < 1:
+            raise BundleError(f"manifest.json: text.max_tokens is {self.max_tokens}, expected at least 1")
+        if not 0 < self.logit_scale < math.inf:
+            raise BundleError(f"manifest.json: text.logit_scale is {self.logit_scale}, expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -130,7 +181,8 @@ class Numerics:
     """What one encoder gives against the fp32 torch reference on the golden case.
 
     ``target`` is that of its ``EngineFile``; ``patch_cosine`` the smallest of a token, where it was measured;
-    ``metrics`` what the export measured of its heads on simulated series, in percent.
+    ``metrics`` what the export measured of its heads on simulated series, in percent. ``heads_max_error`` is in the
+    units of ``decipher_rt.verify.compare``.
     """
 
     precision: Precision
@@ -157,6 +209,7 @@ class Manifest:
     engines: tuple[EngineFile, ...]
     heads: tuple[Head, ...] = ()
     scope: Scope | None = None
+    text: Text | None = None
     golden: str = "golden"
     numerics: tuple[Numerics, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -193,6 +246,10 @@ class Manifest:
             raise BundleError(f"manifest.json: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
         manifest = typing.cast("Manifest", _build(cls, document, "manifest"))
         manifest.preprocessing.check()
+        for head in manifest.heads:
+            head.check(manifest.preprocessing)
+        if manifest.text:
+            manifest.text.check()
         return manifest
 
 

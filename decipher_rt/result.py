@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.boxes import Box
 from decipher_rt.dicom.geometry import canonical_ras
+from decipher_rt.label_map import LabelMap
 from decipher_rt.volume import Volume
 
 SCHEMA = "decipher-rt/result/1"
@@ -28,7 +30,20 @@ class ScopeAnswer:
 
 @dataclass(frozen=True)
 class HeadAnswer:
-    """What one head said: a label with probabilities, a value with its unit, or why it was not asked."""
+    """What one head said, or why it was not asked.
+
+    Attributes
+    ----------
+    kind : a kind of head, as the manifest has them
+    label, probabilities : of a classification
+    value, unit : of a regression
+    label_map : of a segmentation, on the grid; not in the JSON
+    volumes_ml : of a segmentation: each label but the background, in the order of their values 1, 2, ...
+    file : where the segmentation was written, if it was
+    boxes : of a localisation, the best first; empty where nothing was found
+    note : what the bundle says of the head
+    not_answered : the reason, where there is no answer
+    """
 
     kind: str
     label: str | None = None
@@ -36,14 +51,53 @@ class HeadAnswer:
     value: float | None = None
     unit: str | None = None
     not_answered: str | None = None
+    label_map: LabelMap | None = None
+    volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    file: str | None = None
+    boxes: tuple[Box, ...] = ()
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return only the keys that apply."""
+        return {"kind": self.kind, **self._said(), **({"note": self.note} if self.note else {})}
+
+    def _said(self) -> dict[str, Any]:
+        if self.not_answered is not None:
+            return {"not_answered": self.not_answered}
+        if self.kind == "segmentation":
+            labels = [
+                {"value": value, "label": label, "volume_ml": round(ml, 3)}
+                for value, (label, ml) in enumerate(self.volumes_ml.items(), 1)
+            ]
+            return {"labels": labels, **({"file": self.file} if self.file else {})}
+        if self.kind == "localisation":
+            return {"boxes": [box.to_json() for box in self.boxes]}
+        if self.label is not None:
+            return {"label": self.label, "probabilities": dict(self.probabilities)}
+        return {"value": self.value, "unit": self.unit}
+
+
+@dataclass(frozen=True)
+class PromptAnswer:
+    """How near a series is to a prompt.
+
+    Attributes
+    ----------
+    cosine : -1 to 1, between the embeddings; None where the series is out of scope
+    probability : among all prompts given; None where there is only one
+    not_answered : the reason, where there is no answer
+    """
+
+    cosine: float | None = None
+    probability: float | None = None
+    not_answered: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return only the keys that apply."""
         if self.not_answered is not None:
-            return {"kind": self.kind, "not_answered": self.not_answered}
-        if self.label is not None:
-            return {"kind": self.kind, "label": self.label, "probabilities": dict(self.probabilities)}
-        return {"kind": self.kind, "value": self.value, "unit": self.unit}
+            return {"not_answered": self.not_answered}
+        probability = {} if self.probability is None else {"probability": self.probability}
+        return {"cosine": self.cosine, **probability}
 
 
 @dataclass(frozen=True)
@@ -62,6 +116,8 @@ class Result:
     heads : mapping from head name to HeadAnswer
     timings_ms : dict
         ``read, preprocess, encode, heads, write`` and ``total``, in milliseconds; the total is measured on its own.
+    prompts : mapping from prompt to PromptAnswer
+        Empty where none were given.
     """
 
     series: Mapping[str, Any]
@@ -72,6 +128,7 @@ class Result:
     scope: ScopeAnswer
     heads: Mapping[str, HeadAnswer]
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    prompts: Mapping[str, PromptAnswer] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, schema ``decipher-rt/result/1``."""
@@ -85,6 +142,7 @@ class Result:
             "embedding": embedding,
             "scope": {"in": self.scope.inside, "score": self.scope.score, "reason": self.scope.reason},
             "heads": {name: answer.to_json() for name, answer in self.heads.items()},
+            **({"prompts": {text: near.to_json() for text, near in self.prompts.items()}} if self.prompts else {}),
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
             "notice": NOTICE,
         }

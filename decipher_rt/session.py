@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.select import CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
+from decipher_rt.heads import answer_of, head_threads
 from decipher_rt.manifest import Head, Precision
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler
@@ -29,6 +30,9 @@ from decipher_rt.streaming import SeriesStream, blank_volume
 from decipher_rt.tokens import Tokens, select_tokens
 from decipher_rt.verify import golden_fault
 from decipher_rt.volume import SeriesInfo, Volume
+
+if TYPE_CHECKING:
+    from decipher_rt.text import Prompts
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -58,11 +62,15 @@ class Session:
         Which encoder of the bundle.
     threads : int, optional
         CPU threads of the encoder and of preprocessing; default: the cores this process may use.
+    prompts : sequence of str
+        What every series is compared with, in words.
 
     Raises
     ------
     BundleError, EngineError
-        If the bundle has no such encoder, or this machine cannot run it.
+        If the bundle has no such encoder, or no text tower where there are prompts, or this machine cannot run it.
+    DecipherError
+        If a prompt is empty, too long, or given twice.
 
     Notes
     -----
@@ -76,12 +84,14 @@ class Session:
         engine: str = "onnxruntime",
         precision: Precision = "fp32",
         threads: int | None = None,
+        prompts: Sequence[str] = (),
     ) -> None:
         self.bundle = bundle
         self.fallback: str | None = None
         self._slices: SliceResampler | None = None  # made for the first stream
         threads = threads or usable_cores()
         manifest = bundle.manifest
+        self._prompts = _read_prompts(bundle, prompts, threads)
         small = cpu_engine(engine)
         # What may run on a GPU loads first: whether it does decides where preprocessing runs.
         encoder = None if engine in CPU_ENGINES else load_encoder(bundle, engine, precision, threads)
@@ -90,7 +100,9 @@ class Session:
             loading = pool.submit(self._load_preprocessor, threads, device)
             self._use(encoder or load_encoder(bundle, engine, precision, threads))
             self._heads = {
-                head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=1)
+                head.name: load_engine(
+                    small, bundle.file(head.file), precision="fp32", threads=head_threads(head, threads)
+                )
                 for head in manifest.heads
             }
             scope = manifest.scope
@@ -278,7 +290,8 @@ class Session:
         clock.finish("encode")
         features = {**encoded, "tokens": tokens.indices[None]}
         scope = self._judge_scope(volume, features)
-        heads = {head.name: self._ask(head, features, scope) for head in self.bundle.manifest.heads}
+        heads = {head.name: self._ask(head, features, scope, grid, volume) for head in self.bundle.manifest.heads}
+        embedding = encoded["embedding"][0].astype(np.float32)
         result = Result(
             series=describe_series(volume),
             bundle={
@@ -288,9 +301,10 @@ class Session:
             },
             engine=self._describe_engine(),
             tokens={"kept": len(tokens.indices), "total": spec.patches},
-            embedding=encoded["embedding"][0].astype(np.float32),
+            embedding=embedding,
             scope=scope,
             heads=heads,
+            prompts=self._prompts.compare(embedding, scope) if self._prompts else {},
         )
         clock.finish("heads")
         return result
@@ -309,28 +323,30 @@ class Session:
             reason += f": unlike the {scope.subject} the model was made for"
         return ScopeAnswer(score >= scope.threshold, score, reason)
 
-    def _ask(self, head: Head, features: Outputs, scope: ScopeAnswer) -> HeadAnswer:
+    def _ask(self, head: Head, features: Outputs, scope: ScopeAnswer, grid: Grid, volume: Volume) -> HeadAnswer:
         if not scope.inside:
-            return HeadAnswer(head.kind, not_answered=f"out of scope: {scope.reason}")
-        engine = self._heads[head.name]
-        answer = engine.run(_wanted(engine, features))
-        if head.kind == "regression":
-            return HeadAnswer(head.kind, value=float(answer["value"][0, 0]), unit=head.unit)
-        found = answer["probabilities"][0].tolist()
-        if len(found) != len(head.labels):
-            raise BundleError(
-                f"{self.bundle.path}: head {head.name} gives {len(found)} probabilities for {len(head.labels)} labels; "
-                "export the bundle again"
-            )
-        probabilities = dict(zip(head.labels, found, strict=True))
-        return HeadAnswer(
-            head.kind, label=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities
-        )
+            return HeadAnswer(head.kind, not_answered=f"out of scope: {scope.reason}", note=head.description)
+        engine, spec = self._heads[head.name], self.bundle.manifest.preprocessing
+        try:
+            return answer_of(head, engine.run(_wanted(engine, features)), spec, grid.affine_lps_mm, volume)
+        except BundleError as error:
+            raise BundleError(f"{self.bundle.path}: {error}") from None
 
 
 def _failure(opened: OpenedSeries, error: DecipherError) -> Failure:
     return Failure(str(opened.series.path), opened.series.uid, str(error))
 
 
+def _read_prompts(bundle: Bundle, prompts: Sequence[str], threads: int) -> Prompts | None:
+    if not prompts:
+        return None
+    from decipher_rt.text import read_prompts
+
+    return read_prompts(bundle, prompts, threads)
+
+
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:
+    unknown = sorted(set(engine.inputs) - set(features))
+    if unknown:
+        raise BundleError(f"a head takes {', '.join(unknown)}, which no encoder gives; export the bundle again")
     return {name: features[name] for name in engine.inputs}

@@ -2,7 +2,7 @@
 
 The golden case is ``case.npz`` in the bundle's golden folder, arrays only: the encoder's inputs ``volume`` (int16 or
 float32), ``window`` and ``tokens``, and the reference outputs ``patch``, ``embedding``, ``heads.<name>`` for every
-head and ``scope``.
+head and ``scope``; where the bundle has a text tower also ``prompts``, an array of text, and their embeddings ``text``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from decipher_rt.encoder import cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
-from decipher_rt.manifest import EngineFile, Manifest, Precision
+from decipher_rt.heads import head_threads
+from decipher_rt.manifest import EngineFile, Head, Manifest, Precision, Preprocessing
 
 CASE = "case.npz"
 INPUTS = ("volume", "window", "tokens")
 SCOPE = "scope"
+PROMPTS, TEXT = "prompts", "text"
 MIN_EMBEDDING_COSINE = 0.99  # between a reduced precision and fp32
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -33,7 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class VerifyRow:
-    """One output beside its reference. ``error`` is the largest absolute difference, infinite if one is not finite."""
+    """One output beside its reference. ``error`` is as ``compare`` defines it, infinite if a value is not finite."""
 
     output: str
     error: float
@@ -57,7 +59,7 @@ class VerifyReport:
     embedding_cosine : float
         Smallest cosine between an embedding and its reference.
     rows : tuple of VerifyRow
-        ``patch``, ``embedding``, every head, ``scope``.
+        ``patch``, ``embedding``, every head, ``scope``, ``text``.
     """
 
     engine: str
@@ -92,7 +94,8 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
         If this machine cannot run it.
     """
     manifest = bundle.manifest
-    loaded = load_encoder(bundle, engine, precision, threads or usable_cores())
+    threads = threads or usable_cores()
+    loaded = load_encoder(bundle, engine, precision, threads)
     # A plan for a card that the export did not have states no tolerance: it is held to that of the same precision.
     tolerance = manifest.tolerance(loaded.entry) or manifest.tolerance(manifest.engine_file("onnx", precision))
     if tolerance is None:
@@ -101,12 +104,17 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
         )
     case, small = read_case(bundle), cpu_engine(engine)
     heads = {
-        head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=1) for head in manifest.heads
+        head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=head_threads(head, threads))
+        for head in manifest.heads
     }
     scope = (
         load_engine(small, bundle.file(manifest.scope.file), precision="fp32", threads=1) if manifest.scope else None
     )
     outputs = run_case(case, loaded.engine, heads, scope)
+    if manifest.text:
+        from decipher_rt.text import TextTower
+
+        outputs[TEXT] = TextTower(bundle, threads).embed([str(prompt) for prompt in case[PROMPTS]])
     cosine, rows = compare(outputs, case, manifest, tolerance)
     return VerifyReport(loaded.engine.name, precision, cosine, rows)
 
@@ -157,6 +165,7 @@ def read_case(bundle: Bundle) -> dict[str, NDArray[Any]]:
         ) from None
     expected = [*INPUTS, "patch", "embedding", *(f"heads.{head.name}" for head in bundle.manifest.heads)]
     expected += [SCOPE] if bundle.manifest.scope else []
+    expected += [PROMPTS, TEXT] if bundle.manifest.text else []
     for key in expected:
         if key not in case:
             raise BundleError(f"bundle {bundle.path}: {name} has no array {key}; export it again")
@@ -187,11 +196,13 @@ def compare(
     cosine : float
         The smallest between an embedding and its reference.
     rows : tuple of VerifyRow
-        Tokens are of order 1 after the last norm, an embedding is a unit vector and probabilities end at 1, so that
-        one absolute tolerance serves all. What a user would be told (label, in or out of scope) must be the same as
-        well.
+        One tolerance serves all outputs, since each error is of what is of order 1: tokens after the last norm,
+        embeddings of length 1 and probabilities by their largest absolute difference; a regression's value by its
+        difference over the larger of 1 and the reference; boxes by scores, and by centres and sizes in parts of the
+        grid; a label map by the share of voxels that differ among those that are not background in both. What a user
+        would be told (label, number of boxes, in or out of scope) must be the same as well.
     """
-    labels = {f"heads.{head.name}": head.labels for head in manifest.heads if head.labels}
+    heads = {f"heads.{head.name}": head for head in manifest.heads}
     rows = []
     for name, output in outputs.items():
         reference = expected[name]
@@ -199,11 +210,10 @@ def compare(
             raise BundleError(
                 f"{name} has shape {output.shape}, the golden case {reference.shape}; export the bundle again"
             )
-        difference = np.abs(output.astype(np.float64) - reference)
-        error = float(difference.max()) if np.isfinite(difference).all() else float("inf")
+        error = _error(heads.get(name), output, reference, manifest.preprocessing)
         answers = ["", ""]
-        if name in labels:
-            answers = [", ".join(labels[name][i] for i in array.argmax(axis=-1)) for array in (output, reference)]
+        if name in heads:
+            answers = [_answer(heads[name], array) for array in (output, reference)]
         elif name == SCOPE and manifest.scope:
             answers = [
                 ", ".join(("out", "in")[int(s >= manifest.scope.threshold)] for s in array)
@@ -213,3 +223,26 @@ def compare(
     a, b = (x["embedding"].astype(np.float64) for x in (outputs, expected))
     cosine = (a * b).sum(axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
     return float(cosine.min()), tuple(rows)
+
+
+def _error(head: Head | None, output: NDArray[Any], reference: NDArray[Any], spec: Preprocessing) -> float:
+    """Return how far an output is from its reference, as ``compare`` says."""
+    if head is not None and head.kind == "segmentation":
+        either = int(((output != 0) | (reference != 0)).sum())
+        return float((output != reference).sum() / max(either, 1))
+    scale: NDArray[np.float64] = np.ones(1)
+    if head is not None and head.kind == "regression":
+        scale = np.maximum(np.abs(reference.astype(np.float64)), 1)
+    elif head is not None and head.kind == "localisation":
+        scale = np.array([1, *spec.grid_shape, *spec.grid_shape], np.float64)
+    difference = np.abs(output.astype(np.float64) - reference) / scale
+    return float(difference.max(initial=0)) if np.isfinite(difference).all() else float("inf")
+
+
+def _answer(head: Head, output: NDArray[Any]) -> str:
+    """Say what a user would be told, for each of the batch; nothing where numbers alone are told."""
+    if head.kind == "classification" and head.labels:
+        return ", ".join(head.labels[i] for i in output.argmax(axis=-1))
+    if head.kind == "localisation":
+        return ", ".join(f"{int(n)} found" for n in (output[..., 0] >= head.threshold).sum(axis=-1))
+    return ""

@@ -14,6 +14,8 @@ from decipher_rt.errors import DecipherError
 
 _COMMANDS = {
     "infer": "decipher_rt.cli.infer:infer",
+    "embed": "decipher_rt.cli.embed:embed",
+    "search": "decipher_rt.cli.search:search",
     "demo": "decipher_rt.cli.demo:demo",
     "inspect": "decipher_rt.cli.inspect:inspect",
     "verify": "decipher_rt.cli.verify:verify",
@@ -111,6 +113,7 @@ def _caused_by_interrupt(error: BaseException | None) -> bool:
 def _what_to_install(error: ModuleNotFoundError) -> str | None:
     """Name the extra that holds a missing package; None where the package is not one of an extra."""
     extras = {"torch": "train,export", "nilearn": "train", "scipy": "train", "yaml": "train", "safetensors": "train"}
+    extras |= {"tokenizers": "text", "usearch": "text"}
     extras |= {"onnx": "export", "onnxscript": "export", "openvino": "openvino"}
     module = (error.name or "").partition(".")[0]
     if module not in extras:

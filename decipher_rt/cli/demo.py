@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from decipher_rt.cli.options import bundle_option
+from decipher_rt.cli.options import bundle_option, one_line
 
 if TYPE_CHECKING:
     from decipher_rt.manifest import Preprocessing
@@ -76,6 +76,8 @@ def _explain(outcome: Result, spec: Preprocessing) -> None:
     _step("Scope", f"{'in' if outcome.scope.inside else 'out'}: {outcome.scope.reason}.")
     for head, answer in outcome.heads.items():
         _step("Answer", f"{head}: {say_answer(answer)}")
+        if answer.note:
+            _step("", f"({one_line(answer.note)})")
     _step("Total", f"{times['total']:.0f} ms, writing included.")
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options
+from decipher_rt.cli.options import bundle_option, engine_options, one_line
 
 if TYPE_CHECKING:
-    from decipher_rt.result import Failure, HeadAnswer, Result
+    from decipher_rt.boxes import Box
+    from decipher_rt.result import Failure, HeadAnswer, PromptAnswer, Result
 
 DEFAULT_OUT = Path("decipher-rt-out")
 
@@ -24,6 +25,7 @@ Examples:
   decipher-rt infer series/
   decipher-rt infer study/ more/*.nii.gz -o out --png
   decipher-rt infer series.zip --json | jq .heads
+  decipher-rt infer series/ --prompt "T1-weighted image" --prompt "T2-weighted image"
 
 Exit status: 0 all answered, 1 some of several series failed, 2 none could be answered.
 """,
@@ -31,10 +33,20 @@ Exit status: 0 all answered, 1 some of several series failed, 2 none could be an
 @click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @bundle_option
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Write result.json and embedding.npy into OUT/<uid>/."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write result.json, embedding.npy and segmentations (NIfTI) into OUT/<uid>/.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each series.")
 @click.option("--png", is_flag=True, help=f"Write views.png too (into {DEFAULT_OUT}/ where -o is not given).")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="Compare each series with this text; given several times, with probabilities among them.",
+)
 @engine_options
 @click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
 @click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing.")
@@ -46,6 +58,7 @@ def infer(
     out: Path | None,
     as_json: bool,
     png: bool,
+    prompts: tuple[str, ...],
     engine: str,
     precision: Any,
     threads: int | None,
@@ -65,7 +78,7 @@ def infer(
     write = folder_writer(out, png=png) if out else None
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
     opened = one_ahead(read_each(paths, options))  # the first series is read while the bundle loads
-    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads)
+    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads, prompts=prompts)
     failures: list[Failure] = []
     answered = 0
     for outcome in _with_progress(session.answer_each(opened, write)):
@@ -112,6 +125,9 @@ def summary(result: Result, out: Path | None) -> str:
     ]
     for name, answer in result.heads.items():
         lines.append(f"  {name:<10} {say_answer(answer)}")
+        lines += [click.style(f"{'':13}{one_line(answer.note)}", dim=True)] * bool(answer.note)
+    for prompt, near in result.prompts.items():
+        lines.append(f"  {'prompt':<10} {say_prompt(near)}  {one_line(prompt)}")
     lines += [f"  {click.style('warning', fg='yellow')}    {warning}" for warning in series["warnings"]]
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in times.items() if stage != "total" and ms >= 0.5)
     lines.append(
@@ -126,8 +142,31 @@ def say_answer(answer: HeadAnswer) -> str:
     """Say one head's answer on a line."""
     if answer.not_answered is not None:
         return click.style("not answered", fg="yellow")
+    if answer.kind == "segmentation":
+        return ", ".join(f"{label} {ml:.4g} ml" for label, ml in answer.volumes_ml.items())
+    if answer.kind == "localisation":
+        return "; ".join(map(say_box, answer.boxes)) or "none found"
     if answer.label is None:
         return f"{answer.value:.4g} {answer.unit}"
     ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])
     others = ", ".join(f"{label} {probability:.1%}" for label, probability in ranked[1:])
     return f"{click.style(answer.label, bold=True)} {ranked[0][1]:.1%}  ({others})"
+
+
+def say_box(box: Box) -> str:
+    """Say where a box is: its centre from the origin of the patient's coordinates, in mm."""
+    center = " ".join(
+        f"{positive if mm >= 0 else negative} {abs(mm):.0f}"
+        for mm, positive, negative in zip(box.center_lps_mm, "LPS", "RAI", strict=True)
+    )
+    size = " x ".join(f"{mm:.0f}" for mm in box.size_mm)
+    return f"{click.style(f'{size} mm', bold=True)} (S x A x R) at {center} mm, score {box.score:.1%}"
+
+
+def say_prompt(answer: PromptAnswer) -> str:
+    """Say how near a series is to a prompt."""
+    if answer.cosine is None:
+        return click.style("not answered", fg="yellow")
+    if answer.probability is None:
+        return f"cosine {answer.cosine:.3f} (a probability needs a second prompt)"
+    return f"{answer.probability:6.1%}, cosine {answer.cosine:.3f}"

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from decipher_rt.cli.options import one_line
+
+if TYPE_CHECKING:
+    from decipher_rt.manifest import Head
 
 
 @click.command(
@@ -39,8 +45,10 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
             f"{encoder.parameters / 1e6:.1f} M parameters, {encoder.width} wide, embedding {encoder.embedding_size}",
         ),
         *(("engine", f"{engine.target} {engine.precision}: {engine.file}") for engine in manifest.engines),
-        *(("head", f"{head.name}: {head.kind} {', '.join(head.labels) or head.unit}") for head in manifest.heads),
+        *(row for head in manifest.heads for row in _say_head(head)),
     ]
+    if manifest.text:
+        rows.append(("text", f"{manifest.text.file}, {manifest.text.max_tokens} tokens at most"))
     if manifest.scope:
         rows.append(("scope", f"{manifest.scope.method}, threshold {manifest.scope.threshold:.4g}"))
     rows += [
@@ -49,6 +57,11 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
     ]
     for label, text in rows:
         click.echo(f"  {label:<9} {text}")
+
+
+def _say_head(head: Head) -> list[tuple[str, str]]:
+    rows = [("head", f"{head.name}: {head.kind} {', '.join(head.labels) or head.unit}".rstrip())]
+    return [*rows, ("", one_line(head.description))] if head.description else rows
 
 
 def _by(sizes: tuple[float, ...]) -> str:

@@ -1,4 +1,4 @@
-"""One folder for each series: ``result.json``, ``embedding.npy`` and, if wanted, ``views.png``; whole or not there."""
+"""One folder for each series, whole or not there: ``result.json``, ``embedding.npy``, segmentations, ``views.png``."""
 
 from __future__ import annotations
 
@@ -37,17 +37,31 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
             raise DecipherError(f"{target}: exists and holds no {RESULT}; move it away or choose another -o")
         with whole_folder(target) as staging:
             np.save(staging / EMBEDDING, result.embedding, allow_pickle=False)
+            filed = _write_segmentations(result, volume, staging, target)
             if png:
                 from decipher_rt.writers.views import draw_views
 
-                timed = replace(result, timings_ms=clock.timings_ms())
+                timed = replace(filed, timings_ms=clock.timings_ms())
                 (staging / VIEWS).write_bytes(draw_views(timed, volume))
             clock.finish("write")
-            written = replace(result, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
+            written = replace(filed, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
             (staging / RESULT).write_text(json.dumps(written.to_json(), indent=2) + "\n", encoding="utf-8")
         return written
 
     return write
+
+
+def _write_segmentations(result: Result, volume: Volume, staging: Path, target: Path) -> Result:
+    """Write each label map as NIfTI in the source's geometry; return the result that says where."""
+    heads = dict(result.heads)
+    for name, answer in result.heads.items():
+        if answer.label_map is None:
+            continue
+        from decipher_rt.writers.segmentation import nifti_name, segmentation_nifti
+
+        (staging / nifti_name(name)).write_bytes(segmentation_nifti(answer.label_map, volume, name))
+        heads[name] = replace(answer, file=str(target / nifti_name(name)))
+    return replace(result, heads=heads)
 
 
 def folder_name(result: Result) -> str:

@@ -1,0 +1,80 @@
+"""``decipher-rt embed``: series into an index that ``decipher-rt search`` looks through."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from decipher_rt.cli.options import bundle_option, engine_options
+
+
+@click.command(
+    short_help="Put series into an index to search.",
+    epilog="""\b
+Examples:
+  decipher-rt embed archive/ -o archive.index
+  decipher-rt embed today/ -o archive.index --add
+
+Exit status: 0 all are in, 1 some of several series failed, 2 none could be read.
+""",
+)
+@click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="INDEX", required=True, type=click.Path(path_type=Path), help="File.")
+@click.option("--add", is_flag=True, help="Add to INDEX; a series that is in it is replaced.")
+@bundle_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@engine_options
+@click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
+@click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing.")
+@click.option("--any-modality", is_flag=True, help="Go on where the series is not MR.")
+def embed(
+    paths: tuple[Path, ...],
+    output: Path,
+    add: bool,
+    bundle: Path | None,
+    as_json: bool,
+    engine: str,
+    precision: Any,
+    threads: int | None,
+    volume: int,
+    allow_gaps: bool,
+    any_modality: bool,
+) -> None:
+    """Embed each DICOM or NIfTI series under SERIES and write INDEX.
+
+    INDEX holds the embeddings, what the headers say of each series, and which bundle made it; nothing of the patient.
+    A series out of the bundle's scope goes in and is marked.
+    """
+    import decipher_rt
+    from decipher_rt.index import add_results, empty_index, read_index, require_bundle, write_index
+    from decipher_rt.result import Failure
+    from decipher_rt.series import ReadOptions
+
+    if output.exists() and not add:
+        raise click.UsageError(f"{output} exists; add to it with --add, or choose another name")
+    before = read_index(output) if add and output.exists() else None
+    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads)
+    if before is not None:
+        require_bundle(before, session.bundle, output)
+    options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
+    results, failed = [], 0
+    for outcome in session.infer_each(paths, options):
+        if isinstance(outcome, Failure):
+            failed += 1
+            click.echo(f"decipher-rt: {outcome.error}", err=True)
+        elif not isinstance(outcome.embedding, str):
+            results.append((outcome, outcome.embedding))
+    if results:
+        index = add_results(before or empty_index(session.bundle), results)
+        write_index(output, index)
+        outside = sum(not entry.in_scope for entry in index.entries)
+        if as_json:
+            counts = {"series": len(index.entries), "embedded": len(results), "failed": failed, "out_of_scope": outside}
+            click.echo(json.dumps({"index": str(output), "bundle_sha256": index.bundle_sha256, **counts}))
+        else:
+            click.echo(f"{output}: {len(index.entries)} series, {len(results)} of them new, {outside} out of scope")
+    sys.exit((1 if results else 2) if failed else 0)

@@ -1,0 +1,107 @@
+"""``decipher-rt search``: series of an index by words or by another series."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from decipher_rt.cli.options import bundle_option, engine_options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from decipher_rt.bundle import Bundle
+
+SCHEMA = "decipher-rt/search/1"
+SERIES_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".zip")
+
+
+@click.command(
+    short_help="Find series of an index by words or by a series.",
+    epilog="""\b
+Examples:
+  decipher-rt search archive.index "T2-weighted image with a lesion in the left frontal lobe"
+  decipher-rt search archive.index series/ -k 5 --json | jq .hits
+""",
+)
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("query", metavar='"QUERY"|SERIES')
+@click.option("-k", "--count", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Hits at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@bundle_option
+@engine_options
+def search(
+    index: Path,
+    query: str,
+    count: int,
+    as_json: bool,
+    bundle: Path | None,
+    engine: str,
+    precision: Any,
+    threads: int | None,
+) -> None:
+    """Find the series of INDEX that are nearest to a text, or to the series under a path.
+
+    Nearest is by the cosine between embeddings; every series of the index is compared. The bundle must be the one that
+    the index was made with.
+    """
+    from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+    from decipher_rt.index import read_index, require_bundle, search_index
+
+    opened_index = read_index(index)
+    opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
+    require_bundle(opened_index, opened, index)
+    by_series = _is_series(query)
+    if by_series:
+        vector = _embed_series(opened, Path(query), engine, precision, threads)
+    else:
+        vector = _embed_text(opened, query, threads)
+    hits = search_index(opened_index, vector, count)
+    if as_json:
+        rows = [{"cosine": round(hit.cosine, 7), **dataclasses.asdict(hit.entry)} for hit in hits]
+        about = {"index": str(index), "bundle_sha256": opened.sha256, "query": query}
+        found = {"by": "series" if by_series else "text", "searched": len(opened_index.entries), "hits": rows}
+        click.echo(json.dumps({"schema": SCHEMA, **about, **found}))
+        return
+    for rank, hit in enumerate(hits, 1):
+        entry = hit.entry
+        what = "  ".join(filter(None, (entry.manufacturer, entry.description)))
+        marks = f"  volume {entry.volume_index}" * (entry.volume_index > 0)
+        marks += "" if entry.in_scope else click.style("  out of scope", fg="yellow")
+        click.echo(f"{rank:>4}  {hit.cosine:+.4f}  {click.style(entry.path, bold=True)}  {what}{marks}")
+
+
+def _is_series(query: str) -> bool:
+    """Whether a query is a path. What looks like one and is not there is an error and never searched as words."""
+    looks = query.lower().endswith(SERIES_SUFFIXES) or query.startswith(("/", "./", "../", "~"))
+    try:
+        exists = Path(query).exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte: words
+        exists = False
+    if looks and not exists:
+        raise click.UsageError(f"{query}: no such file or folder")
+    return exists
+
+
+def _embed_series(bundle: Bundle, path: Path, engine: str, precision: Any, threads: int | None) -> NDArray[np.float32]:
+    from decipher_rt.session import Session
+
+    result = Session(bundle, engine=engine, precision=precision, threads=threads).infer(path)
+    if not result.scope.inside:
+        click.echo(f"decipher-rt: {path} is out of scope ({result.scope.reason}); hits may mean little", err=True)
+    if isinstance(result.embedding, str):  # only a writer replaces it by a file's name
+        raise TypeError(result.embedding)
+    return result.embedding
+
+
+def _embed_text(bundle: Bundle, text: str, threads: int | None) -> NDArray[np.float32]:
+    from decipher_rt.engines.threads import usable_cores
+    from decipher_rt.text import TextTower
+
+    vector: NDArray[np.float32] = TextTower(bundle, threads or usable_cores()).embed([text])[0]
+    return vector
