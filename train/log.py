@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .checkpoint import write_text
 
 SMOOTH = 25  # steps that the curve averages over
+FIRST_LOSSES = ("loss", "sequence", "lesion", "evidence", "tissue", "headness")
 
 
 class StepLog:
@@ -27,7 +28,9 @@ class StepLog:
         self._rows.append({"step": str(step), **{name: f"{value:.5g}" for name, value in values.items()}})
 
     def write(self) -> None:
-        """Write the file anew, beside and renamed."""
+        """Write the file anew, beside and renamed; without rows there is none."""
+        if not self._rows:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self._rows[-1]), lineterminator="\n")
         writer.writeheader()
@@ -35,8 +38,15 @@ class StepLog:
         write_text(self._path, text.getvalue())
 
 
-def draw_curve(log: Path, picture: Path) -> None:
-    """Draw every loss of a log against the step, as PNG."""
+def last_means(log: Path, steps: int = SMOOTH) -> dict[str, float]:
+    """Return the means of a log's columns over its last ``steps`` steps."""
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[-steps:]
+    return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0] if name != "step"}
+
+
+def draw_curve(log: Path, picture: Path, names: Sequence[str] = FIRST_LOSSES) -> None:
+    """Draw losses of a log against the step, as PNG; on a logarithmic scale where all are positive."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -48,10 +58,13 @@ def draw_curve(log: Path, picture: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     window = max(1, min(SMOOTH, len(rows) // 4))
     steps = np.array([int(row["step"]) for row in rows])[window - 1 :]
-    for name in ("loss", "sequence", "lesion", "evidence", "tissue", "headness"):
+    lowest = np.inf
+    for name in names:
         values = np.convolve([float(row[name]) for row in rows], np.ones(window) / window, mode="valid")
+        lowest = min(lowest, float(values.min()))
         axes.plot(steps, values, label=name, linewidth=2.0 if name == "loss" else 1.2)
-    axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", yscale="log")
+    scale = "log" if lowest > 0 else "linear"
+    axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", yscale=scale)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     beside = picture.with_name(f".{picture.name}.part")

@@ -1,4 +1,4 @@
-"""Progress on a terminal, silence in a pipe."""
+"""Progress on a terminal, silence in a pipe; of several processes the first speaks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from .distributed import rank
+
 
 class Progress:
     """Says how far a run is, on standard error, if that is a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
+        self._speaks = self._console.is_terminal and rank() == 0
 
     def say(self, line: str) -> None:
         """Say what begins."""
-        if self._console.is_terminal:
+        if self._speaks:
             self._console.print(line, highlight=False)
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar; the function that it yields is told how much is done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with RichProgress(*columns, console=self._console, disable=not self._console.is_terminal) as bars:
+        with RichProgress(*columns, console=self._console, disable=not self._speaks) as bars:
             task = bars.add_task(name, total=total)
             yield lambda done: bars.update(task, completed=min(done, total))

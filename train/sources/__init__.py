@@ -1,0 +1,59 @@
+"""Where training data come from: the simulator, a manifest of DICOM series and NIfTI files, or a BIDS folder.
+
+Every source yields `Example`s by number, on the encoder's grid, kept on disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from decipher_rt.manifest import Preprocessing
+
+from ..progress import Progress
+from ..samples import SPLITS, Split
+from .config import SourceConfig
+from .example import Box, Example, Examples, Facts, Label, ListedExamples
+
+__all__ = [
+    "SPLITS",
+    "Box",
+    "Example",
+    "Examples",
+    "Facts",
+    "Label",
+    "ListedExamples",
+    "SourceConfig",
+    "Split",
+    "open_source",
+]
+
+
+def open_source(
+    config: SourceConfig, spec: Preprocessing, split: Split, cache_dir: Path, workers: int, progress: Progress
+) -> Examples:
+    """Return the examples of one split, making those that are not on disk yet.
+
+    Parameters
+    ----------
+    config : SourceConfig
+    spec : Preprocessing
+        Grid and window of the encoder.
+    split : "train", "validation" or "test"
+    cache_dir : Path
+        Where volumes on the grid are kept, in a folder for each source and split.
+    workers : int
+        Processes that make them.
+    progress : Progress
+
+    Raises
+    ------
+    SourceError
+        Where a manifest or a BIDS folder is broken: the message names file, line and column.
+    AnatomyError
+        Where the simulator's base anatomy cannot be used.
+    """
+    if config.kind == "simulator":
+        from .simulated import open_simulator
+
+        return open_simulator(config, spec, split, cache_dir, workers, progress)
+    raise NotImplementedError(config.kind)

@@ -1,0 +1,181 @@
+"""Examples on disk: safetensors shards, written beside and renamed, so that a killed run leaves whole ones only.
+
+A shard holds up to ``SHARD`` examples: ``volume`` (N, D, H, W) float16, ``affine_lps_mm`` (N, 4, 4) float64, ``tissue``
+(T, D, H, W) uint8 of those that have one, and everything else as JSON in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..checkpoint import CheckpointError
+from ..workers import run_jobs
+from .example import Box, Example, Facts
+
+SHARD = 32
+
+
+class MakeExample(Protocol):
+    """Makes examples by number, in any process: it can be pickled, and the same number gives the same example."""
+
+    def __call__(self, index: int, /) -> Example:
+        """Make one."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardedExamples:
+    """The first ``count`` examples of a folder of shards. Reading one opens one file and copies one example."""
+
+    folder: Path
+    count: int
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return self.count
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Read one."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"example {index} of {self.count}")
+        path, row = shard_file(self.folder, index // SHARD), index % SHARD
+        facts, with_tissue = _read_facts(path)
+        with _opened(path) as file:
+            volume = file.get_slice("volume")[row]
+            affine = file.get_slice("affine_lps_mm")[row]
+            tissue = file.get_slice("tissue")[with_tissue.index(row)] if row in with_tissue else None
+        return Example(**vars(facts[row]), volume=volume, affine_lps_mm=affine, tissue=tissue)
+
+    def facts(self, index: int) -> Facts:
+        """Return what is known of one; the voxels are not read."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"example {index} of {self.count}")
+        return _read_facts(shard_file(self.folder, index // SHARD))[0][index % SHARD]
+
+
+def make_shards(
+    make: MakeExample, count: int, folder: Path, workers: int, advance_to: Callable[[int], Any]
+) -> ShardedExamples:
+    """Make whatever of the first ``count`` examples is not on disk yet.
+
+    Parameters
+    ----------
+    make : MakeExample
+    folder : Path
+        Named by its caller after everything that decides the content.
+    workers : int
+        Processes.
+    advance_to : callable
+        Told how many examples are there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = -(-count // SHARD)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run start together: one makes, the others find
+        missing = [shard for shard in range(shards) if not _whole(folder, shard, count)]
+        done = count - sum(len(_rows(shard, count)) for shard in missing)
+        advance_to(done)
+
+        def made(shard: int) -> None:
+            nonlocal done
+            done += len(_rows(shard, count))
+            advance_to(done)
+
+        jobs = [(make, _rows(shard, count), shard_file(folder, shard)) for shard in missing]
+        run_jobs(write_shard, jobs, workers, lambda job: made(missing[job]))
+    return ShardedExamples(folder, count)
+
+
+def write_shard(make: MakeExample, indices: range, path: Path) -> None:
+    """Make the examples of one shard and write them."""
+    examples = [make(index) for index in indices]
+    with_tissue = [row for row, example in enumerate(examples) if example.tissue is not None]
+    arrays: dict[str, NDArray[Any]] = {
+        "volume": np.stack([example.volume for example in examples]),
+        "affine_lps_mm": np.stack([np.asarray(example.affine_lps_mm, np.float64) for example in examples]),
+    }
+    if with_tissue:
+        arrays["tissue"] = np.stack([t for example in examples if (t := example.tissue) is not None])
+    documents = [_document(example) for example in examples]
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(arrays, beside, {"facts": json.dumps(documents), "with_tissue": json.dumps(with_tissue)})
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def shard_file(folder: Path, shard: int) -> Path:
+    """Return where a shard lies."""
+    return folder / f"{shard:05d}.safetensors"
+
+
+def _rows(shard: int, count: int) -> range:
+    return range(shard * SHARD, min((shard + 1) * SHARD, count))
+
+
+def _whole(folder: Path, shard: int, count: int) -> bool:
+    """Whether a shard is there with all its rows: the last one grows when more examples are asked for."""
+    path = shard_file(folder, shard)
+    return path.exists() and len(_read_facts(path)[0]) >= len(_rows(shard, count))
+
+
+def _read_facts(path: Path) -> tuple[tuple[Facts, ...], tuple[int, ...]]:
+    try:
+        return _parse_facts(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: was removed while it was in use; run the command again") from None
+
+
+@lru_cache(maxsize=1024)
+def _parse_facts(path: Path, mtime_ns: int) -> tuple[tuple[Facts, ...], tuple[int, ...]]:
+    del mtime_ns  # only tells a shard from what replaced it
+    with _opened(path) as file:
+        metadata = file.metadata()
+    return tuple(_facts(d) for d in json.loads(metadata["facts"])), tuple(json.loads(metadata["with_tissue"]))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: a damaged shard ({str(error)[:80]}); remove it and run again") from None
+
+
+def _document(example: Example) -> dict[str, Any]:
+    boxes = example.boxes
+    return {
+        "labels": dict(example.labels),
+        "report": list(example.report),
+        "boxes": None if boxes is None else [[b.center_lps_mm, b.size_mm, b.label] for b in boxes],
+        "region": example.region,
+        "patient": example.patient,
+        "kind": example.kind,
+    }
+
+
+def _facts(document: dict[str, Any]) -> Facts:
+    boxes = document["boxes"]
+    return Facts(
+        labels=document["labels"],
+        report=tuple(document["report"]),
+        boxes=None if boxes is None else tuple(Box(tuple(c), tuple(s), label) for c, s, label in boxes),
+        region=document["region"],
+        patient=document["patient"],
+        kind=document["kind"],
+    )
