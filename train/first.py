@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import load_training, save_training
 from .config import dump_config
@@ -28,12 +28,14 @@ from .log import StepLog, draw_curve
 from .model.first import FirstModel
 from .progress import Progress
 from .samples import SPLITS, Samples, SampleSource, SeriesStore, Split, make_samples
+from .schedule import draw_indices
 from .scope import fit_scope, fit_temperatures
 from .views import Batch, training_batch
 from .weights import Weights, save_weights
 
+_MATRIX_AXES = (2, 5)  # of a linear map and of a convolution
 EVIDENCE_WEIGHT = 8.0  # of a lesion token: about one token in fifty holds one
-ORDER, VIEW = 1, 2  # what a generator is for
+VIEW = 2  # what the generator is for, beside the seed
 
 
 def train_first(config: FirstConfig, folder: Path, cache_dir: Path, progress: Progress) -> Weights:
@@ -150,7 +152,7 @@ def _batches(samples: SeriesStore, config: FirstConfig, first: int) -> Iterator[
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([config.seed, VIEW, step])
-        series = [samples[i] for i in _indices(config.seed, len(samples), step, settings.batch)]
+        series = [samples[i] for i in draw_indices(config.seed, len(samples), step, settings.batch)]
         whole = step >= settings.whole_from * settings.steps
         return training_batch(series, config.encoder.preprocessing, config.augment, rng, whole=whole)
 
@@ -178,13 +180,6 @@ def _step(
     return {name: float(value.detach()) for name, value in {**parts, "gradient_norm": norm}.items()}
 
 
-def _indices(seed: int, count: int, step: int, batch: int) -> list[int]:
-    """Return the series of a step: every epoch is a new permutation."""
-    places = range(step * batch, (step + 1) * batch)
-    orders = {e: np.random.default_rng([seed, ORDER, e]).permutation(count) for e in {p // count for p in places}}
-    return [int(orders[p // count][p % count]) for p in places]
-
-
 def _rate(settings: OptimiserConfig, step: int) -> float:
     warm = min(1.0, (step + 1) / max(settings.warmup, 1))
     done = max(0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -197,12 +192,13 @@ def _adamw(model: FirstModel, settings: OptimiserConfig) -> torch.optim.AdamW:
     Adam moves every weight by the same amount, and the 512 voxels of a patch mostly rise and fall together: at the
     full rate one step moves every token by about its own size (arXiv 2203.03466: rates fall with fan-in; 2104.02057).
     """
-    embed = model.encoder.patch_embed.weight
-    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embed]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    scale = min(1.0, embed.shape[0] / embed.shape[1])
+    stem = model.encoder.patch_embed
+    embed = [stem.weight] if isinstance(stem, nn.Linear) else []
+    matrices = [p for p in model.parameters() if p.ndim in _MATRIX_AXES and not any(p is e for e in embed)]
+    others = [p for p in model.parameters() if p.ndim not in _MATRIX_AXES]
+    scale = min(1.0, embed[0].shape[0] / embed[0].shape[1]) if embed else 1.0
     groups = [
-        {"params": [embed], "weight_decay": settings.weight_decay, "scale": scale},
+        {"params": embed, "weight_decay": settings.weight_decay, "scale": scale},
         {"params": matrices, "weight_decay": settings.weight_decay, "scale": 1.0},
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
     ]

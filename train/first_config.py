@@ -21,13 +21,13 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class ViewConfig:
     """What each view of a stored series is changed by; all are drawn anew for every view.
 
     ``shift_voxels`` moves the series within the grid, ``flip`` is the chance of exchanging left and right, ``window``
     moves both ends of the intensity window (share of its width, standard deviation), ``gamma`` bends intensities
     (standard deviation of the log exponent), ``noise`` is the largest standard deviation of added noise (share of the
-    window), ``keep`` the range that the share of tokens kept is drawn from.
+    window).
     """
 
     shift_voxels: int = 8
@@ -35,6 +35,12 @@ class AugmentConfig:
     window: float = 0.08
     gamma: float = 0.15
     noise: float = 0.04
+
+
+@dataclass(frozen=True)
+class AugmentConfig(ViewConfig):
+    """A view of which only some tokens are kept: ``keep`` is the range that their share is drawn from."""
+
     keep: tuple[float, float] = (0.1, 0.3)
 
 
@@ -96,22 +102,7 @@ class FirstConfig:
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
-        encoder = self.encoder
-        if encoder.width % 6 or encoder.width % encoder.heads:
-            raise ValueError(
-                f"encoder.width is {encoder.width}, expected a multiple of 6 and of encoder.heads ({encoder.heads})"
-            )
-        for axis, (g, p) in enumerate(zip(encoder.grid_shape, encoder.patch_shape, strict=True)):
-            if p < 1 or g < 1 or g % p:
-                raise ValueError(
-                    f"encoder.grid_shape[{axis}] is {g}, expected a multiple of encoder.patch_shape[{axis}] ({p})"
-                )
-        patches = encoder.preprocessing.patches
-        buckets = encoder.token_buckets
-        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != patches:
-            raise ValueError(
-                f"encoder.token_buckets is {list(buckets)}, expected ascending and the last to be all {patches} patches"
-            )
+        self.encoder.check()
         for section in ("samples", "optimiser"):
             for item in fields(getattr(self, section)):
                 value = getattr(getattr(self, section), item.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts
 
 from .data.sample import LABELS
-from .first_config import AugmentConfig
+from .first_config import AugmentConfig, ViewConfig
 from .samples import Series
 
 LESION_LABEL = LABELS.index("lesion")
@@ -72,7 +72,7 @@ def training_batch(
     lesion_voxels = (labels == LESION_LABEL).sum(axis=-1)
     lesion_tokens = np.where(lesion_voxels >= LESION_VOXELS, 1.0, np.where(lesion_voxels == 0, 0.0, -1.0))
     return Batch(
-        patches=torch.from_numpy(_intensities(patches, augment, rng)),
+        patches=torch.from_numpy(vary_intensities(patches, augment, rng)),
         tokens=torch.from_numpy(tokens),
         sequence=torch.tensor([s.sequence for s in series]),
         lesion=torch.from_numpy(((lesion_voxels > 0).any(axis=1) & head).astype(np.float32)),
@@ -88,21 +88,34 @@ def to_patches(volume: NDArray[Any], spec: Preprocessing) -> NDArray[Any]:
     return volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5).reshape(gd * gh * gw, pd * ph * pw)
 
 
-def _move(
-    series: Series, augment: AugmentConfig, rng: np.random.Generator
-) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Shift within the grid (what enters is air, as the runtime pads) and exchange left and right (grid axis W)."""
+def draw_movement(
+    shape: tuple[int, ...], augment: ViewConfig, rng: np.random.Generator
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Draw a shift within the grid (what enters is air, as the runtime pads) and an exchange of left and right.
+
+    Returns
+    -------
+    callable
+        Moves an array (D, H, W); left and right are the ends of W.
+    """
     reach = augment.shift_voxels
     shift = rng.integers(-reach, reach + 1, size=3)
     flip = rng.random() < augment.flip
+    to, source = zip(*(_overlap(int(s), n) for s, n in zip(shift, shape, strict=True)), strict=True)
 
-    def moved(array: NDArray[Any]) -> NDArray[Any]:
+    def move(array: NDArray[Any]) -> NDArray[Any]:
         out = np.zeros_like(array)
-        to, source = zip(*(_overlap(int(s), n) for s, n in zip(shift, array.shape, strict=True)), strict=True)
         out[to] = array[source]
         return out[..., ::-1] if flip else out
 
-    return moved(series.volume), moved(series.tissue)
+    return move
+
+
+def _move(
+    series: Series, augment: AugmentConfig, rng: np.random.Generator
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    move = draw_movement(series.volume.shape, augment, rng)
+    return move(series.volume), move(series.tissue)
 
 
 def _overlap(shift: int, size: int) -> tuple[slice, slice]:
@@ -114,8 +127,16 @@ def _choose(counts: NDArray[np.int64], among: int, K: int, rng: np.random.Genera
     return np.sort(rng.choice(best, K, replace=False) if among > K else best).astype(np.int64)
 
 
-def _intensities(patches: NDArray[np.float32], augment: AugmentConfig, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Add noise, move the window, bend by gamma; clip and map to -1..1 as the encoder does."""
+def vary_intensities(
+    patches: NDArray[np.float32], augment: ViewConfig, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Add noise, move the window, bend by gamma, for each of B; clip and map to -1..1 as the encoder does.
+
+    Parameters
+    ----------
+    patches : ndarray, shape (B, K, P)
+        0 and 1 are the ends of the intensity window.
+    """
     B = len(patches)
 
     def each(values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from decipher_rt.engines.cuda import Driver
 from decipher_rt.engines.patch_embed import CONSTANTS
@@ -82,8 +83,14 @@ def plan_files(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[Eng
     Raises
     ------
     EngineError
-        If a flavour cannot be built here, or does not know an architecture or precision.
+        If a flavour cannot be built here, or does not know an architecture or precision, or if the encoder's stem is
+        not linear.
     """
+    if not isinstance(encoder.patch_embed, nn.Linear):
+        raise EngineError(
+            "the encoder has a convolutional stem (encoder.stem=conv), and the kernel that embeds patches before a "
+            "TensorRT engine is for a linear one: leave --engine out, or train with encoder.stem=linear"
+        )
     model = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).half().eval()))
     build = _rtx_plans if wanted.flavour == "tensorrt-rtx" else _native_plans
     files, entries, architectures = build(model, encoder, wanted)
@@ -136,8 +143,8 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
     with torch.no_grad():
         np.savez(
             arrays,
-            weight=encoder.patch_embed.weight.half().numpy(),
-            bias=encoder.patch_embed.bias.float().numpy(),
+            weight=encoder.patch_embed.get_parameter("weight").half().numpy(),
+            bias=encoder.patch_embed.get_parameter("bias").float().numpy(),
             position=encoder.position.float().numpy(),
         )
     return files | {f"kernels/{CONSTANTS}": arrays.getvalue()}

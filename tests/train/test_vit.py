@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from decipher_rt.kernels import ops
 from decipher_rt.train.model.vit import ViT, ViTConfig, gather_patches, normalise, patch_positions
 
 SMALL = ViTConfig(
@@ -151,3 +153,32 @@ def test_large_stored_values_survive_half_precision(encoder: ViT, inputs: dict[s
     _, expected = encoder(**inputs)
     _, embedding = encoder.half()(**large)
     assert torch.allclose(embedding, expected, atol=2e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kernels_serve_where_they_are_active(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """As on a CUDA device (here with the operators' CPU implementation): each is called, and the output stays."""
+    config = dataclasses.replace(SMALL, width=96, heads=3)
+    torch.manual_seed(0)
+    encoder = ViT(config).eval().to(dtype)
+    volume, window, tokens = torch.rand(2, 1, *SMALL.grid_shape), torch.tensor([[0.0, 1.0]] * 2), torch.arange(24)
+    inputs = (volume, window, tokens.expand(2, -1))
+    plain, _ = encoder(*inputs)
+    called: dict[str, int] = {}
+    for name in ("patch_embed3d", "attention"):
+        operator = getattr(ops, name)
+
+        def counting(*arguments: object, name: str = name, operator: Callable[..., torch.Tensor] = operator):
+            called[name] = called.get(name, 0) + 1
+            return operator(*arguments)
+
+        monkeypatch.setattr(ops, name, counting)
+    monkeypatch.setattr(ops, "_SERVED_DEVICES", ("cpu",))
+    monkeypatch.delenv(ops.SWITCH, raising=False)
+    served, _ = encoder(*inputs)
+    assert called == {"patch_embed3d": 1, "attention": config.depth}
+    torch.testing.assert_close(served, plain, rtol=0, atol=0.05 if dtype is torch.float16 else 0.3)
+    with ops.disabled():
+        encoder(*inputs)
+    assert called["attention"] == config.depth

@@ -2,7 +2,7 @@
 
 The whole model, in the order in which data meets it. It takes the resampled grid as the runtime makes it, with its
 intensity window and the indices of the patches that hold tissue, and returns one vector for each of those patches and
-one for the volume.
+one for the volume. With ``stem: conv`` it is a CNN-transformer hybrid.
 
 Sources: ViT (arXiv 2010.11929), register tokens (arXiv 2309.16588), LayerScale (arXiv 2103.17239).
 """
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from decipher_rt.kernels import ops
+from decipher_rt.kernels.arguments import HEAD_DIMS
 from decipher_rt.manifest import Preprocessing
+
+from .stem import ConvStem
 
 # Wavelengths of the position code in mm. Patches are 16 to 32 mm apart, so nothing shorter than the first is
 # resolved; the last is far longer than any field of view, so that left and right, or head and neck, never share a
@@ -39,6 +43,10 @@ class ViTConfig:
     mlp_ratio : hidden channels of the MLP, as a multiple of ``width``
     registers : register tokens beside the class token
     layer_scale : starting value of LayerScale; 0 leaves LayerScale out
+    stem : what turns a patch into a token: one matrix, or small convolutions and a matrix (``ConvStem``)
+    pool : where the mean and variance that the pooled vector is normalised by come from. ``batch``: of the batch while
+        training, their running means at inference. ``fixed``: the buffers ``pooled_mean`` and ``pooled_var``, which
+        training never changes and ``set_pool`` sets, so that nothing depends on the batch or on the process
     """
 
     width: int
@@ -52,6 +60,8 @@ class ViTConfig:
     mlp_ratio: int = 4
     registers: int = 4
     layer_scale: float = 0.0
+    stem: Literal["linear", "conv"] = "linear"
+    pool: Literal["batch", "fixed"] = "batch"
 
     PRESETS: ClassVar[dict[str, ViTConfig]] = {}
 
@@ -64,6 +74,24 @@ class ViTConfig:
             patch_shape=self.patch_shape,
             token_buckets=self.token_buckets,
         )
+
+    def check(self, key: str = "encoder") -> None:
+        """Raise ValueError by key where the sizes contradict each other."""
+        for name in ("width", "depth", "heads", "embedding_size", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{key}.{name} is {getattr(self, name)}, expected 1 or more")
+        if self.width % 6 or self.width % self.heads:
+            raise ValueError(f"{key}.width is {self.width}, expected a multiple of 6 and of {key}.heads ({self.heads})")
+        for axis, (g, p) in enumerate(zip(self.grid_shape, self.patch_shape, strict=True)):
+            if p < 1 or g < 1 or g % p:
+                raise ValueError(
+                    f"{key}.grid_shape[{axis}] is {g}, expected a multiple of {key}.patch_shape[{axis}] ({p})"
+                )
+        patches, buckets = self.preprocessing.patches, self.token_buckets
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != patches:
+            raise ValueError(
+                f"{key}.token_buckets is {list(buckets)}, expected ascending and the last to be all {patches} patches"
+            )
 
 
 # 12 x 12 x 12 patches of 20 mm: in 30 mm patches, 1728 voxels on 192 channels, small lesions are lost.
@@ -102,7 +130,9 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         C = config.width
-        self.patch_embed = nn.Linear(math.prod(config.patch_shape), C)
+        self.patch_embed: nn.Linear | ConvStem = (
+            nn.Linear(math.prod(config.patch_shape), C) if config.stem == "linear" else ConvStem(config.patch_shape, C)
+        )
         self.register_buffer(
             "position", patch_positions(config), persistent=False
         )  # so that weights fit a grid of any size
@@ -138,27 +168,59 @@ class ViT(nn.Module):
 
     def embed(self, volume: Tensor, window: Tensor, tokens: Tensor) -> Tensor:
         """Return the chosen patches as tokens with their position, shape (B, K, C), in the weights' precision."""
-        return self.project(normalise(gather_patches(volume, tokens, self.config.patch_shape), window), tokens)
+        patch = self.config.patch_shape
+        if isinstance(self.patch_embed, nn.Linear):  # the kernel is of one matrix
+            weight, bias = self.patch_embed.weight, self.patch_embed.bias
+            if ops.active(weight, bias, volume):
+                return ops.patch_embed3d(volume[:, 0], window, tokens, weight, bias, self.position, patch)
+        return self.project(normalise(gather_patches(volume, tokens, patch), window), tokens)
 
     def project(self, patches: Tensor, tokens: Tensor) -> Tensor:
         """Turn normalised patches (B, K, P), float32, into tokens (B, K, C). Half precision starts here."""
-        return self.patch_embed(patches.to(self.patch_embed.weight.dtype)) + take_rows(self.position, tokens)
+        return self.patch_embed(patches.to(self.class_token.dtype)) + take_rows(self.position, tokens)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Turn embedded tokens (B, K, C) into ``patch`` and ``embedding``."""
+        whole, patch = self.features(x)
+        whole = self.pooled(whole, patch)
+        # What all volumes have in common is most of these vectors; taken out, two volumes differ by an angle that a
+        # loss on unit vectors can see: in 360 steps the sequence loss fell to 0.6 instead of 1.1.
+        mean, var = self.pooled_mean.float(), self.pooled_var.float()
+        of_batch = self.training and self.config.pool == "batch"
+        whole = F.batch_norm(whole, mean, var, training=of_batch, momentum=0.02)
+        return patch, F.normalize(self.projection(whole.to(self.projection.weight.dtype)).float(), dim=-1)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn embedded tokens (B, K, C) into the class token (B, C) and patch tokens (B, K, C), after the last norm.
+
+        The class token is in the weights' precision, patch tokens are float32.
+        """
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        patch = x[:, self.class_token.shape[1] :].float()
-        # The class token beside the mean token (DINOv2's choice for linear probes, arXiv 2304.07193): contrast is a
-        # property of every patch, and the mean learns it from the first step.
-        whole = torch.cat([x[:, 0].float(), patch.mean(dim=1)], dim=-1)
-        # What all volumes have in common is most of these vectors; taken out, two volumes differ by an angle that a
-        # loss on unit vectors can see: in 360 steps the sequence loss fell to 0.6 instead of 1.1.
-        mean, var = self.pooled_mean.float(), self.pooled_var.float()
-        whole = F.batch_norm(whole, mean, var, training=self.training, momentum=0.02)
-        return patch, F.normalize(self.projection(whole.to(self.projection.weight.dtype)).float(), dim=-1)
+        return x[:, 0], x[:, self.class_token.shape[1] :].float()
+
+    def pooled(self, whole: Tensor, patch: Tensor) -> Tensor:
+        """Return the class token beside the mean token, (B, 2C) float32.
+
+        DINOv2's choice for linear probes (arXiv 2304.07193): contrast is a property of every patch, and the mean learns
+        it from the first step.
+        """
+        return torch.cat([whole.float(), patch.mean(dim=1)], dim=-1)
+
+    @torch.no_grad()
+    def set_pool(self, pooled: Tensor) -> None:
+        """Fix the mean and variance that pooled vectors are normalised by.
+
+        Parameters
+        ----------
+        pooled : Tensor, shape (N, 2C)
+            What ``pooled`` gave of many volumes, at least two.
+        """
+        var, mean = torch.var_mean(pooled.double(), dim=0, correction=0)
+        self.pooled_mean.copy_(mean)
+        self.pooled_var.copy_(var)
 
 
 def gather_patches(volume: Tensor, tokens: Tensor, patch_shape: tuple[int, int, int]) -> Tensor:
@@ -248,7 +310,9 @@ class Attention(nn.Module):
         """Map (B, T, C) to (B, T, C)."""
         B, T, C = x.shape
         q, k, v = (y.reshape(B, T, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
-        if q.dtype is torch.float16:
+        if C // self.heads in HEAD_DIMS and ops.active(q, k, v):
+            x = ops.attention(q, k, v)
+        elif q.dtype is torch.float16:
             # Exported in half the softmax would sum in half: it is said in the graph that it does not.
             weights = ((q * (C // self.heads) ** -0.5) @ k.transpose(-2, -1)).float().softmax(dim=-1)
             x = weights.to(v.dtype) @ v

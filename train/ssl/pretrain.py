@@ -1,0 +1,31 @@
+"""Self-supervised pretraining from its configuration to a weights folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..config import dump_config
+from ..loop import run
+from ..progress import Progress
+from ..sources import open_source
+from .config import SSLConfig
+from .stage import SSLStage
+
+
+def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progress) -> None:
+    """Train an encoder without labels, and leave a weights folder that holds it as ``encoder.*``.
+
+    Parameters
+    ----------
+    config : SSLConfig
+    folder : Path
+        What is in it: see `decipher_rt.train.loop.run`. Killed at any moment, the same call goes on.
+    cache_dir : Path
+        Where series are kept on the encoder's grid.
+    progress : Progress
+    """
+    examples = open_source(config.source, config.encoder.preprocessing, "train", cache_dir, config.workers, progress)
+    torch.manual_seed(config.run.seed)
+    run(SSLStage(config, examples), config.scaled_run, folder, dump_config(config), progress)
