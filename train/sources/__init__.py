@@ -48,7 +48,7 @@ def open_source(
     Raises
     ------
     SourceError
-        Where a manifest or a BIDS folder is broken: the message names file, line and column.
+        Where a manifest or a BIDS folder, or a series in it, is broken: the message names file, line and column.
     AnatomyError
         Where the simulator's base anatomy cannot be used.
     """
@@ -56,4 +56,6 @@ def open_source(
         from .simulated import open_simulator
 
         return open_simulator(config, spec, split, cache_dir, workers, progress)
-    raise NotImplementedError(config.kind)
+    from .recorded import open_recorded
+
+    return open_recorded(config, spec, split, cache_dir, workers, progress)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from ..data.scene import Scene, draw_scene
 from ..data.simulator import simulate_scene
 from ..progress import Progress
 from ..samples import STORED, Split, draw_kind, sample_seed
+from ..text import findings, wordings
 from .anatomy import base_anatomy, base_digest
 from .config import SourceConfig
 from .example import Box, Example, Facts, Label
@@ -56,11 +59,11 @@ class Simulated:
         kind = draw_kind(seed, self.not_heads)
         anatomy = base_anatomy(self.anatomy, self.heads)
         if kind != "head":
-            return _example(simulate(seed, anatomy, self.spec, kind=kind), {}, None, None, f"simulated-{seed}")
+            return self._example(simulate(seed, anatomy, self.spec, kind=kind), seed)
         scene = draw_scene(seed, anatomy)
         sample = simulate_scene(scene, anatomy, self.spec)
         boxes = tuple(Box(x.center_lps_mm, x.size_mm, x.kind) for x in sample.lesions)
-        return _example(sample, _labels(scene, sample), boxes, _region(scene, sample), f"simulated-{seed}")
+        return self._example(sample, seed, _labels(scene, sample), boxes, _region(scene, sample))
 
     def folder(self, cache_dir: Path) -> Path:
         """Return where the shards lie; another source, another base anatomy or another simulator has another folder."""
@@ -68,9 +71,34 @@ class Simulated:
         decides = (self.seed, self.not_heads, self.heads, spec.grid_shape, spec.spacing_mm, spec.window_percentiles)
         digest = hashlib.sha256(json.dumps(decides).encode())
         digest.update(base_digest(self.anatomy).encode())
-        for source in [Path(__file__), *sorted(Path(data.__file__).parent.glob("*.py"))]:
+        words = [Path(str(module.__file__)) for module in (findings, wordings)]
+        for source in [Path(__file__), *words, *sorted(Path(data.__file__).parent.glob("*.py"))]:
             digest.update(source.read_bytes())
         return cache_dir / f"simulated-{self.split}-{digest.hexdigest()[:12]}"
+
+    def _example(
+        self,
+        sample: Sample,
+        seed: int,
+        labels: Mapping[str, Label] = MappingProxyType({}),
+        boxes: tuple[Box, ...] | None = None,
+        region: str | None = None,
+    ) -> Example:
+        low, high = sample.window
+        volume = ((sample.volume - low) / max(float(high - low), 1e-6)).clip(*STORED).astype(np.float16)
+        # The words of the test split are never trained on.
+        words: wordings.Wordings = "held_out" if self.split == "test" else "train"
+        return Example(
+            volume=volume,
+            affine_lps_mm=sample.affine_lps_mm,
+            tissue=sample.tissue if sample.labels.kind == "head" else None,
+            labels=labels,
+            report=wordings.write_report(findings.sample_findings(sample), seed, words),
+            boxes=boxes,
+            region=region,
+            patient=f"simulated-{seed}",
+            kind=sample.labels.kind,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,24 +130,6 @@ def open_simulator(
     base_anatomy(config.anatomy, config.heads)  # built once here, not by every worker
     with progress.bar(f"simulating {split}", count) as advance_to:
         return SimulatedExamples(make_shards(make, count, make.folder(cache_dir), workers, advance_to), make)
-
-
-def _example(
-    sample: Sample, labels: dict[str, Label], boxes: tuple[Box, ...] | None, region: str | None, patient: str
-) -> Example:
-    low, high = sample.window
-    volume = ((sample.volume - low) / max(float(high - low), 1e-6)).clip(*STORED).astype(np.float16)
-    return Example(
-        volume=volume,
-        affine_lps_mm=sample.affine_lps_mm,
-        tissue=sample.tissue if sample.labels.kind == "head" else None,
-        labels=labels,
-        report=sample.report,
-        boxes=boxes,
-        region=region,
-        patient=patient,
-        kind=sample.labels.kind,
-    )
 
 
 def _labels(scene: Scene, sample: Sample) -> dict[str, Label]:

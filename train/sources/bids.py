@@ -1,0 +1,93 @@
+"""BIDS folders (bids-specification 1.10): anatomical images with the labels of ``participants.tsv``.
+
+``sub-*/[ses-*/]anat/*_<suffix>.nii[.gz]`` are the series; the suffix gives the label ``sequence``. Every column of
+``participants.tsv`` is a label of the participant's series, but for ``split``, where the data say which it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..samples import SPLITS, Split
+from .example import Facts, Label
+from .rows import UNKNOWN, Row, SourceError, one_error, typed_columns
+
+IMAGE = re.compile(r"(?P<subject>sub-[A-Za-z0-9+]+)_(?:.+_)?(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
+PARTICIPANT = re.compile(r"sub-[A-Za-z0-9+]+")
+
+
+def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
+    """List the anatomical images of a BIDS folder.
+
+    Parameters
+    ----------
+    folder : Path
+    sequences : mapping
+        Label ``sequence`` by suffix; images with another suffix are left out.
+
+    Raises
+    ------
+    SourceError
+        Naming the file, line and column of what is broken.
+    """
+    if not (folder / "dataset_description.json").is_file():
+        raise SourceError(f"{folder}: no dataset_description.json in it; give the root of a BIDS dataset")
+    labels, splits = _read_participants(folder / "participants.tsv")
+    rows = []
+    for path in sorted(folder.glob("sub-*/**/anat/*.nii*")):
+        subject = path.relative_to(folder).parts[0]
+        name = IMAGE.fullmatch(path.name)
+        if name is None or name["suffix"] not in sequences:
+            continue
+        if name["subject"] != subject:
+            raise SourceError(f"{path}: lies in the folder of {subject}, but its name says otherwise")
+        known = {**labels.get(subject, {}), "sequence": sequences[name["suffix"]]}
+        rows.append(Row(str(path), path, 0, splits.get(subject), Facts(labels=known, patient=subject)))
+    if not rows:
+        raise SourceError(
+            f"{folder}: no sub-*/[ses-*/]anat/*_SUFFIX.nii[.gz] with one of the suffixes {', '.join(sequences)}; "
+            "source.sequences says which are read"
+        )
+    return rows
+
+
+def _read_participants(path: Path) -> tuple[dict[str, dict[str, Label]], dict[str, Split]]:
+    """Return labels and splits by participant; none where there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read ({type(error).__name__})") from None
+    header = [name.strip() for name in lines[0].split("\t")] if lines else []
+    if "participant_id" not in header or len(set(header)) < len(header):
+        raise SourceError(f"{path}, line 1: expected columns with different names, and participant_id among them")
+    errors: list[str] = []
+    listed: dict[str, tuple[str, dict[str, str]]] = {}
+    for line, text in enumerate(lines[1:], start=2):
+        if not text.strip():
+            continue
+        place, cells = f"{path}, line {line}", text.split("\t")
+        if len(cells) != len(header):
+            errors.append(f"{place}: {len(cells)} columns, expected {len(header)} ({', '.join(header)})")
+            continue
+        row = {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
+        subject = row.pop("participant_id")
+        split = row.get("split", "")
+        if not PARTICIPANT.fullmatch(subject):
+            errors.append(f"{place}, column participant_id: expected sub- with letters and digits")
+        elif subject in listed:
+            errors.append(f"{place}, column participant_id: also in {listed[subject][0]}")
+        elif split.lower() not in (*UNKNOWN, *SPLITS):
+            errors.append(f"{place}, column split: {split!r}, expected one of {', '.join(SPLITS)}")
+        else:
+            listed[subject] = (place, row)
+    without_split = ((p, {c: t for c, t in row.items() if c != "split"}) for p, row in listed.values())
+    labels = dict(zip(listed, typed_columns(without_split, errors), strict=True))
+    if errors:
+        raise one_error(errors)
+    by_name = {str(split): split for split in SPLITS}
+    splits = {s: by_name[t] for s, (_, row) in listed.items() if (t := row.get("split", "").lower()) in by_name}
+    return labels, splits

@@ -1,0 +1,139 @@
+"""Recorded series, DICOM or NIfTI, of a manifest or a BIDS folder: read and resampled as the runtime does it, once.
+
+What is kept on disk are the grids; labels and reports stay in the manifest, so that correcting one reads no image
+again. Where CUDA finds a GPU, DALI resamples on it (``source.device``): not run where this was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from decipher_rt.errors import SeriesError
+from decipher_rt.manifest import Preprocessing
+from decipher_rt.preprocess import Preprocessor
+from decipher_rt.series import ReadOptions, Series, find_series, read_series
+
+from ..progress import Progress
+from ..samples import STORED, Split
+from .bids import read_bids
+from .config import SourceConfig
+from .example import Example, Facts
+from .manifest import read_manifest
+from .rows import Row, SourceError, share_out
+from .shards import ShardedExamples, make_shards
+
+Device = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Makes examples of listed series by number."""
+
+    rows: tuple[Row, ...]
+    spec: Preprocessing
+    device: Device
+
+    def __call__(self, index: int, /) -> Example:
+        """Read one and bring it to the grid.
+
+        Raises
+        ------
+        SourceError
+            Naming where the series is listed, and what is wrong with it.
+        """
+        row = self.rows[index]
+        try:
+            volume = read_series(_only_series(row.path), ReadOptions(volume=row.volume))
+            grid = _preprocessor(self.spec, self.device)(volume)
+        except SeriesError as error:
+            where = row.place if row.place == str(row.path) else f"{row.place}, column path: {row.path}"
+            raise SourceError(f"{where}: {str(error).removeprefix(f'{row.path}: ')}") from None
+        low, high = (float(w) for w in grid.window)
+        unit = ((grid.volume - low) / (high - low)).clip(*STORED).astype(np.float16)
+        # Whose it is and what is known of it is not kept here.
+        return Example(volume=unit, affine_lps_mm=grid.affine_lps_mm, patient="")
+
+    def folder(self, cache_dir: Path, split: Split) -> Path:
+        """Return where the shards lie: other files, or another grid, have another folder."""
+        spec = self.spec
+        digest = hashlib.sha256(json.dumps([spec.grid_shape, spec.spacing_mm, spec.window_percentiles]).encode())
+        for row in self.rows:
+            digest.update(json.dumps([str(row.path.resolve()), row.volume, _state(row.path)]).encode())
+        return cache_dir / f"recorded-{split}-{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class RecordedExamples:
+    """The grids of one split on disk, with what the manifest says of them."""
+
+    stored: ShardedExamples
+    rows: tuple[Row, ...]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Read one."""
+        return dataclasses.replace(self.stored[index], **vars(self.rows[index].facts))
+
+    def facts(self, index: int) -> Facts:
+        """Return what is known of one."""
+        return self.rows[index].facts
+
+
+def open_recorded(
+    config: SourceConfig, spec: Preprocessing, split: Split, cache_dir: Path, workers: int, progress: Progress
+) -> RecordedExamples:
+    """Read what is listed of a split and not on disk yet, and return its examples.
+
+    Raises
+    ------
+    SourceError
+    """
+    path = Path(config.path)
+    rows = read_manifest(path) if config.kind == "manifest" else read_bids(path, config.sequences)
+    found = tuple(share_out(rows, config.seed, config.shares)[split])
+    if not found:
+        raise SourceError(
+            f"{path}: none of its {len(rows)} series is of the split {split}; list some, or leave split empty and "
+            "set source.shares"
+        )
+    device: Device = "cpu"
+    if config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available()):
+        device, workers = "gpu", 1  # one graph fills it
+    make = Recorded(found, spec, device)
+    with progress.bar(f"reading {split}", len(found)) as advance_to:
+        stored = make_shards(make, len(found), make.folder(cache_dir, split), workers, advance_to)
+    return RecordedExamples(stored, found)
+
+
+def _only_series(path: Path) -> Series:
+    series = find_series(path)
+    if len(series) != 1:
+        raise SeriesError(f"holds {len(series)} series; give a folder or a file with one")
+    return series[0]
+
+
+_ready: dict[tuple[str, Device], Preprocessor] = {}  # of this process: half a second each
+
+
+def _preprocessor(spec: Preprocessing, device: Device) -> Preprocessor:
+    key = repr(spec), device
+    if key not in _ready:
+        _ready[key] = Preprocessor(None, spec, device)
+    return _ready[key]
+
+
+def _state(path: Path) -> list[list[str | int]]:
+    """Return name, size and time of change of every file of a series."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]

@@ -1,0 +1,135 @@
+"""Rows: the series that a manifest or a BIDS folder lists, checked, and shared out among the splits by patient."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from decipher_rt.errors import DecipherError
+
+from ..samples import SPLITS, Split
+from .example import Facts, Label
+
+UNKNOWN = ("", "n/a")  # cells that say nothing; the second is BIDS's
+# A full stop after one of these ends no sentence.
+ABBREVIATIONS = frozenset(
+    ["e.g", "i.e", "approx", "ca", "cf", "dr", "fig", "incl", "max", "min", "no", "prof", "st", "vs"]
+)
+
+
+class SourceError(DecipherError):
+    """A manifest, a BIDS folder or a series in it that cannot be used. The message names file, line and column."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One series that is listed.
+
+    Attributes
+    ----------
+    place : where it is listed, for messages: "cohort.csv, line 12"
+    path : of the series: a file, a folder or a ``.zip``
+    volume : which volume of it, from 0
+    split : as listed; ``None`` where nothing is said
+    facts : what is known of it
+    """
+
+    place: str
+    path: Path
+    volume: int
+    split: Split | None
+    facts: Facts
+
+
+def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]) -> dict[Split, list[Row]]:
+    """Put every row into a split; all rows of a patient into the same.
+
+    A patient without a listed split goes where a hash of seed and key says, whoever else is listed: a cohort that grows
+    moves nobody.
+
+    Raises
+    ------
+    SourceError
+        Where a patient is listed in two splits.
+    """
+    listed: dict[str, Row] = {}
+    for row in rows:
+        if row.split is None:
+            continue
+        first = listed.setdefault(row.facts.patient, row)
+        if first.split != row.split:
+            raise SourceError(
+                f"{row.place}, column split: {row.split!r}, but {first.place} puts the same patient in "
+                f"{first.split!r}; a patient belongs to one split"
+            )
+    found: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        patient = row.facts.patient
+        of_patient = listed[patient].split if patient in listed else None
+        found[of_patient or _draw_split(patient, seed, shares)].append(row)
+    return found
+
+
+def _draw_split(patient: str, seed: int, shares: tuple[float, float, float]) -> Split:
+    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return "train" if place < shares[0] else "validation" if place < shares[0] + shares[1] else "test"
+
+
+def one_error(errors: Sequence[str]) -> SourceError:
+    """Return one error for all broken rows: the first in words, the others by number."""
+    more = f" (and {len(errors) - 1} more broken rows)" if len(errors) > 1 else ""
+    return SourceError(errors[0] + more)
+
+
+def typed_columns(cells: Iterable[tuple[str, Mapping[str, str]]], errors: list[str]) -> list[dict[str, Label]]:
+    """Turn text cells into labels: a column that holds numbers only becomes numbers; unknown cells are left out.
+
+    Parameters
+    ----------
+    cells : iterable of (place, cells by column)
+    errors : list of str
+        Gets one for each number that is not finite.
+    """
+    rows = [(place, {c: t.strip() for c, t in row.items() if t.strip().lower() not in UNKNOWN}) for place, row in cells]
+    columns: dict[str, bool] = {}
+    for _, row in rows:
+        for column, text in row.items():
+            columns[column] = columns.get(column, True) and _number(text) is not None
+    labels: list[dict[str, Label]] = []
+    for place, row in rows:
+        found: dict[str, Label] = {}
+        for column, text in row.items():
+            number = _number(text) if columns[column] else None
+            if number is not None and not math.isfinite(number):
+                errors.append(f"{place}, column {column}: {text!r}, expected a finite number, or nothing where unknown")
+                continue
+            found[column] = text if number is None else number
+        labels.append(found)
+    return labels
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def sentences(text: str) -> tuple[str, ...]:
+    """Cut a report into sentences: at line ends, and after ``.``, ``!`` or ``?`` before a capital letter."""
+    found: list[str] = []
+    for line in text.splitlines():
+        start = 0
+        for mark in re.finditer(r"[.!?][\"')\]]*\s+", line):
+            before = line[start : mark.start()].rsplit(maxsplit=1)
+            word = before[-1].lower().lstrip("([\"'") if before else ""
+            if line[mark.end() : mark.end() + 1].isupper() and word not in ABBREVIATIONS and not word.isdigit():
+                found.append(line[start : mark.end()].strip())
+                start = mark.end()
+        found.append(line[start:].strip())
+    return tuple(sentence for sentence in found if any(c.isalpha() for c in sentence))
