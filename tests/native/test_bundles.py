@@ -9,14 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from decipher_rt.bundle import open_bundle
 from decipher_rt.errors import BundleError
 
 BUNDLE_ERROR = 2
+UNSUPPORTED = 12
+WORKER = 1
 
 Change = Callable[[dict[str, Any]], object]
+
+# What they name need only be there: neither is run by C.
+SEGMENTATION = {"kind": "segmentation", "name": "tissue.v2_a-b", "labels": ["background", "grey"], "stride": 2}
+TEXT = {"file": "scope.onnx", "tokenizer": "heads/sequence.onnx", "max_tokens": 64, "logit_scale": 14.3}
 
 BAD_MANIFESTS: dict[str, Change] = {
     "schema": lambda m: m.update(schema="decipher-rt/bundle/2"),
@@ -55,6 +62,25 @@ BAD_MANIFESTS: dict[str, Change] = {
     "scope without method": lambda m: m["scope"].pop("method"),
     "scope threshold is text": lambda m: m["scope"].update(threshold="0"),
     "scope modalities": lambda m: m["scope"].update(modalities="MR"),
+    "segmentation of one label": lambda m: m["heads"][0].update(SEGMENTATION, labels=["background"]),
+    "segmentation of 257 labels": lambda m: m["heads"][0].update(SEGMENTATION, labels=[str(i) for i in range(257)]),
+    "segmentation of no stride": lambda m: m["heads"][0].update(SEGMENTATION, stride=0),
+    "stride that does not divide": lambda m: m["heads"][0].update(SEGMENTATION, stride=7),
+    "stride is a float": lambda m: m["heads"][0].update(SEGMENTATION, stride=1.0),
+    "stride is a boolean": lambda m: m["heads"][0].update(SEGMENTATION, stride=True),
+    "segmentation that names a folder": lambda m: m["heads"][0].update(SEGMENTATION, name="../tissue"),
+    "segmentation without a name": lambda m: m["heads"][0].update(SEGMENTATION, name=""),
+    "segmentation of a long name": lambda m: m["heads"][0].update(SEGMENTATION, name="t" * 65),
+    "threshold above 1": lambda m: m["heads"][0].update(kind="localisation", threshold=1.5),
+    "threshold below 0": lambda m: m["heads"][0].update(kind="localisation", threshold=-0.1),
+    "threshold is text": lambda m: m["heads"][0].update(kind="localisation", threshold="0.5"),
+    "text is a list": lambda m: m.update(text=[]),
+    "text without tokenizer": lambda m: m.update(text={k: v for k, v in TEXT.items() if k != "tokenizer"}),
+    "text with an unknown key": lambda m: m.update(text={**TEXT, "extra": 1}),
+    "text of no tokens": lambda m: m.update(text={**TEXT, "max_tokens": 0}),
+    "text without a scale": lambda m: m.update(text={**TEXT, "logit_scale": 0}),
+    "text outside": lambda m: m.update(text={**TEXT, "file": "../text.onnx"}),
+    "tokenizer absent": lambda m: m.update(text={**TEXT, "tokenizer": "none.json"}),
 }
 
 GOOD_MANIFESTS: dict[str, Change] = {
@@ -64,6 +90,10 @@ GOOD_MANIFESTS: dict[str, Change] = {
     "spacing of integers": lambda m: m["preprocessing"].update(spacing_mm=[2, 3, 4]),
     "any metrics": lambda m: m.update(metrics={"a": [1, {"b": None}]}),
     "other names": lambda m: m.update(name="ü", intended_use=""),
+    "segmentation": lambda m: m["heads"][0].update(SEGMENTATION),
+    "localisation": lambda m: m["heads"][0].update(kind="localisation", threshold=1, labels=[]),
+    "text": lambda m: m.update(text=TEXT),
+    "no text": lambda m: m.update(text=None),
 }
 
 
@@ -108,6 +138,33 @@ def test_good_manifest(name: str, sdk: Any, native_bundle: Path, tmp_path: Path)
     with sdk.open(bundle) as session:
         assert session.info().bundle_name.decode() == manifest.name
         assert session.info().bundle_sha256.decode() == open_bundle(bundle).sha256
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_heads_that_c_does_not_answer(worker: bool, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    """Their graphs are not even loaded: one that is damaged beyond its sum does no harm. The others go on."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        kept = next(head for head in manifest["heads"] if head["kind"] == "classification")
+        found = {"name": "box", "kind": "localisation", "file": "box.onnx"}
+        manifest["heads"] = [{**SEGMENTATION, "file": "tissue.onnx", "description": "Weak."}, found, kept]
+        manifest["scope"] = None
+
+    bundle = copy(native_bundle, tmp_path, change)
+    for name in ("tissue.onnx", "box.onnx"):
+        rewrite(bundle, name, b"no graph")
+    with sdk.open(bundle, **({"mode": WORKER} if worker else {})) as session:
+        segmentation, localisation, kept = session.heads()
+        assert (segmentation.kind, segmentation.values, segmentation.description) == (2, 0, b"Weak.")
+        assert (localisation.kind, localisation.values) == (3, 0)
+        assert [session.label(segmentation.name.decode(), i) for i in range(3)] == ["background", "grey", None]
+        volume = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16)
+        session.run(volume, np.diag([4.0, 4.0, 4.0, 1.0]))
+        for head in (segmentation, localisation):
+            with pytest.raises(Exception, match="from Python") as refused:
+                session.head_values(head.name.decode())
+            assert refused.value.status == UNSUPPORTED
+        assert session.head_values(kept.name.decode()).sum() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(

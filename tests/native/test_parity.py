@@ -62,6 +62,10 @@ def agree(native: Any, python: Session, volume: Volume, precision: str) -> None:
     scope = native.scope()
     assert bool(scope.inside) == result.scope.inside
     for name, answer in result.heads.items():
+        if answer.kind in ("segmentation", "localisation"):
+            with pytest.raises(Exception, match="from Python"):
+                native.head_values(name)
+            continue
         if not scope.inside:
             with pytest.raises(Exception, match="out of scope"):
                 native.head_values(name)

@@ -32,6 +32,10 @@ static int print_answers(const drt_session *session) {
             printf("%s: not answered\n", head.name);
             continue;
         }
+        if (status == DRT_ERROR_UNSUPPORTED) {
+            printf("%s: a label map or boxes, given in Python only\n", head.name);
+            continue;
+        }
         if (status != DRT_OK) return fail(head.name);
         printf("%s:", head.name);
         for (size_t k = 0; k < size; ++k) {

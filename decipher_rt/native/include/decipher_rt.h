@@ -207,7 +207,14 @@ typedef struct drt_session_info {
 } drt_session_info;
 
 typedef int32_t drt_head_kind;
-enum { DRT_CLASSIFICATION = 0, DRT_REGRESSION = 1 };
+enum {
+    DRT_CLASSIFICATION = 0,
+    DRT_REGRESSION = 1,
+    /* This library says that the head is there and does not answer it: drt_head_values gives DRT_ERROR_UNSUPPORTED.
+       Label maps and boxes are given by decipher-rt in Python. Later versions may add kinds. */
+    DRT_SEGMENTATION = 2,
+    DRT_LOCALISATION = 3
+};
 
 typedef struct drt_head_info {
     size_t struct_size;
@@ -215,14 +222,14 @@ typedef struct drt_head_info {
     const char *description;
     drt_head_kind kind;
     const char *unit;  /* of a regression; "" otherwise */
-    uint64_t values;   /* floats that drt_head_values gives: a probability for each label, or one value */
+    uint64_t values;   /* floats that drt_head_values gives: a probability for each label, one value, or none */
 } drt_head_info;
 
 /* [one] What was opened. Set struct_size first (drt_session_info info = {sizeof info}). */
 DRT_API drt_status drt_session_describe(const drt_session *session, drt_session_info *info);
 /* [one] The head of an index from 0. Set struct_size first. */
 DRT_API drt_status drt_session_head(const drt_session *session, uint32_t index, drt_head_info *info);
-/* [one] The label that probability i of a classification head belongs to; NULL where there is none. */
+/* [one] Label i of a classification, whose probability is value i, or of a segmentation; NULL where there is none. */
 DRT_API const char *drt_head_label(const drt_session *session, const char *head, size_t i);
 
 /* ---- a volume in memory ------------------------------------------------------------------------------------------ */

@@ -66,9 +66,9 @@ drt_status drt_session_head(const drt_session* session, uint32_t index, drt_head
         drt_head_info said{};
         said.name = head.name.c_str();
         said.description = head.description.c_str();
-        said.kind = head.kind == HeadKind::regression ? DRT_REGRESSION : DRT_CLASSIFICATION;
+        said.kind = static_cast<drt_head_kind>(head.kind);
         said.unit = head.unit.c_str();
-        said.values = head.kind == HeadKind::regression ? 1 : head.labels.size();
+        said.values = head.kind == HeadKind::regression ? 1 : head.answered() ? head.labels.size() : 0;
         write_struct(info, size, said);
     });
 }
@@ -95,6 +95,10 @@ drt_status drt_head_values(const drt_session* session, const char* head, float* 
         const Result& result = result_of(session);
         const Head* found = find_head(session, &required(head, "head"));
         if (found == nullptr) throw argument_error("the bundle has no head '" + std::string(head) + "'; drt_session_head lists them");
+        if (!found->answered())
+            throw Error(DRT_ERROR_UNSUPPORTED, "head '" + found->name + "' gives " +
+                                                   (found->kind == HeadKind::segmentation ? "a label map" : "boxes") +
+                                                   ", which this library does not; use decipher-rt from Python");
         if (!result.scope.inside) throw Error(DRT_ERROR_NOT_ANSWERED, "out of scope: " + result.scope.reason);
         copy_values(result.heads.at(found->name), values, capacity, size, head);
     });

@@ -67,6 +67,7 @@ void check_names(const Manifest& manifest, const Sums& sums, const std::string& 
     for (const Head& head : manifest.heads) named.push_back(head.file);
     for (const auto& [device, file] : manifest.preprocessing.graphs) named.push_back(file);
     if (manifest.scope) named.push_back(manifest.scope->file);
+    if (manifest.text) named.insert(named.end(), {manifest.text->file, manifest.text->tokenizer});
     for (const std::string& name : named) {
         if (!is_plain_relative(name))
             throw bundle_error(where + ": '" + name + "' is not a plain relative path inside the bundle");

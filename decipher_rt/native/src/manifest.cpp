@@ -17,6 +17,9 @@ using Keys = std::vector<std::string_view>;
 constexpr std::string_view schema = "decipher-rt/bundle/1";
 constexpr std::size_t longest_value = 60;
 constexpr std::int64_t largest_size = std::int64_t{1} << 20;  // of one axis: products stay far from overflow
+constexpr std::size_t most_labels = 256;  // of a segmentation: its map is uint8
+constexpr std::size_t longest_file_name = 64;
+const Keys kinds = {"classification", "regression", "segmentation", "localisation"};  // in the order of HeadKind
 const Keys precisions = {"fp32", "fp16", "bf16", "int8"};
 
 [[noreturn]] void refuse(const std::string& key, const std::string& found, const std::string& expected) {
@@ -148,6 +151,29 @@ void check(const Preprocessing& spec) {
                            " must ascend within 0..100");
 }
 
+void check(const Head& head, const Preprocessing& spec) {
+    const std::string where = "manifest.json: head " + head.name;
+    if (head.kind == HeadKind::segmentation) {
+        if (head.labels.size() < 2 || head.labels.size() > most_labels)
+            throw bundle_error(where + " has " + std::to_string(head.labels.size()) + " labels, expected 2 to " +
+                               std::to_string(most_labels));
+        const bool divides = head.stride >= 1 && std::all_of(spec.grid_shape.begin(), spec.grid_shape.end(),
+                                                             [&](std::int64_t size) { return size % head.stride == 0; });
+        if (!divides)
+            throw bundle_error(where + " has stride " + std::to_string(head.stride) + ", which must divide grid_shape " +
+                               list_text(spec.grid_shape));
+        const bool plain = !head.name.empty() && head.name.size() <= longest_file_name &&
+                           std::all_of(head.name.begin(), head.name.end(), [](char c) {
+                               return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                                      c == '_' || c == '.' || c == '-';
+                           });
+        if (!plain)
+            throw bundle_error(where + ": its name must be of letters, digits, '_', '.' and '-': it names a file");
+    }
+    if (head.kind == HeadKind::localisation && !(head.threshold >= 0 && head.threshold <= 1))
+        throw bundle_error(where + " has threshold " + number_text(head.threshold) + ", expected 0 to 1");
+}
+
 Preprocessing read_preprocessing(const Json& json) {
     const Object object(json, "manifest.preprocessing", {"grid_shape", "spacing_mm", "patch_shape", "token_buckets"},
                         {"window_percentiles", "tissue_level", "min_tissue", "graphs"});
@@ -173,14 +199,17 @@ Encoder read_encoder(const Json& json) {
 }
 
 Head read_head(const Json& json, const std::string& key) {
-    const Object object(json, key, {"name", "kind", "file"}, {"description", "labels", "unit"});
+    const Object object(json, key, {"name", "kind", "file"},
+                        {"description", "labels", "unit", "stride", "threshold"});
     Head head;
     head.name = object.text("name");
-    head.kind = object.one_of("kind", {"classification", "regression"}) == "regression" ? HeadKind::regression
-                                                                                        : HeadKind::classification;
+    const std::string kind = object.one_of("kind", kinds);
+    head.kind = static_cast<HeadKind>(std::find(kinds.begin(), kinds.end(), kind) - kinds.begin());
     head.file = object.text("file");
     head.description = object.text_or("description", "");
     if (object.has("labels")) object.read_list("labels", head.labels, Object::text_of);
+    if (object.has("stride")) head.stride = object.integer("stride");
+    if (object.has("threshold")) head.threshold = object.number("threshold");
     head.unit = object.text_or("unit", "");
     return head;
 }
@@ -198,6 +227,16 @@ std::optional<Scope> read_scope(const Json& json) {
         object.read_list("modalities", scope.modalities, Object::text_of);
     }
     return scope;
+}
+
+Text read_text(const Json& json) {
+    const Object object(json, "manifest.text", {"file", "tokenizer", "max_tokens", "logit_scale"}, {});
+    if (object.integer("max_tokens") < 1)
+        throw bundle_error("manifest.json: text.max_tokens is " + shown(object["max_tokens"]) + ", expected at least 1");
+    if (!(object.number("logit_scale") > 0))
+        throw bundle_error("manifest.json: text.logit_scale is " + shown(object["logit_scale"]) +
+                           ", expected a positive number");
+    return {object.text("file"), object.text("tokenizer")};
 }
 
 EngineFile read_engine(const Json& json, const std::string& key) {
@@ -229,7 +268,7 @@ Manifest read_manifest(const Json& json) {
                            ", this runtime reads '" + std::string(schema) + "'");
     const Object object(
         json, "manifest", {"name", "version", "intended_use", "licence", "preprocessing", "encoder", "engines"},
-        {"heads", "scope", "golden", "numerics", "metrics", "provenance", "schema"});
+        {"heads", "scope", "text", "golden", "numerics", "metrics", "provenance", "schema"});
     Manifest manifest;
     manifest.name = object.text("name");
     manifest.version = object.text("version");
@@ -240,12 +279,14 @@ Manifest read_manifest(const Json& json) {
     object.read_list("engines", manifest.engines, read_engine);
     if (object.has("heads")) object.read_list("heads", manifest.heads, read_head);
     if (object.has("scope")) manifest.scope = read_scope(object["scope"]);
+    if (object.has("text") && !object["text"].is_null()) manifest.text = read_text(object["text"]);
     object.text_or("golden", "");
     std::vector<int> checked;
     if (object.has("numerics")) object.read_list("numerics", checked, check_numerics);
     object.expect_object("metrics");
     object.expect_object("provenance");
     check(manifest.preprocessing);
+    for (const Head& head : manifest.heads) check(head, manifest.preprocessing);
     return manifest;
 }
 

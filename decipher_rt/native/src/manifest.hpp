@@ -31,12 +31,22 @@ struct Encoder {
     std::int64_t embedding_size = 0;
 };
 
-enum class HeadKind { classification, regression };
+enum class HeadKind { classification, regression, segmentation, localisation };
 
 struct Head {
     std::string name, file, description, unit;
     HeadKind kind = HeadKind::classification;
     std::vector<std::string> labels;
+    std::int64_t stride = 1;  // of a segmentation
+    double threshold = 0.5;   // of a localisation
+
+    // Whether this library answers it: label maps and boxes are given in Python only.
+    bool answered() const { return kind == HeadKind::classification || kind == HeadKind::regression; }
+};
+
+// What texts are embedded with: checked here, run in Python only.
+struct Text {
+    std::string file, tokenizer;
 };
 
 struct Scope {
@@ -57,6 +67,7 @@ struct Manifest {
     std::vector<EngineFile> engines;
     std::vector<Head> heads;
     std::optional<Scope> scope;
+    std::optional<Text> text;
 
     // Throws a bundle error that says what there is.
     const EngineFile& engine_file(std::string_view target, std::string_view precision) const;

@@ -29,7 +29,8 @@ std::vector<std::string> files_of(const Manifest& manifest, const Sums& sums, st
     if (graph == manifest.preprocessing.graphs.end())
         throw bundle_error("bundle " + manifest.name + ": no preprocessing graph for the CPU; export it again");
     files.push_back(graph->second);
-    for (const Head& head : manifest.heads) files.push_back(head.file);
+    for (const Head& head : manifest.heads)
+        if (head.answered()) files.push_back(head.file);
     if (manifest.scope) files.push_back(manifest.scope->file);
     return files;
 }
@@ -154,8 +155,9 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     encoder_ = checked(std::move(encoder_), encoder, {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.9);
     for (const Head& head : manifest.heads)
-        heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, 1), head.file, features,
-                                    {head.kind == HeadKind::regression ? "value" : "probabilities"});
+        if (head.answered())
+            heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, 1), head.file, features,
+                                        {head.kind == HeadKind::regression ? "value" : "probabilities"});
     if (manifest.scope) scope_ = checked(load_graph(*engine_, bundle, manifest.scope->file, 1), manifest.scope->file, features, {"score"});
 
     description_.engine = gpu_ ? gpu_->engine() : engine_->name();
@@ -270,6 +272,7 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     result.scope = judge_scope(form, arrays);
     for (const Head& head : description_.manifest.heads) {
         if (!result.scope.inside) break;
+        if (!head.answered()) continue;
         const bool regression = head.kind == HeadKind::regression;
         std::vector<float> values = std::move(heads_.at(head.name)->run(arrays, {})[regression ? "value" : "probabilities"]);
         if (values.size() != (regression ? 1 : head.labels.size()))
