@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
-from decipher_rt.cli import cli
+from decipher_rt.cli import cli, main
 
 
 def run(*arguments, status=0):
@@ -64,3 +64,28 @@ def test_verify_fails_where_an_output_differs(monkeypatch):
     honest = module.run_case
     monkeypatch.setattr(module, "run_case", lambda *a: {k: v + 0.5 for k, v in honest(*a).items()})
     assert "differs" in run("verify", status=1)
+
+
+def test_ctrl_c_during_an_import_is_one_line(monkeypatch, capsys):
+    """Extension modules turn a KeyboardInterrupt that reaches their import into an ImportError."""
+
+    def interrupted(**_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy._core.multiarray failed to import") from error
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "decipher-rt: interrupted\n"
+
+
+def test_another_import_error_is_not_hidden(monkeypatch):
+    def broken(**_):
+        raise ImportError("libstdc++.so.6: version not found")
+
+    monkeypatch.setattr(cli, "main", broken)
+    with pytest.raises(ImportError, match="libstdc"):
+        main()

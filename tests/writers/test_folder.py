@@ -10,7 +10,7 @@ from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
 from decipher_rt.result import HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.volume import SeriesInfo, Volume
-from decipher_rt.writers.folder import folder_writer
+from decipher_rt.writers.folder import folder_name, folder_writer
 
 
 def volume_and_result(uid="1.2.3", volume_index=0):
@@ -83,6 +83,7 @@ def test_a_failing_picture_leaves_no_half_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr("decipher_rt.writers.views.draw_views", fail)
     volume, result = volume_and_result()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         folder_writer(tmp_path, png=True)(result, volume, StageClock())
+    assert caught.value.filename == str(tmp_path / folder_name(result))  # what the command line names
     assert list(tmp_path.iterdir()) == []
