@@ -1,0 +1,1 @@
+"""Stage 2: images and reports in one space (contrastive alignment), and retrieval between them."""

@@ -1,0 +1,90 @@
+"""Configuration of the image-report alignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..first_config import ViewConfig
+from ..model.text import TextConfig
+from ..model.vit import ViTConfig
+from ..run_config import RunConfig
+from ..sources import SourceConfig
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """``decipher-rt train align``.
+
+    Attributes
+    ----------
+    name, version : of the model
+    source : SourceConfig
+    run : RunConfig
+    encoder : ViTConfig
+        Of an encoder that starts untrained; where ``encoder_from`` is given, that folder's.
+    text : TextConfig
+        Likewise, for ``text_from``.
+    encoder_from : weights folder whose image encoder training starts from; empty: untrained
+    text_from : folder of ``train text``, or of any BERT in Hugging Face's layout; its tokenizer is kept. Empty:
+        untrained, with a tokenizer trained on the reports of the source
+    by_region : share of the series that meet in batches of one region (hard negatives); the others meet any
+    sentences : share of the loss that is on single sentences; the rest is on whole reports
+    tokens : range that the number of tokens of a step is drawn from, log-uniformly
+    whole_from : from this share of the steps on, the largest of ``tokens``
+    augment : ViewConfig
+        ``flip`` must stay 0: a mirrored head makes "left" untrue.
+    encoder_rate, text_rate : learning rate of what starts trained, as a share of ``run.rate``
+    pool_series : training series and reports whose pooled vectors fix both projections' standardisation
+    pool : pairs of the test split that recall is measured in, at most
+    workers : processes that put series on the grid
+    """
+
+    name: str
+    version: str
+    source: SourceConfig
+    run: RunConfig
+    encoder: ViTConfig = field(default_factory=lambda: ViTConfig.PRESETS["tiny"])
+    text: TextConfig = field(default_factory=lambda: TextConfig.PRESETS["tiny"])
+    encoder_from: str = ""
+    text_from: str = ""
+    by_region: float = 0.5
+    sentences: float = 0.5
+    tokens: tuple[int, int] = (96, 256)
+    whole_from: float = 0.9
+    augment: ViewConfig = field(default_factory=lambda: ViewConfig(flip=0.0))
+    encoder_rate: float = 0.3
+    text_rate: float = 0.3
+    pool_series: int = 256
+    pool: int = 512
+    workers: int = 2
+
+    def check(self) -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        self.run.check()
+        self.source.check()
+        self.encoder.check()
+        self.text.check()
+        patches = self.encoder.preprocessing.patches
+        low, high = self.tokens
+        if not 1 <= low <= high <= patches:
+            raise ValueError(f"tokens is [{low}, {high}], expected two ascending numbers from 1 to {patches} patches")
+        if self.augment.flip:
+            raise ValueError(f"augment.flip is {self.augment.flip}, expected 0: reports tell left from right")
+        for key, share in (
+            ("by_region", self.by_region),
+            ("sentences", self.sentences),
+            ("whole_from", self.whole_from),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{key} is {share}, expected 0 to 1")
+        for key, share in (("encoder_rate", self.encoder_rate), ("text_rate", self.text_rate)):
+            if not 0 < share <= 1:
+                raise ValueError(f"{key} is {share}, expected above 0 and up to 1")
+        for key, count, least in (
+            ("run.batch", self.run.batch, 2),
+            ("pool_series", self.pool_series, 2),
+            ("pool", self.pool, 10),
+            ("workers", self.workers, 1),
+        ):
+            if count < least:
+                raise ValueError(f"{key} is {count}, expected {least} or more")

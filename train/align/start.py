@@ -1,0 +1,113 @@
+"""What the alignment starts from: an image encoder and a text encoder, each from a folder or untrained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from ..checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors
+from ..config import ConfigError, build_config, read_document
+from ..model.text import TextConfig
+from ..model.vit import ViT, ViTConfig
+from ..pool import fit_pool
+from ..sources import Examples
+from ..text.bert_folder import is_bert_folder, read_bert_config
+from ..text.pretrain import load_text_encoder
+from ..text.tokenizer import encode, load_tokenizer, train_tokenizer
+from .config import AlignConfig
+from .stage import AlignModel, with_report
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH = 64
+C = TypeVar("C")
+
+
+def resolved(config: AlignConfig) -> AlignConfig:
+    """Return the configuration with the sizes of the folders that it starts from; checked again.
+
+    Raises
+    ------
+    ConfigError
+    """
+    encoder, text = config.encoder, config.text
+    if config.encoder_from:
+        encoder = _read_section(ViTConfig, Path(config.encoder_from), "encoder")
+        # Nothing that a series becomes may depend on the batch, or processes would differ.
+        encoder = dataclasses.replace(encoder, pool="fixed")
+    if config.text_from:
+        folder = Path(config.text_from)
+        text = read_bert_config(folder) if is_bert_folder(folder) else _read_section(TextConfig, folder, "text")
+    found = dataclasses.replace(config, encoder=encoder, text=text)
+    try:
+        found.check()
+    except ValueError as error:  # such as more tokens than the encoder's grid has
+        raise ConfigError(str(error)) from None
+    return found
+
+
+def open_tokenizer(config: AlignConfig, examples: Examples) -> Tokenizer:
+    """Return the tokenizer of ``text_from``, or one that is trained on the reports of the examples."""
+    if config.text_from:
+        return load_tokenizer(Path(config.text_from), config.text.max_tokens)
+    texts = [" ".join(examples.facts(i).report) for i in with_report(examples)[0]]
+    return train_tokenizer(texts, config.text.vocabulary, config.text.max_tokens)
+
+
+def start(model: AlignModel, config: AlignConfig, examples: Examples, tokenizer: Tokenizer) -> None:
+    """Load what training starts from, and measure what both projections take out of pooled vectors."""
+    members = with_report(examples)[0][: config.pool_series]
+    if config.encoder_from:
+        load_encoder(model.encoder, Path(config.encoder_from))
+    if config.encoder.pool == "fixed":
+        fit_pool(model.encoder, (examples[i].volume for i in members))
+    if config.text_from:
+        folder = Path(config.text_from)
+        load_state(model.text.encoder, load_text_encoder(folder, config.text), folder / WEIGHTS)
+    reports = [examples.facts(i).report for i in members]
+    fit_text_pool(model, tokenizer, [" ".join(r) for r in reports] + [sentence for r in reports for sentence in r[:2]])
+
+
+def load_encoder(encoder: ViT, folder: Path) -> None:
+    """Load the image encoder of any weights folder that has one (``encoder.*``).
+
+    Raises
+    ------
+    CheckpointError
+    """
+    path = folder / WEIGHTS
+    tensors, _ = read_tensors(path)
+    found = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+    if not found:
+        raise CheckpointError(f"{path}: holds no image encoder (encoder.*); give a folder that 'train ssl' wrote")
+    load_state(encoder, found, path)
+
+
+@torch.no_grad()
+def fit_text_pool(model: AlignModel, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Set the text tower's ``pooled_mean`` and ``pooled_var`` from texts."""
+    tower = model.text.eval()
+    pooled = []
+    for first in range(0, len(texts), BATCH):
+        ids, mask = (torch.from_numpy(x) for x in encode(tokenizer, texts[first : first + BATCH]))
+        pooled.append(tower.pool(tower.encoder(ids, mask), mask))
+    var, mean = torch.var_mean(torch.cat(pooled).double(), dim=0, correction=0)
+    tower.pooled_mean.copy_(mean)
+    tower.pooled_var.copy_(var)
+
+
+def _read_section(cls: type[C], folder: Path, key: str) -> C:
+    """Read one part of the configuration that a weights folder was trained by."""
+    path = folder / CONFIG
+    document = read_document(path)
+    if key not in document:
+        raise ConfigError(f"{path}: has no {key}; give a weights folder that holds one")
+    try:
+        return build_config(cls, document[key], key)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None

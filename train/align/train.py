@@ -1,0 +1,91 @@
+"""The alignment from its configuration to a weights folder with its recall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..checkpoint import WEIGHTS, load_state, read_tensors, write_tensors
+from ..config import ConfigError, dump_config
+from ..distributed import rank
+from ..loop import TRAINING, run
+from ..progress import Progress
+from ..sources import Examples, open_source
+from ..text.tokenizer import save_tokenizer
+from .config import AlignConfig
+from .embed import embed_images, embed_texts
+from .retrieval import KS, Retrieval, retrieval
+from .stage import AlignModel, AlignStage, with_report
+from .start import open_tokenizer, resolved, start
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:
+    """Align images and reports; leave a weights folder (``encoder.*``, ``text.*``, ``logit_scale``, tokenizer.json).
+
+    Parameters
+    ----------
+    config : AlignConfig
+    folder : Path
+        What is in it: see `decipher_rt.train.loop.run`. Killed at any moment, the same call goes on.
+    cache_dir : Path
+        Where series are kept on the encoder's grid.
+    progress : Progress
+
+    Returns
+    -------
+    dict
+        Recall on the test split, as `Retrieval.to_json` gives it; empty in all processes but the first.
+    """
+    config = resolved(config)
+    spec = config.encoder.preprocessing
+
+    def opened(split: Any) -> Examples:
+        return open_source(config.source, spec, split, cache_dir, config.workers, progress)
+
+    examples = opened("train")
+    tokenizer = open_tokenizer(config, examples)
+    torch.manual_seed(config.run.seed)
+    stage = AlignStage(config, examples, tokenizer)
+    if not (folder / TRAINING).exists() and not (folder / WEIGHTS).exists():
+        progress.say("measuring pooled vectors")
+        start(stage.network, config, examples, tokenizer)
+    run(stage, config.run, folder, dump_config(config), progress)
+    if rank():
+        return {}
+    save_tokenizer(folder, tokenizer)
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    if "metrics" not in metadata:
+        model = stage.network.cpu()
+        load_state(model, tensors, folder / WEIGHTS)
+        progress.say("measuring recall on the test split")
+        metadata = {
+            **metadata,
+            "metrics": {"retrieval": measure(model, tokenizer, opened("test"), config.pool).to_json()},
+        }
+        write_tensors(folder / WEIGHTS, tensors, metadata)
+    return dict(metadata["metrics"]["retrieval"])
+
+
+def measure(model: AlignModel, tokenizer: Tokenizer, examples: Examples, pool: int) -> Retrieval:
+    """Measure recall between series and their whole reports.
+
+    Parameters
+    ----------
+    pool : int
+        The first so many series with a report are the pool.
+
+    Raises
+    ------
+    ConfigError
+        If fewer than ten series have a report.
+    """
+    members = with_report(examples)[0][:pool]
+    if len(members) < max(KS):
+        raise ConfigError(f"the test split has {len(members)} series with a report; recall needs {max(KS)} or more")
+    texts = [" ".join(examples.facts(i).report) for i in members]
+    return retrieval(embed_images(model.encoder, examples, members), embed_texts(model.text, tokenizer, texts), texts)
