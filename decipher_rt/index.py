@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,20 @@ from decipher_rt.result import Result
 SCHEMA = "decipher-rt/index/1"
 UNIT_TOLERANCE = 1e-2
 MAX_BYTES = 8 << 30  # of the file; a row of 512 values is 2 KiB
+# What reading an archive can raise where bytes of it are other than they were written.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 ADVICE = "make it again with 'decipher-rt embed'"
 
 
@@ -127,9 +143,9 @@ def read_index(path: Path) -> SeriesIndex:
     if path.stat().st_size > MAX_BYTES:
         raise DecipherError(f"{path}: larger than {MAX_BYTES >> 30} GiB, no index of this program; {ADVICE}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             vectors, about = stored["vectors"], json.loads(stored["about"].tobytes())
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, RecursionError, zipfile.BadZipFile):
+    except DAMAGE:
         raise DecipherError(f"{path}: is damaged, or no index of decipher-rt; {ADVICE}") from None
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         found = about.get("schema") if isinstance(about, dict) else None

@@ -78,9 +78,10 @@ class TextTower:
         if len(text) > MOST_CHARACTERS:
             raise DecipherError(f"the text {shown} has {len(text)} characters; shorten it to a report's length")
         try:
-            encoding = self._tokenizer.encode(text)
+            text.encode()
         except UnicodeEncodeError:
             raise DecipherError(f"the text {shown} is not valid Unicode; type it again") from None
+        encoding = self._tokenizer.encode(text)
         ids, special = encoding.ids, encoding.special_tokens_mask
         words = [i for i, is_special in zip(ids, special, strict=True) if not is_special and i != self._unknown]
         if not words:

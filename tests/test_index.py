@@ -1,0 +1,196 @@
+"""The index against numpy's own sorting, and files that are no index."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decipher_rt.bundle import open_bundle
+from decipher_rt.errors import DecipherError
+from decipher_rt.index import (
+    IndexEntry,
+    SeriesIndex,
+    add_results,
+    empty_index,
+    read_index,
+    require_bundle,
+    search_index,
+    write_index,
+)
+from decipher_rt.result import Result, ScopeAnswer
+
+pytest.importorskip("usearch", reason="the text extra is not installed")
+
+
+def index_of(count: int, size: int = 24, seed: int = 0) -> SeriesIndex:
+    vectors = np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    entries = tuple(IndexEntry(f"1.2.{i}", 0, f"/archive/{i}", "Maker", "t1", i % 7 != 0) for i in range(count))
+    return SeriesIndex("toy", "1", "a" * 64, vectors, entries)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, 10), (5, 5), (200, 10), (3000, 1)])
+def test_hits_are_those_of_sorting_all_cosines(count, wanted):
+    index = index_of(count)
+    query = index_of(1, seed=9).vectors[0]
+    cosines = index.vectors.astype(np.float64) @ query
+    best = np.argsort(-cosines)[:wanted]
+    hits = search_index(index, query, wanted)
+    assert [hit.entry.uid for hit in hits] == [f"1.2.{i}" for i in best]
+    assert [hit.cosine for hit in hits] == pytest.approx(cosines[best].tolist(), abs=1e-6)
+
+
+def test_an_empty_index_has_no_hits(answering_bundle):
+    index = empty_index(open_bundle(answering_bundle))
+    assert search_index(index, np.array([1, 0, 0, 0], np.float32), 10) == []
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    index = index_of(17)
+    write_index(tmp_path / "a.index", index)
+    again = read_index(tmp_path / "a.index")
+    assert np.array_equal(again.vectors, index.vectors)
+    assert (again.entries, again.bundle_sha256) == (index.entries, index.bundle_sha256)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+
+
+def result_of(uid: str, volume_index: int = 0) -> Result:
+    series = {"uid": uid, "volume_index": volume_index, "path": "p", "manufacturer": "m", "description": "d"}
+    return Result(series, {}, {}, {}, np.zeros(24, np.float32), ScopeAnswer(False, 0.0, ""), {})
+
+
+def test_adding_a_series_again_replaces_it():
+    first, second = index_of(2, seed=1).vectors
+    index = add_results(index_of(5), [(result_of("1.2.3"), first), (result_of("9.9"), second)])
+    index = add_results(index, [(result_of("1.2.3", volume_index=1), second)])
+    assert [(e.uid, e.volume_index) for e in index.entries[3:]] == [
+        ("1.2.3", 0),
+        ("1.2.4", 0),
+        ("9.9", 0),
+        ("1.2.3", 1),
+    ]
+    assert np.array_equal(index.vectors[3], first)
+    assert not index.entries[3].in_scope
+
+
+def test_another_bundle_is_refused_by_name(answering_bundle):
+    with pytest.raises(DecipherError, match=r"made with bundle toy 1 \(aaaaaaaaaaaa\), not with toy 1"):
+        require_bundle(index_of(3), open_bundle(answering_bundle), Path("a.index"))
+
+
+def saved(path: Path, **arrays) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def about(**changes) -> np.ndarray:
+    document = {
+        "schema": "decipher-rt/index/1",
+        "bundle": {"name": "toy", "version": "1", "sha256": "a" * 64},
+        "series": [
+            {"uid": "1", "volume_index": 0, "path": "", "manufacturer": "", "description": "", "in_scope": True}
+        ],
+        **changes,
+    }
+    return np.frombuffer(json.dumps(document).encode(), np.uint8)
+
+
+UNIT = np.array([[0.6, 0.8]], np.float32)
+FOREIGN = {
+    "empty": lambda p: p.write_bytes(b""),
+    "text": lambda p: p.write_text("hello"),
+    "another archive": lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x"),
+    "no about": lambda p: saved(p, vectors=UNIT),
+    "pickle": lambda p: saved(p, vectors=np.array([{"a": 1}], dtype=object), about=about()),
+    "plain array": lambda p: p.write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + b" " * 118),
+    "another schema": lambda p: saved(p, vectors=UNIT, about=about(schema="decipher-rt/index/2")),
+    "about a list": lambda p: saved(p, vectors=UNIT, about=np.frombuffer(b"[]", np.uint8)),
+    "about no JSON": lambda p: saved(p, vectors=UNIT, about=np.frombuffer(b"{", np.uint8)),
+    "deep JSON": lambda p: saved(p, vectors=UNIT, about=np.frombuffer(b"[" * 100_000, np.uint8)),
+    "series is a number": lambda p: saved(p, vectors=UNIT, about=about(series=3)),
+    "series of another form": lambda p: saved(p, vectors=UNIT, about=about(series=[{}])),
+    "more series than rows": lambda p: saved(p, vectors=UNIT[:0], about=about()),
+    "not a number": lambda p: saved(p, vectors=UNIT * np.float32("nan"), about=about()),
+    "not of length 1": lambda p: saved(p, vectors=UNIT * 2, about=about()),
+    "float64": lambda p: saved(p, vectors=UNIT.astype(np.float64), about=about()),
+    "one axis": lambda p: saved(p, vectors=UNIT[0], about=about()),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_no_index_is_refused_in_one_line(tmp_path, name):
+    path = tmp_path / "x.index"
+    FOREIGN[name](path)
+    with pytest.raises(DecipherError, match=r"x\.index: .*decipher-rt embed") as caught:
+        read_index(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_truncation_and_every_changed_byte_is_noticed(tmp_path):
+    """Archives carry checksums; nothing is ever read as other vectors, and nothing crashes."""
+    write_index(tmp_path / "a.index", index_of(3, size=4))
+    content = (tmp_path / "a.index").read_bytes()
+    whole = read_index(tmp_path / "a.index")
+    broken = tmp_path / "b.index"
+    for length in range(0, len(content), 31):
+        broken.write_bytes(content[:length])
+        with pytest.raises(DecipherError):
+            read_index(broken)
+    for place in range(0, len(content), 3):
+        broken.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            found = read_index(broken)
+        except DecipherError:
+            continue
+        assert np.array_equal(found.vectors, whole.vectors)  # a time stamp or flag of the archive
+        assert found.entries == whole.entries
+
+
+def run(*arguments, status=0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from decipher_rt.cli import main; main()", *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == status, finished.stderr
+    return finished
+
+
+def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, write_series):
+    """A dark and a bright series are found by words and by each other; mistakes are one line."""
+    shape = (32, 32, 32)
+    dark, bright = np.full(shape, 100, np.uint16), np.full(shape, 900, np.uint16)
+    for voxels in (dark, bright):
+        voxels[0], voxels[1] = 0, 1000  # both ends of the window
+    for name, voxels in (("dark", dark), ("bright", bright)):
+        write_series(tmp_path / name, voxels=voxels, affine=np.diag([4.0, 4, 4, 1]), SeriesDescription=name)
+    bundle = ("-b", answering_bundle)
+    index = tmp_path / "out" / "archive.index"
+    printed = json.loads(run("embed", tmp_path / "dark", "-o", index, *bundle, "--json").stdout)
+    assert printed["series"] == 1
+    refused = run("embed", tmp_path / "bright", "-o", index, *bundle, status=2)
+    assert "--add" in refused.stderr
+    assert "2 series" in run("embed", tmp_path / "bright", "-o", index, *bundle, "--add").stdout
+    for query in ("dark", "bright"):
+        found = json.loads(run("search", index, f"a {query} brain", *bundle, "--json").stdout)
+        assert (found["by"], found["searched"]) == ("text", 2)
+        assert found["hits"][0]["description"] == query
+        found = json.loads(run("search", index, tmp_path / query, *bundle, "-k", "1", "--json").stdout)
+        assert found["by"] == "series"
+        assert [hit["description"] for hit in found["hits"]] == [query]
+        assert found["hits"][0]["cosine"] == pytest.approx(1, abs=1e-6)
+    assert "SECRET" not in index.read_bytes().decode("latin-1")
+    assert "Doe" not in index.read_bytes().decode("latin-1")
+    for arguments, said in (
+        ((index, "dark"), "not with first 1.0.0"),
+        ((tmp_path / "none.index", "dark"), "no such index"),
+        ((tmp_path / "dark" / "0000.dcm", "dark"), "no index of decipher-rt"),
+        ((index, "./nothing/here.nii.gz", *bundle), "no such file or folder"),
+        ((index, " ", *bundle), "empty"),
+        ((index, "brain " * 10_000, *bundle), "10002 tokens"),
+    ):
+        failed = run("search", *arguments, status=2)
+        assert said in failed.stderr
+        assert failed.stderr.count("\n") == 1
+        assert failed.stdout == ""
