@@ -8,6 +8,7 @@ so no random state is kept.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from .first_config import FirstConfig, LossConfig, OptimiserConfig
 from .golden import save_golden, simulate_golden
 from .log import StepLog, draw_curve
 from .model.first import FirstModel
+from .model.whiten import whiten_patch_embed
 from .progress import Progress
 from .samples import SPLITS, Samples, SampleSource, SeriesStore, Split, make_samples
 from .schedule import draw_indices
@@ -35,6 +37,7 @@ from .weights import Weights, save_weights
 
 _MATRIX_AXES = (2, 5)  # of a linear map and of a convolution
 EVIDENCE_WEIGHT = 8.0  # of a lesion token: about one token in fifty holds one
+WHITEN_BATCHES = 8
 VIEW = 2  # what the generator is for, beside the seed
 
 
@@ -102,7 +105,11 @@ def optimise(config: FirstConfig, samples: SeriesStore, folder: Path, progress: 
     optimiser = _adamw(model, config.optimiser)
     checkpoint = folder / "training.safetensors"
     text = dump_config(config)
-    first = load_training(checkpoint, model, optimiser, text) if checkpoint.exists() else 0
+    if checkpoint.exists():
+        first = load_training(checkpoint, model, optimiser, text)
+    else:
+        first = 0
+        _whiten(model, samples, config)
     log = StepLog(folder / "log.csv", first)
     batches = _batches(samples, config, first)
     with progress.bar("training", config.optimiser.steps) as advance_to:
@@ -115,6 +122,13 @@ def optimise(config: FirstConfig, samples: SeriesStore, folder: Path, progress: 
                 log.write()
                 save_training(checkpoint, model, optimiser, step + 1, text)
     return model.eval()
+
+
+def _whiten(model: FirstModel, samples: SeriesStore, config: FirstConfig) -> None:
+    """Start the patch embedding from what the first batches hold."""
+    if isinstance(model.encoder.patch_embed, nn.Linear):
+        batches = itertools.islice(_batches(samples, config, 0), WHITEN_BATCHES)
+        whiten_patch_embed(model.encoder.patch_embed, torch.cat([batch.patches.flatten(0, 1) for batch in batches]))
 
 
 def losses(model: FirstModel, batch: Batch, weights: LossConfig, *, bf16: bool) -> dict[str, Tensor]:
