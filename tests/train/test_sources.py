@@ -1,0 +1,526 @@
+"""Sources of training data: what is listed is what is read, on the runtime's grid, and broken rows are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from decipher_rt.manifest import Preprocessing
+from decipher_rt.preprocess import Preprocessor
+from decipher_rt.series import find_series, read_series
+from decipher_rt.train.checkpoint import CheckpointError
+from decipher_rt.train.config import ConfigError, load_config
+from decipher_rt.train.data import Anatomy, anatomy_build, load_anatomy
+from decipher_rt.train.data.anatomy import Map, write_head
+from decipher_rt.train.data.sample import LABELS
+from decipher_rt.train.data.tissues import TISSUES
+from decipher_rt.train.progress import Progress
+from decipher_rt.train.sources import Box, Example, Examples, SourceConfig, open_source, shards
+from decipher_rt.train.sources.anatomy import AnatomyError, base_anatomy
+from decipher_rt.train.sources.manifest import read_manifest
+from decipher_rt.train.sources.rows import SourceError, sentences
+from decipher_rt.train.sources.shards import ShardedExamples, make_shards, shard_file
+
+SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
+PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=(8,) * 3, token_buckets=(8,))
+
+
+def opened(config: SourceConfig, folder: Path, split: Any = "train", spec: Preprocessing = PIECES) -> Examples:
+    return open_source(config, spec, split, folder, 1, Progress())
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def drawn(index: int) -> Example:
+    rng = np.random.default_rng(index)
+    boxes = (None, (), (Box((1.0, -2.5, 3.0), (4.0, 5.0, 6.0), "plaque"),))[index % 3]
+    return Example(
+        volume=rng.random((4, 4, 4)).astype(np.float16),
+        affine_lps_mm=rng.normal(size=(4, 4)),
+        tissue=rng.integers(0, 5, (4, 4, 4), np.uint8) if index % 2 else None,
+        labels={"sequence": "T2*w", "age": 0.1 * index},
+        report=("Größe 3 mm.", 'She said "no".') if index % 4 else (),
+        boxes=boxes,
+        region="head" if index % 5 else None,
+        patient=f"p{index}",
+        kind="head",
+    )
+
+
+def same(one: Example, other: Example) -> bool:
+    facts = all(
+        getattr(one, f) == getattr(other, f) for f in ("labels", "report", "boxes", "region", "patient", "kind")
+    )
+    tissue = (one.tissue is None) == (other.tissue is None) and (
+        one.tissue is None or (one.tissue == other.tissue).all()
+    )
+    return (
+        facts
+        and bool(tissue)
+        and (one.volume == other.volume).all()
+        and (one.affine_lps_mm == other.affine_lps_mm).all()
+    )
+
+
+def test_what_is_read_is_what_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD", 4)
+    told: list[int] = []
+    stored = make_shards(drawn, 10, tmp_path, 1, told.append)
+    assert told == [0, 4, 8, 10]
+    assert len(stored) == 10
+    for index in range(10):
+        assert same(stored[index], drawn(index))
+        facts = stored.facts(index)
+        assert (facts.labels, facts.boxes, facts.patient) == (drawn(index).labels, drawn(index).boxes, f"p{index}")
+    with pytest.raises(IndexError):
+        stored[10]
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD", 4)
+    made: list[int] = []
+
+    def counted(index: int) -> Example:
+        made.append(index)
+        return drawn(index)
+
+    make_shards(counted, 8, tmp_path, 1, lambda done: None)
+    shard_file(tmp_path, 0).unlink()
+    (tmp_path / ".00000.safetensors.1").write_bytes(b"what a killed run left")
+    made.clear()
+    stored = make_shards(counted, 10, tmp_path, 1, lambda done: None)
+    assert made == [0, 1, 2, 3, 8, 9]
+    made.clear()
+    stored = make_shards(counted, 12, tmp_path, 1, lambda done: None)  # the last shard grows
+    assert made == [8, 9, 10, 11]
+    assert all(same(stored[i], drawn(i)) for i in range(12))
+
+
+def test_workers_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a process of its own each: what matters is that jobs may end in any order."""
+    monkeypatch.setattr(shards, "SHARD", 2)
+
+    def backwards(function: Any, jobs: Any, workers: int, done: Callable[[int], Any]) -> None:
+        for number in reversed(range(len(jobs))):
+            function(*jobs[number])
+            done(number)
+
+    monkeypatch.setattr(shards, "run_jobs", backwards)
+    told: list[int] = []
+    stored = make_shards(drawn, 5, tmp_path, 3, told.append)
+    assert told == [0, 1, 3, 5]
+    assert all(same(stored[i], drawn(i)) for i in range(5))
+
+
+def test_damaged_shards_are_refused_in_one_line(tmp_path: Path) -> None:
+    make_shards(drawn, 2, tmp_path, 1, lambda done: None)
+    shard_file(tmp_path, 0).write_bytes(b"\x80\x04pickle?")
+    with pytest.raises(CheckpointError, match=r"00000\.safetensors: a damaged shard"):
+        ShardedExamples(tmp_path, 2)[0]
+    with pytest.raises(CheckpointError, match=r"00000\.safetensors: a damaged shard"):
+        make_shards(drawn, 2, tmp_path, 1, lambda done: None)
+
+
+# ---- the simulator ---------------------------------------------------------------------------------------------------
+
+SIMULATOR = SourceConfig(seed=5, train=6, validation=2, test=2, not_heads=0.3, heads=1)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Examples, Path]:
+    folder = tmp_path_factory.mktemp("simulated")
+    return opened(SIMULATOR, folder, spec=SPEC), folder
+
+
+def test_simulated_examples_hold_the_truth(simulated: tuple[Examples, Path]) -> None:
+    examples, _ = simulated
+    assert len(examples) == 6
+    heads = 0
+    for index in range(10):  # four beyond those on disk
+        example = examples[index]
+        assert (example.volume.shape, example.volume.dtype) == ((24, 24, 24), np.float16)
+        assert -0.5 <= example.volume.min() <= example.volume.max() <= 2.0
+        assert example.report
+        if example.kind != "head":
+            assert (example.labels, example.boxes, example.tissue, example.region) == ({}, None, None, None)
+            continue
+        heads += 1
+        labels, tissue = example.labels, example.tissue
+        assert tissue is not None
+        assert example.boxes is not None
+        # Volumes counted in the tissue map itself: 10 mm voxels are 1 ml.
+        counts = {name: int((tissue == i).sum()) for i, name in enumerate(LABELS)}
+        assert labels["grey_volume_ml"] == pytest.approx(counts["grey"])
+        assert labels["brain_volume_ml"] == pytest.approx(counts["grey"] + counts["white"] + counts["lesion"])
+        assert (labels["lesion"] == "present") == bool(example.boxes) == bool(counts["lesion"])
+        assert ("lesion_region" in labels) == bool(example.boxes)
+        inverse = np.linalg.inv(example.affine_lps_mm)
+        for box in example.boxes:
+            low, high = (
+                (inverse @ [*box.center_lps_mm, 1])[:3] + sign * np.array(box.size_mm) / 2 / 10 for sign in (-1, 1)
+            )
+            place = tuple(slice(round(a + 0.5), round(b + 0.5)) for a, b in zip(low, high, strict=True))
+            assert (tissue[place] == LABELS.index("lesion")).any()
+    assert 3 <= heads < 10
+
+
+def test_the_same_number_is_the_same_series(simulated: tuple[Examples, Path]) -> None:
+    examples, folder = simulated
+    assert same(examples[8], examples[8])
+    assert not same(examples[8], examples[9])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    again = opened(SIMULATOR, folder, spec=SPEC)
+    assert same(again[2], examples[2])
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+def test_splits_share_no_series_and_the_test_split_no_sentence(simulated: tuple[Examples, Path]) -> None:
+    examples, folder = simulated
+    test = opened(SIMULATOR, folder, "test", SPEC)
+    assert {examples.facts(i).patient for i in range(6)}.isdisjoint({test.facts(i).patient for i in range(2)})
+    said = {sentence for i in range(6) for sentence in examples.facts(i).report}
+    assert said.isdisjoint({sentence for i in range(2) for sentence in test.facts(i).report})
+
+
+def test_another_brain_can_be_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any skull-stripped T1 image in MNI space: here the default's own template at 2 mm, with its contrast bent.
+
+    The heads around it are painted by what paints the default's, in half a minute each: not here.
+    """
+    from nilearn import datasets
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    template = datasets.load_mni152_template(resolution=2)
+    values = np.asarray(template.dataobj, np.float32) ** 1.2 * 900
+    path = tmp_path / "other.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), template.affine), path)
+    brains: list[np.ndarray] = []
+    one_voxel = Map(np.zeros((2, 2, 2), np.uint16), np.eye(1, len(TISSUES), dtype=np.float32), (0.0, 0.0, 0.0), 2.0)
+
+    def build_heads(brain: np.ndarray, files: list[Path]) -> None:
+        brains.append(brain)
+        for file in files:
+            write_head(file, one_voxel, one_voxel, np.zeros((2, 2, 2)))
+
+    monkeypatch.setattr(anatomy_build, "build_heads", build_heads)
+    other = base_anatomy(str(path), 2)
+    assert (other.name, len(other.heads), len(brains)) == ("other.nii.gz", 2, 1)
+    base_anatomy.cache_clear()
+    base_anatomy(str(path), 2)
+    assert len(brains) == 1  # kept
+    _, S, A, R = brains[0].shape
+    white = brains[0][1].reshape(S // 2, 2, A // 2, 2, R // 2, 2).mean((1, 3, 5)) > 0.5
+    expected = load_anatomy_of(monkeypatch).heads[0].coarse.fractions("white") > 0.5
+    assert 2 * (white & expected).sum() / (white.sum() + expected.sum()) > 0.75  # Dice: the same brain, found anew
+
+
+def load_anatomy_of(monkeypatch: pytest.MonkeyPatch) -> Anatomy:
+    """The default anatomy of the machine's own cache."""
+    monkeypatch.undo()
+    return load_anatomy(heads=1)
+
+
+def test_what_is_no_brain_is_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(AnatomyError, match=r"absent.nii: cannot be read"):
+        base_anatomy(str(tmp_path / "absent.nii"), 1)
+    text = tmp_path / "text.nii"
+    text.write_text("no image")
+    with pytest.raises(AnatomyError, match=r"text.nii: not a readable NIfTI image"):
+        base_anatomy(str(text), 1)
+    ball = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0) < 12
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = -40
+    small = tmp_path / "small.nii"
+    texture = np.random.default_rng(0).uniform(200, 900, ball.shape)
+    nibabel.save(nibabel.Nifti1Image((texture * ball).astype(np.int16), affine), small)
+    with pytest.raises(AnatomyError, match=r"small.nii: \d+ ml lie where a brain in MNI space does"):
+        base_anatomy(str(small), 1)
+
+
+# ---- manifests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, write_series: Callable[..., Path]) -> Path:
+    """Two DICOM series and a NIfTI file with two volumes."""
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", seed=1)
+    voxels = np.random.default_rng(2).integers(0, 900, (12, 10, 8, 2), np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "c.nii.gz")
+    return tmp_path
+
+
+def write_csv(folder: Path, *rows: str, header: str = "path,patient,split,sequence,age,report,region,volume") -> Path:
+    path = folder / "cohort.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+ROWS = (
+    'a,p1,train,T1w,61,"Normal ventricles. No lesion,',
+    'nothing else.",head,',
+    "b,p1,,T2w,n/a,,,",
+    "c.nii.gz,p2,train,,58.5,,,1",
+)
+
+
+def test_a_manifest_is_read_as_the_runtime_reads(cohort: Path) -> None:
+    examples = opened(SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS))), cohort / "cache")
+    assert len(examples) == 3
+    first, second, third = (examples[i] for i in range(3))
+    assert first.labels == {"sequence": "T1w", "age": 61.0}
+    assert first.report == ("Normal ventricles.", "No lesion,", "nothing else.")
+    assert (first.region, first.patient, first.boxes, first.tissue) == ("head", "p1", None, None)
+    assert (second.labels, second.report, second.region) == ({"sequence": "T2w"}, (), None)
+    assert third.labels == {"age": 58.5}
+    volume = read_series(find_series(cohort / "a")[0])
+    grid = Preprocessor(None, PIECES)(volume)
+    low, high = volume.percentiles(PIECES.window_percentiles)
+    expected = ((grid.volume - low) / (high - low)).clip(-0.5, 2.0)
+    assert np.abs(first.volume - expected).max() <= 2**-10  # half precision, of values up to 2
+    assert np.array_equal(first.affine_lps_mm, grid.affine_lps_mm)
+    (shard,) = (cohort / "cache").rglob("*.safetensors")
+    with safe_open(shard, framework="numpy") as file:
+        kept = file.metadata()["facts"]
+    # What is known of a series stays in the manifest.
+    assert "p1" not in kept
+    assert "ventricles" not in kept
+
+
+def test_a_corrected_label_reads_no_image_again(cohort: Path) -> None:
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS)))
+    opened(config, cohort / "cache")
+    before = {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")}
+    write_csv(cohort, *[row.replace("T2w", "FLAIR") for row in ROWS])
+    examples = opened(config, cohort / "cache")
+    assert examples.facts(1).labels == examples[1].labels == {"sequence": "FLAIR"}
+    assert {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")} == before
+
+
+def test_jsonl_says_the_same(cohort: Path) -> None:
+    path = cohort / "cohort.jsonl"
+    rows = [
+        {"path": "a", "patient": "p1", "split": "train", "report": ["One.", " Two. Still two."], "labels": {"age": 61}},
+        {"path": "b", "patient": "p1", "labels": {"age": None, "sex": "F"}, "region": "head"},
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    first, second = read_manifest(path)
+    assert first.facts.report == ("One.", "Two. Still two.")
+    assert (first.facts.labels, second.facts.labels) == ({"age": 61.0}, {"sex": "F"})
+    assert (first.split, second.split, second.facts.region) == ("train", None, "head")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("absent,p2,,,,,,", r"line 3, column path: .*absent does not exist"),
+        (",p2,,,,,,", r"line 3, column path: is empty"),
+        ("b,,,,,,,", r"line 3, column patient: is empty"),
+        ("b,p2,val,,,,,", r"line 3, column split: 'val', expected one of train, validation, test"),
+        ("b,p2,,,nan,,,", r"line 3, column age: 'nan', expected a finite number"),
+        ("b,p2,,,,,,-1", r"line 3, column volume: '-1', expected a whole number"),
+        ("b,p2,,,,Normal, but,,", r"line 3: 9 columns, expected 8 .*put text with commas in double quotes"),
+        ("a,p2,,,,,,", r"line 3, column path: the same series as .*line 2; list it once"),
+        ("b,p1,test,,,,,", r"line 3, column split: 'test', but .*line 2 puts the same patient in 'train'"),
+        ('b,p1,test,,,"unclosed,,', r"line 3: not CSV"),
+        ("c.nii.gz,p2,train,,,,,7", r"line 3, column path: .*c.nii.gz: .*has 2 volumes"),
+        (".,p2,train,,,,,", r"line 3, column path: .*: holds 3 series; give a folder or a file with one"),
+    ],
+)
+def test_broken_rows_are_named(cohort: Path, row: str, said: str) -> None:
+    path = write_csv(cohort, "a,p1,train,T1w,61,,,", row)
+    with pytest.raises(SourceError, match=said) as caught:
+        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "p1" not in str(caught.value).replace(str(cohort), "")  # whose it is
+
+
+def test_all_broken_rows_are_counted(cohort: Path) -> None:
+    path = write_csv(cohort, "a,p1,x,,,,,", "b,p2,,,,,,", "absent,p3,,,,,,")
+    with pytest.raises(SourceError, match=r"line 2, column split.* \(and 1 more broken rows\)"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"is empty"),
+        ("path,split\n", r"line 1: no column patient"),
+        ("path,patient,age,age\n", r"line 1: column 3 is 'age'"),
+        ("path,patient\n", r"lists no series"),
+        ("\xff", r"cannot be read \(UnicodeDecodeError\)"),
+    ],
+)
+def test_broken_manifests_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SourceError, match=said):
+        read_manifest(path)
+    with pytest.raises(SourceError, match=r"absent.csv: cannot be read \(FileNotFoundError\)"):
+        read_manifest(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", r"line 1: not JSON"),
+        ("[1]", r"line 1: holds list"),
+        ('{"path": "a", "patient": 7}', r"line 1, column patient: 7, expected text"),
+        ('{"path": "a", "patient": "p", "raport": ""}', r"line 1, column raport: no such key"),
+        ('{"path": "a", "patient": "p", "labels": [1]}', r"line 1, column labels: list"),
+        ('{"path": "a", "patient": "p", "labels": {"age": true}}', r"line 1, column labels.age: True"),
+        ('{"path": "a", "patient": "p", "labels": {"age": NaN}}', r"line 1, column labels.age: nan"),
+        ('{"path": "a", "patient": "p", "report": {}}', r"line 1, column report: dict"),
+        (
+            '{"path": "a", "patient": "p", "labels": {"age": 3}}\n{"path": "b", "patient": "q", "labels": {"age": "3"}}',
+            r"line 2, column labels.age: '3' is of another type than in .*line 1",
+        ),
+    ],
+)
+def test_broken_lines_of_jsonl_are_named(cohort: Path, row: str, said: str) -> None:
+    path = cohort / "cohort.jsonl"
+    path.write_text(row)
+    with pytest.raises(SourceError, match=said):
+        read_manifest(path)
+
+
+def test_patients_without_a_split_are_shared_out_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    from decipher_rt.train.sources.rows import share_out
+
+    for i in range(400):
+        (tmp_path / f"{i}.nii").touch()
+    rows = [f"{i}.nii,p{i // 2},," for i in range(400)]
+    listed = read_manifest(write_csv(tmp_path, *rows, header="path,patient,split,age"))
+    found = share_out(listed, 0, (0.5, 0.25, 0.25))
+    patients = {split: {row.facts.patient for row in rows} for split, rows in found.items()}
+    assert sum(len(p) for p in patients.values()) == len(set.union(*patients.values())) == 200
+    # 200 draws: three standard deviations of a binomial with p = 0.5.
+    assert abs(len(patients["train"]) - 100) <= 21
+    fewer = share_out(listed[:100], 0, (0.5, 0.25, 0.25))
+    assert all(row in found[split] for split, rows in fewer.items() for row in rows)
+    assert share_out(listed, 1, (0.5, 0.25, 0.25)) != found
+
+
+def test_a_split_without_series_is_refused(cohort: Path) -> None:
+    path = write_csv(cohort, "a,p1,train,,,,,")
+    with pytest.raises(SourceError, match="none of its 1 series is of the split validation"):
+        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache", "validation")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No lesion. Normal ventricles.", ("No lesion.", "Normal ventricles.")),
+        ("A lesion of 3.5 mm. It is new!", ("A lesion of 3.5 mm.", "It is new!")),
+        ("Seen by Dr. Miller. Cysts, e.g. Baker.", ("Seen by Dr. Miller.", "Cysts, e.g. Baker.")),
+        ("1. Normal.\n2. Small cyst", ("1. Normal.", "2. Small cyst")),
+        ("Befund: Ödem. Ärzte sagen nichts.", ("Befund: Ödem.", "Ärzte sagen nichts.")),
+        (" \n--\n", ()),
+    ],
+)
+def test_sentences(text: str, expected: tuple[str, ...]) -> None:
+    assert sentences(text) == expected
+
+
+def test_real_series_of_one_subject_are_the_same_head(shared_data: Path, tmp_path: Path) -> None:
+    """Head first supine and head first prone, as the scanner wrote them: once on the grid they look alike."""
+    names = ("siemens_t1_fl2d_sag_hfs", "siemens_t1_fl2d_sag_hfp")
+    rows = [f"{shared_data / 'dicom' / name},volunteer,train" for name in names]
+    path = write_csv(tmp_path, *rows, header="path,patient,split")
+    spec = Preprocessing(grid_shape=(48,) * 3, spacing_mm=(5.0,) * 3, patch_shape=(8,) * 3, token_buckets=(216,))
+    examples = opened(SourceConfig(kind="manifest", path=str(path)), tmp_path / "cache", spec=spec)
+    supine, prone = (examples[i].volume.astype(np.float32).ravel() for i in range(2))
+    assert np.corrcoef(supine, prone)[0, 1] > 0.6
+    upside_down = examples[1].volume.astype(np.float32)[:, ::-1].ravel()
+    assert np.corrcoef(supine, prone)[0, 1] > np.corrcoef(supine, upside_down)[0, 1] + 0.1
+
+
+# ---- BIDS ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    folder = tmp_path / "bids"
+    names = (
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_angio.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-1_T2starw.nii",
+        "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    voxels = np.random.default_rng(2).integers(0, 900, (12, 10, 8), np.int16)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), folder / name)
+    (folder / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    (folder / "participants.tsv").write_text(
+        "participant_id\tage\tsex\tsplit\nsub-01\t34\tF\ttrain\nsub-02\tn/a\tM\ttrain\nsub-03\t40\tM\ttest\n"
+    )
+    return folder
+
+
+def test_a_bids_folder_is_read(bids: Path, tmp_path: Path) -> None:
+    examples = opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    assert len(examples) == 2
+    assert examples.facts(0).labels == {"sequence": "T1w", "age": 34.0, "sex": "F"}
+    assert examples.facts(1).labels == {"sequence": "T2*w", "sex": "M"}
+    assert [examples.facts(i).patient for i in range(2)] == ["sub-01", "sub-02"]
+    assert examples[1].volume.shape == PIECES.grid_shape
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sub-04\t3\tF", r"participants.tsv, line 5: 3 columns, expected 4"),
+        ("sub-01\t3\tF\ttrain", r"participants.tsv, line 5, column participant_id: also in .*line 2"),
+        ("04\t3\tF\ttrain", r"participants.tsv, line 5, column participant_id: expected sub-"),
+        ("sub-04\t3\tF\tdev", r"participants.tsv, line 5, column split: 'dev'"),
+        ("sub-04\tinf\tF\t", r"participants.tsv, line 5, column age: 'inf', expected a finite number"),
+    ],
+)
+def test_broken_participants_are_named(bids: Path, tmp_path: Path, line: str, said: str) -> None:
+    with (bids / "participants.tsv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(SourceError, match=said):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+
+
+def test_broken_bids_folders_are_refused(bids: Path, tmp_path: Path) -> None:
+    (bids / "sub-01/anat/sub-09_T1w.nii").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"sub-09_T1w.nii: lies in the folder of sub-01"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    (bids / "sub-01/anat/sub-09_T1w.nii").rename(bids / "sub-01/anat/sub-01_T2w.nii")
+    with pytest.raises(SourceError, match=r"^\S*sub-01_T2w.nii: (?!.*sub-01_T2w.nii: .*sub-01_T2w.nii: )"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    with pytest.raises(SourceError, match="with one of the suffixes bold"):
+        opened(SourceConfig(kind="bids", path=str(bids), sequences={"bold": "T2*w"}), tmp_path / "cache")
+    (bids / "dataset_description.json").unlink()
+    with pytest.raises(SourceError, match="give the root of a BIDS dataset"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("kind=bids", "source.path is empty"),
+        ("train=0", "source.train is 0"),
+        ("not_heads=2", "source.not_heads"),
+        ("shares=[0.5, 0.1, 0.1]", "source.shares"),
+        ("kind=folder", "kind is 'folder', expected one of simulator, manifest, bids"),
+    ],
+)
+def test_source_configs_are_refused_by_key(tmp_path: Path, override: str, said: str) -> None:
+    path = tmp_path / "source.yaml"
+    path.write_text("kind: simulator\n")
+    with pytest.raises(ConfigError, match=said):
+        load_config(SourceConfig, path, [override])
