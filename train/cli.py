@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
+
+from .align.cli import align
+from .decoders.cli import decoder
+from .ssl.cli import ssl
+from .text.cli import text
 
 CACHE_HELP = "Where simulated series are kept (about 2 MB each)."
 
@@ -14,6 +20,12 @@ CACHE_HELP = "Where simulated series are kept (about 2 MB each)."
 @click.group()
 def train() -> None:
     """Train a model; each recipe is a command."""
+
+
+train.add_command(ssl)
+train.add_command(text)
+train.add_command(align)
+train.add_command(decoder)
 
 
 @train.command(epilog="Example: decipher-rt train first train/configs/first.yaml -o runs/first optimiser.steps=500")
@@ -44,7 +56,7 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
 
     settings = load_config(FirstConfig, config, overrides)
     weights = train_first(settings, output, cache or output / "samples", Progress())
-    _show(weights.metadata["metrics"], as_json)
+    show(weights.metadata["metrics"], as_json)
     if not as_json:
         click.echo(f"wrote {output}: next, decipher-rt export {output}")
 
@@ -52,21 +64,26 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
 @click.command(epilog="Example: decipher-rt evaluate --json | jq .lesion.auroc")
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
 @click.option("--cache", default=".cache/samples", show_default=True, type=click.Path(path_type=Path), help=CACHE_HELP)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes that make series.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def evaluate(weights: Path | None, cache: Path, as_json: bool) -> None:
-    """Simulate the test series of WEIGHTS (default: the model that ships) and say how well it does on them."""
+def evaluate(weights: Path | None, cache: Path, workers: int, as_json: bool) -> None:
+    """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on."""
     import torch
 
     from .checkpoint import DEFAULT_WEIGHTS
+    from .decoders.evaluate import evaluate_recipe
     from .evaluate import evaluate as measure
     from .first import simulated
     from .progress import Progress
-    from .weights import load_weights
+    from .weights import RecipeWeights, load_weights
 
     loaded = load_weights(weights or DEFAULT_WEIGHTS)
     torch.set_num_threads(loaded.config.threads)
+    if isinstance(loaded, RecipeWeights):
+        show(evaluate_recipe(loaded, cache, workers, Progress()), as_json)
+        return
     test = simulated(loaded.config, cache, Progress(), ("test",))["test"]
-    _show(measure(loaded.model, test, loaded.config), as_json)
+    show(measure(loaded.model, test, loaded.config), as_json)
 
 
 @click.command(epilog="Example: decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")
@@ -87,7 +104,8 @@ def simulate(seeds: tuple[int, ...], output: Path) -> None:
         click.echo(f"{output / str(seed)}: {len(files)} files. {' '.join(series.report)}")
 
 
-def _show(metrics: dict[str, object], as_json: bool) -> None:
+def show(metrics: Mapping[str, object], as_json: bool) -> None:
+    """Print figures, a line for each name."""
     if as_json:
         click.echo(json.dumps(metrics))
         return

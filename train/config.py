@@ -41,6 +41,39 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     ------
     ConfigError
     """
+    document = read_document(path)
+    for override in overrides:
+        _override(document, override)
+    try:
+        return build_config(cls, document)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def build_config(cls: type[C], document: Mapping[str, Any], key: str = "") -> C:
+    """Build a configuration, or the part of one that lies under ``key``, from plain keys and values.
+
+    Raises
+    ------
+    ValueError
+        Naming the key.
+    """
+    config = _build(cls, document, key)
+    if hasattr(config, "check"):
+        try:
+            config.check()
+        except ValueError as error:
+            raise ValueError(_join(key, str(error))) from None
+    return typing.cast("C", config)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a YAML file, unchecked.
+
+    Raises
+    ------
+    ConfigError
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -49,15 +82,7 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())[:160]}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, expected keys and values")
-    for override in overrides:
-        _override(document, override)
-    try:
-        config = _build(cls, document, "")
-        if hasattr(config, "check"):
-            config.check()
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return typing.cast("C", config)
+    return document
 
 
 def dump_config(config: Any) -> str:
@@ -94,6 +119,8 @@ def _build(expected: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if dataclasses.is_dataclass(expected):
         return _build_dataclass(expected, value, key)
+    if expected is Any:
+        return value
     if origin in (Union, types.UnionType):
         return None if value is None else _build(arguments[0], value, key)
     if origin is Literal:

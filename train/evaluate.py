@@ -11,12 +11,11 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from .data.sample import KINDS
 from .first_config import FirstConfig
+from .metrics import calibration_error
 from .model.first import FirstModel
 from .model.heads import SEQUENCES
 from .predict import predict
 from .samples import SeriesStore
-
-BINS = 10
 
 
 def evaluate(model: FirstModel, test: SeriesStore, config: FirstConfig) -> dict[str, Any]:
@@ -56,13 +55,6 @@ def evaluate(model: FirstModel, test: SeriesStore, config: FirstConfig) -> dict[
             "auroc": _round(roc_auc_score(heads, score)) if 0 < heads.mean() < 1 else None,
         },
     }
-
-
-def calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error over ten equal bins of confidence (arXiv 1706.04599, equation 3)."""
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return float(sum(gaps))
 
 
 def _share(truths: NDArray[np.bool_]) -> float | None:

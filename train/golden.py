@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 
@@ -35,9 +36,13 @@ class GoldenCase:
 
 
 def simulate_golden(config: FirstConfig) -> GoldenCase:
-    """Simulate the case: a head with the seed of the first series of the test split."""
-    spec = config.encoder.preprocessing
-    sample = simulate(sample_seed(config.seed, "test", 0), load_anatomy(), spec, kind="head")
+    """Simulate the case of the first model."""
+    return golden_case(config.encoder.preprocessing, config.seed)
+
+
+def golden_case(spec: Preprocessing, seed: int) -> GoldenCase:
+    """Simulate a head, never a patient's, with the seed of the first series of the test split."""
+    sample = simulate(sample_seed(seed, "test", 0), load_anatomy(), spec, kind="head")
     low, high = map(float, sample.window)
     stored = np.round((sample.volume - low) / (high - low) * STORED_RANGE).clip(-STORED_RANGE, 8 * STORED_RANGE)
     window = np.array([0, STORED_RANGE], np.float32)

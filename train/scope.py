@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from .calibration import best_temperature
 from .model.first import FirstModel
 from .model.heads import SEQUENCES
+from .model.scope import Scope, ScopeMethod
 from .predict import predict
 from .samples import SeriesStore
 
@@ -26,34 +32,152 @@ def fit_temperatures(model: FirstModel, validation: SeriesStore) -> None:
     sequence, lesion = torch.from_numpy(seen.sequence[heads]), torch.from_numpy(seen.lesion[heads])
     sequence_truth = torch.from_numpy(seen.sequence_truth[heads])
     lesion_truth = torch.from_numpy(seen.lesion_truth[heads]).float()
-    model.sequence.temperature.fill_(_best(lambda t: F.cross_entropy(sequence / t, sequence_truth)))
-    model.lesion.temperature.fill_(_best(lambda t: F.binary_cross_entropy_with_logits(lesion / t, lesion_truth)))
-
-
-def _best(loss) -> float:  # type: ignore[no-untyped-def]
-    grid = np.exp(np.linspace(np.log(0.2), np.log(5.0), 200))
-    return float(grid[int(np.argmin([float(loss(t)) for t in grid]))])
+    entropy, binary_entropy = F.cross_entropy, F.binary_cross_entropy_with_logits
+    model.sequence.temperature.fill_(best_temperature(lambda t: entropy(sequence / t, sequence_truth)))
+    model.lesion.temperature.fill_(best_temperature(lambda t: binary_entropy(lesion / t, lesion_truth)))
 
 
 def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, false_refusals: float) -> None:
-    """Set means and covariance from training heads, and both margins from validation heads.
-
-    An edge (margin 0, score 0) is where ``false_refusals`` of the validation heads lie beyond; the median head has
-    margin 1.
-    """
+    """Set means and covariance from training heads, and both margins from validation heads."""
     seen = predict(model, train, range(min(FIT_SERIES, len(train))))
-    embedding, truth = seen.embedding[seen.head].astype(np.float64), seen.sequence_truth[seen.head]
-    means = np.stack([embedding[truth == c].mean(axis=0) for c in range(len(SEQUENCES))])
-    scope = model.scope
-    scope.means.copy_(torch.from_numpy(means))
-    scope.whitening.copy_(torch.from_numpy(_whitening(embedding - means[truth])))
+    set_means(model.scope, seen.embedding[seen.head], seen.sequence_truth[seen.head], len(SEQUENCES))
     heads = predict(model, validation)
-    inside = torch.from_numpy(heads.embedding[heads.head])
+    set_edges(model.scope, heads.embedding[heads.head], false_refusals)
+
+
+@dataclass(frozen=True)
+class ScopeConfig:
+    """When a model of the recipe answers.
+
+    Attributes
+    ----------
+    method : the distance to what was trained on, see ``Scope``
+    label : whose values the classes of "mahalanobis" are; one class where no series has it
+    neighbours, among : of "nearest": k, and how many training heads they are sought among
+    others : simulated series that are no heads, made beside the source's to show what to refuse; a quarter as many, of
+        the test split, are what the share refused is measured on
+    false_refusals : share of validation heads that may be refused
+    groups, outliers : what the fit found: the number of classes or heads; whether there was anything else than heads
+    """
+
+    method: ScopeMethod = "mahalanobis"
+    label: str = "sequence"
+    neighbours: int = 10
+    among: int = 512
+    others: int = 0
+    false_refusals: float = 0.01
+    groups: int = 0
+    outliers: bool = False
+
+    def check(self, key: str = "scope") -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        if not 0 < self.false_refusals < 0.5:
+            raise ValueError(f"{key}.false_refusals is {self.false_refusals}, expected more than 0 and less than 0.5")
+        if self.others < 0:
+            raise ValueError(f"{key}.others is {self.others}, expected 0 or more")
+        if not 1 <= self.neighbours <= self.among:
+            raise ValueError(f"{key}.neighbours is {self.neighbours}, expected 1 to {key}.among ({self.among})")
+
+
+def build_scope(config: ScopeConfig, embedding_size: int) -> Scope:
+    """Return a scope of the shape that a fit found."""
+    return Scope(
+        embedding_size,
+        config.groups,
+        method=config.method,
+        neighbours=config.neighbours,
+        outliers=config.outliers,
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Embeddings (N, E) of a split, whether each is a head, and the class of each (text, or None where unknown)."""
+
+    embedding: NDArray[np.float32]
+    head: NDArray[np.bool_]
+    label: Sequence[str | None]
+
+    def __add__(self, other: Seen) -> Seen:
+        """Return both, one after the other."""
+        embedding = np.concatenate([self.embedding, other.embedding])
+        return Seen(embedding, np.concatenate([self.head, other.head]), [*self.label, *other.label])
+
+
+def fit_recipe_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
+    """Fit a scope to a frozen encoder's embeddings.
+
+    Returns
+    -------
+    ScopeConfig
+        With ``groups`` and ``outliers`` as found.
+    Scope
+
+    Raises
+    ------
+    ValueError
+        If there are too few heads to fit a distribution to, or to fix a threshold on.
+    """
+    heads, others = train.embedding[train.head], train.embedding[~train.head]
+    inside = validation.embedding[validation.head]
+    least = config.neighbours + 1
+    if len(heads) < least or len(inside) < least:
+        raise ValueError(
+            f"scope: {len(heads)} training and {len(inside)} validation heads are too few; raise source.train and "
+            f"source.validation to give {least} or more each"
+        )
+    if config.method == "nearest":
+        references, groups = heads[: config.among], min(config.among, len(heads))
+        classes = np.zeros(0, int)
+    else:
+        labels = [label for label, head in zip(train.label, train.head, strict=True) if head]
+        # A class of one series has no spread of its own, but its mean still counts.
+        names = sorted({label for label in labels if label is not None})
+        known = np.array([label is not None for label in labels]) if names else np.ones(len(labels), bool)
+        classes = np.array([names.index(label) if label is not None and names else 0 for label in labels])[known]
+        references, groups = heads[known], max(1, len(names))
+    found = replace(config, groups=groups, outliers=len(others) >= least)
+    scope = build_scope(found, heads.shape[1])
+    if config.method == "nearest":
+        scope.means.copy_(torch.from_numpy(references))
+    else:
+        set_means(scope, references, classes, groups)
+    if found.outliers:
+        _fit_headness(scope, train)
+    set_edges(scope, inside, config.false_refusals)
+    return found, scope.eval()
+
+
+def set_means(scope: Scope, embedding: NDArray[np.float32], classes: NDArray[np.integer], groups: int) -> None:
+    """Set class means and the inverse root of the covariance that the classes share."""
+    embedding = embedding.astype(np.float64)
+    means = np.stack([embedding[classes == c].mean(axis=0) for c in range(groups)])
+    scope.means.copy_(torch.from_numpy(means))
+    if scope.whitening is not None:
+        scope.whitening.copy_(torch.from_numpy(_whitening(embedding - means[classes])))
+
+
+@torch.no_grad()
+def set_edges(scope: Scope, inside: NDArray[np.float32], false_refusals: float) -> None:
+    """Set the margins from the embeddings (N, E) of validation heads.
+
+    An edge (margin 0, score 0) is where ``false_refusals`` of them lie beyond; the median head has margin 1.
+    """
+    heads = torch.from_numpy(inside)
+    scope.distance_edge.copy_(_edge(scope.distance(heads), 1 - false_refusals))
+    if scope.headness is not None:
+        scope.logit_edge.copy_(_edge(scope.headness(heads), false_refusals))
+    scope.edge.zero_()
+    scope.edge.copy_(scope(heads).quantile(false_refusals))
+
+
+def _fit_headness(scope: Scope, seen: Seen) -> None:
+    """Fit the outlier-exposure logit, a linear one, to embeddings that are not trained any further."""
+    gain = float(scope.headness.gain.detach())
+    fit = LogisticRegression(class_weight="balanced", max_iter=2000).fit(seen.embedding * gain, seen.head)
     with torch.no_grad():
-        scope.distance_edge.copy_(_edge(scope.distance(inside), 1 - false_refusals))
-        scope.logit_edge.copy_(_edge(scope.headness(inside), false_refusals))
-        scope.edge.zero_()
-        scope.edge.copy_(scope(inside).quantile(false_refusals))
+        scope.headness.linear.weight.copy_(torch.from_numpy(fit.coef_))
+        scope.headness.linear.bias.copy_(torch.from_numpy(fit.intercept_))
 
 
 def _whitening(offsets: NDArray[np.float64]) -> NDArray[np.float64]:

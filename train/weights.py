@@ -7,29 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CONFIG, WEIGHTS, load_state, read_tensors, write_tensors, write_text
-from .config import dump_config, load_config
+from torch import Tensor
+
+from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors, write_tensors, write_text
+from .config import ConfigError, build_config, dump_config, load_config, read_document
 from .first_config import FirstConfig
 from .model.first import FirstModel
+from .model.recipe import RecipeConfig, RecipeModel
+from .model.text import TextConfig
+from .model.vit import ViTConfig
+
+KIND = "model"  # key of ``config.yaml`` that says whose it is; the first model's has none
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A trained model, its configuration, and what was measured: ``metrics`` and ``provenance`` in ``metadata``."""
+    """The first model, its configuration, and what was measured: ``metrics`` and ``provenance`` in ``metadata``."""
 
     model: FirstModel
     config: FirstConfig
     metadata: Mapping[str, Any]
 
 
-def save_weights(folder: Path, weights: Weights) -> None:
+@dataclass(frozen=True)
+class RecipeWeights:
+    """A model of the recipe, its configuration, and what was measured of it and whence it comes in ``metadata``."""
+
+    model: RecipeModel
+    config: RecipeConfig
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of the recipe left that later ones build on.
+
+    Attributes
+    ----------
+    encoder : sizes of the encoder
+    text : sizes of the text tower, where the folder has one
+    recipe : the whole configuration, where ``train decoder`` wrote the folder
+    tensors : of the weights file
+    metadata : of the weights file
+    """
+
+    encoder: ViTConfig
+    text: TextConfig | None
+    recipe: RecipeConfig | None
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+
+
+def save_weights(folder: Path, weights: Weights | RecipeWeights) -> None:
     """Write a weights folder."""
     write_tensors(folder / WEIGHTS, weights.model.state_dict(), weights.metadata)
     write_text(folder / CONFIG, dump_config(weights.config))
 
 
-def load_weights(folder: Path) -> Weights:
-    """Read a weights folder.
+def load_weights(folder: Path) -> Weights | RecipeWeights:
+    """Read the weights folder of a model that can be exported.
 
     Raises
     ------
@@ -37,7 +73,41 @@ def load_weights(folder: Path) -> Weights:
         Naming the file, and the key or tensor that does not fit.
     """
     tensors, metadata = read_tensors(folder / WEIGHTS)
+    if KIND in read_document(folder / CONFIG):
+        recipe = load_config(RecipeConfig, folder / CONFIG)
+        try:
+            model = RecipeModel(recipe)
+        except ValueError as error:
+            raise ConfigError(f"{folder / CONFIG}: {error}") from None
+        load_state(model, tensors, folder / WEIGHTS)
+        return RecipeWeights(model.eval().requires_grad_(False), recipe, metadata)
     config = load_config(FirstConfig, folder / CONFIG)
-    model = FirstModel(config.encoder)
-    load_state(model, tensors, folder / WEIGHTS)
-    return Weights(model.eval(), config, metadata)
+    first = FirstModel(config.encoder)
+    load_state(first, tensors, folder / WEIGHTS)
+    return Weights(first.eval(), config, metadata)
+
+
+def load_stage(folder: Path) -> Stage:
+    """Read what a decoder is trained on top of: the folder of any stage that has an image encoder.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        Naming the file and what is missing.
+    """
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    document = read_document(folder / CONFIG)
+    if not any(name.startswith("encoder.") for name in tensors) or "encoder" not in document:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: holds no image encoder; give the folder of train ssl, align, decoder or first"
+        )
+    if KIND in document:
+        recipe = load_config(RecipeConfig, folder / CONFIG)
+        return Stage(recipe.encoder, recipe.text, recipe, tensors, metadata)
+    has_text = any(name.startswith("text.") for name in tensors)
+    try:
+        encoder = build_config(ViTConfig, document["encoder"], "encoder")
+        text = build_config(TextConfig, document["text"], "text") if has_text and "text" in document else None
+    except ValueError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from None
+    return Stage(encoder, text, None, tensors, metadata)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from decipher_rt.train.checkpoint import CheckpointError, read_tensors, write_tensors
-from decipher_rt.train.evaluate import calibration_error, evaluate
+from decipher_rt.train.evaluate import evaluate
 from decipher_rt.train.first import optimise
 from decipher_rt.train.first_config import AugmentConfig, FirstConfig, OptimiserConfig
 from decipher_rt.train.model.first import FirstModel
@@ -154,12 +154,6 @@ def test_seeds_of_splits_differ_and_kinds_follow_the_share() -> None:
     kinds = [draw_kind(seed, 0.3) for seed in sorted(seeds)]
     assert 0.26 < sum(kind != "head" for kind in kinds) / 1500 < 0.34  # 3.4 standard deviations
     assert {"head", "phantom", "noise", "other_anatomy", "scrambled"} == set(kinds)
-
-
-def test_calibration_error_of_a_known_case() -> None:
-    confidence = np.repeat([0.55, 0.95], 100)
-    right = np.concatenate([np.arange(100) < 55, np.arange(100) < 75])  # the second bin is 0.2 too sure
-    assert calibration_error(confidence, right) == pytest.approx(0.1)
 
 
 def test_damaged_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:

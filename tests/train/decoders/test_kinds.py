@@ -1,0 +1,336 @@
+"""Each kind of decoder learns what it is for, and its ONNX graph answers in onnxruntime as it does in torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from decipher_rt.export.onnx import graph
+from decipher_rt.train.data.sample import LABELS
+from decipher_rt.train.decoders.contract import OUTPUTS, Answering, Decoder, Known
+from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
+from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, known_series, read_batch
+from decipher_rt.train.decoders.tokens import Tokens, cache_tokens
+from decipher_rt.train.model.vit import ViT, ViTConfig
+
+LINEAR = DecoderConfig("brightness", "classification", "sequence", options={"labels": ["dark", "light"]})
+ATTENTION = dataclasses.replace(LINEAR, options={"labels": ["dark", "light"], "pool": "attention"})
+LESION = DecoderConfig("lesion", "classification", "lesion", options={"labels": ["absent", "present"], "pool": "max"})
+VOLUME = DecoderConfig("ball", "regression", "ball_volume_ml", options={"unit": "ml", "pool": "sum"})
+TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16, 8]})
+BOX = DecoderConfig("box", "localisation", "lesion", options={"hidden": 48})
+BOXES = dataclasses.replace(BOX, options={"hidden": 48, "boxes": 3})
+ALL = {
+    "linear": LINEAR,
+    "attention": ATTENTION,
+    "max": LESION,
+    "value": dataclasses.replace(VOLUME, options={"unit": "ml"}),
+    "value attention": dataclasses.replace(VOLUME, options={"unit": "ml", "pool": "attention"}),
+    "sum": VOLUME,
+    "tissue": TISSUE,
+    "strided": dataclasses.replace(TISSUE, options={"channels": [16], "stride": 2, "labels": ["background", "lesion"]}),
+    "box": BOX,
+    "boxes": BOXES,
+}
+
+
+@pytest.fixture(scope="module")
+def splits(encoder: ViT, shapes: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Tokens]]:
+    folder = tmp_path_factory.mktemp("tokens")
+    found = {}
+    for split, first, count in (("train", 0, 224), ("validation", 1000, 64), ("test", 2000, 96)):
+        examples = shapes(first, count)
+        found[split] = (examples, cache_tokens(encoder, examples, split, folder, lambda _: None))
+    return found
+
+
+def fitted(config: DecoderConfig, encoder: ViTConfig, splits: dict, steps: int, rate: float, batch: int = 32) -> dict:
+    """Train with the stage's own batches and AdamW, calibrate, and return the figures of the test split."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    decoder = build_decoder(config, encoder)
+    examples, tokens = splits["train"]
+    stage = DecoderStage(decoder, tokens, examples, batch, seed=1)
+    stage.start()
+    optimiser = torch.optim.AdamW(stage.model.parameters(), lr=rate)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+        optimiser.zero_grad()
+        stage.model(stage.batch(step, 0, 1), step)["loss"].backward()
+        optimiser.step()
+    decoder.calibrate(answer_rows(decoder, splits["validation"][1], splits["validation"][0]))
+    return decoder.figures(answer_rows(decoder, splits["test"][1], splits["test"][0]))
+
+
+# The margins are from what an answer that ignores the series reaches: 0.5 of two labels, the error of the mean, and
+# the Dice of nothing.
+@pytest.mark.parametrize(("config", "steps"), [(LINEAR, 60), (ATTENTION, 60)], ids=["linear", "attention"])
+def test_classification_learns(config: DecoderConfig, steps: int, vit_config: ViTConfig, splits: dict) -> None:
+    figures = fitted(config, vit_config, splits, steps, 1e-2)
+    assert figures["accuracy"] > 0.95
+    assert figures["auroc"] > 0.98
+    assert figures["series"] == sum(known.kind == "head" for known in splits["test"][1].known)
+    assert np.trace(figures["confusion"]) == round(figures["accuracy"] * figures["series"])
+
+
+def test_the_strongest_patch_finds_lesions(vit_config: ViTConfig, splits: dict) -> None:
+    config = dataclasses.replace(LESION, options={**LESION.options, "hidden": 48})
+    figures = fitted(config, vit_config, splits, 120, 1e-2)
+    assert figures["auroc"] > 0.8  # the encoder is random, and 120 steps are few
+    assert min(figures["sensitivity"], figures["specificity"]) > 0.6
+
+
+def test_regression_learns_volumes(vit_config: ViTConfig, splits: dict) -> None:
+    figures = fitted(VOLUME, vit_config, splits, 150, 1e-2)
+    assert figures["unit"] == "ml"
+    assert figures["mae"] < 0.3 * figures["mae_of_mean"]
+    assert figures["r_squared"] > 0.85
+
+
+def test_segmentation_learns_tissues(vit_config: ViTConfig, splits: dict) -> None:
+    config = dataclasses.replace(TISSUE, options={"channels": [32, 16]})
+    figures = fitted(config, vit_config, splits, 250, 1e-2, batch=8)
+    assert figures["dice"]["grey"] > 0.9
+    assert figures["dice"]["white"] > 0.9
+    assert figures["dice"]["lesion"] > 0.35
+    assert figures["dice"]["csf"] is None  # no ball has any
+
+
+def test_localisation_learns_boxes(vit_config: ViTConfig, splits: dict) -> None:
+    figures = fitted(BOX, vit_config, splits, 200, 1e-2)
+    assert figures["presence_auroc"] > 0.85
+    # A voxel is 15 mm, a patch 60; always the middle of where boxes may lie would be 35 mm off.
+    assert figures["centre_error_mm"]["median"] < 22
+    assert figures["iou"] > 0.25
+
+
+def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    axes = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}, "embedding": {0: "B"}}
+    some = {name: inputs[name][:1, :20] for name in decoder.inputs}
+    content = graph(
+        Answering(decoder),
+        some,
+        outputs=(OUTPUTS[decoder.answer],),
+        dynamic={name: axes[name] for name in decoder.inputs},
+    )
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(content)
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} <= {""}
+    used = {name for node in model.graph.node for name in node.input}
+    assert used & set(inputs) == set(decoder.inputs), "the decoder says which inputs matter"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {name: inputs[name].numpy() for name in decoder.inputs})
+    with torch.no_grad():
+        expected = decoder(**inputs).numpy()
+    return answer, expected
+
+
+# Between them they hold every module; the others differ in sizes.
+@pytest.mark.parametrize("name", ["linear", "attention", "max", "sum", "tissue", "boxes"])
+def test_the_graph_answers_as_torch_does(name: str, vit_config: ViTConfig, splits: dict, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    decoder = build_decoder(ALL[name], vit_config).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():  # so that nothing is zero, or the same everywhere
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    _, tokens = splits["train"]
+    K = int(np.bincount(tokens.count).argmax())
+    rows = [tokens[i] for i in np.flatnonzero(tokens.count == K)[:3]]
+    inputs = {key: torch.stack([getattr(row, key) for row in rows]) for key in ("patch", "tokens", "embedding")}
+    answer, expected = _outputs(decoder, inputs, tmp_path)
+    assert answer.dtype == expected.dtype
+    assert answer.shape == expected.shape
+    if decoder.answer == "segmentation":
+        assert answer.dtype == np.uint8
+        assert len(np.unique(answer)) > 1
+        assert (answer != expected).mean() < 1e-3  # an argmax may tip where two logits are equal to the last bits
+    else:
+        assert np.allclose(answer, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict) -> None:
+    torch.manual_seed(2)
+    _, tokens = splits["train"]
+    one = tokens[0]
+    inputs = {key: getattr(one, key)[None] for key in ("patch", "tokens", "embedding")}
+    with torch.no_grad():
+        answers = {name: build_decoder(config, vit_config).eval()(**inputs) for name, config in ALL.items()}
+    for name in ("linear", "attention", "max"):
+        assert answers[name].shape == (1, 2)
+        assert float(answers[name].sum()) == pytest.approx(1.0)
+    assert answers["sum"].shape == (1, 1)
+    assert answers["tissue"].shape == (1, 16, 16, 16)
+    assert answers["strided"].shape == (1, 8, 8, 8)
+    assert int(answers["strided"].max()) <= 1
+    assert answers["box"].shape == (1, 1, 7)
+    assert answers["boxes"].shape == (1, 3, 7)
+    scores = answers["boxes"][0, :, 0]
+    assert bool((scores[:-1] >= scores[1:]).all())
+    assert bool((answers["boxes"][..., 4:] > 0).all())
+
+
+def test_dropped_patches_are_background(vit_config: ViTConfig) -> None:
+    torch.manual_seed(3)
+    decoder = build_decoder(TISSUE, vit_config).eval()
+    with torch.no_grad():
+        decoder.doublings[-1].bias[0] = -100.0  # whatever is decoded is some tissue
+        tokens = torch.tensor([[5, 17, 63]])
+        answer = decoder(torch.randn(1, 3, 48), tokens, torch.zeros(1, 16))[0]
+    kept = (answer > 0).reshape(4, 4, 4, 4, 4, 4).sum(dim=(1, 3, 5)).flatten()
+    assert kept.nonzero().flatten().tolist() == [5, 17, 63]
+    assert kept[[5, 17, 63]].tolist() == [64, 64, 64]
+
+
+def test_the_order_of_tokens_does_not_matter(vit_config: ViTConfig, splits: dict) -> None:
+    torch.manual_seed(4)
+    one = splits["train"][1][3]
+    order = torch.randperm(len(one.tokens))
+    for name, config in ALL.items():
+        decoder = build_decoder(config, vit_config).eval()
+        with torch.no_grad():
+            straight = decoder(one.patch[None], one.tokens[None], one.embedding[None])
+            shuffled = decoder(one.patch[None, order], one.tokens[None, order], one.embedding[None])
+        if decoder.answer == "localisation":  # untrained, every token scores alike: which come first is a tie
+            straight, shuffled = straight[..., 0], shuffled[..., 0]
+        assert torch.allclose(straight.float(), shuffled.float(), atol=1e-4), name
+
+
+def test_one_lesion_gives_one_box(vit_config: ViTConfig) -> None:
+    decoder = build_decoder(BOXES, vit_config).eval()
+    raw = torch.zeros(1, 64, 7)
+    raw[..., 0] = -9.0
+    tokens = torch.arange(64)[None]
+    raw[0, [0, 1, 4], 0] = torch.tensor([3.0, 2.5, 2.0])  # neighbours: 1 beside 0, 4 above both
+    raw[0, 63, 0] = 1.0
+    kept = decoder.finish(decoder.suppress(raw, tokens))[0, :, 0]
+    assert kept[:2] == pytest.approx(torch.sigmoid(torch.tensor([3.0, 1.0])))
+    assert kept[2] < 1e-3
+
+
+def test_targets_of_localisation_name_the_token_of_the_box(vit_config: ViTConfig) -> None:
+    decoder = build_decoder(BOX, vit_config)
+    boxes = np.array([[5.5, 5.5, 5.5, 4, 4, 4], [12.5, 1.5, 1.5, 2, 2, 2]], np.float32)
+    known = Known({}, boxes, "head", tissue=False)
+    tokens = np.array([21, 22, 48, 63])  # patch (1, 1, 1), its neighbour, (3, 0, 0), the far corner
+    target = decoder.target(known, None, tokens)
+    assert target["positive"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert target["box"][0] == pytest.approx(boxes[0])
+    assert target["box"][2] == pytest.approx(boxes[1])
+    shifted = dataclasses.replace(known, boxes=boxes + np.array([0, 0, 1, 0, 0, 0], np.float32))
+    assert decoder.target(shifted, None, tokens)["positive"].tolist() == [1.0, -1.0, 1.0, 0.0]
+
+
+def test_a_perfect_box_has_no_box_loss(vit_config: ViTConfig) -> None:
+    decoder = build_decoder(BOX, vit_config)
+    box = torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0, 4.0])
+    raw = torch.cat([torch.tensor([20.0]), box]).expand(1, 1, 7)
+    truth = torch.zeros(1, 8, 6)
+    truth[0, 0] = box
+    target = {"positive": torch.ones(1, 1), "box": box.expand(1, 1, 6), "truth": truth}
+    losses = decoder.losses(raw, target, torch.zeros(1, 1, dtype=torch.int64))
+    assert all(float(value) == pytest.approx(0.0, abs=1e-5) for value in losses.values())
+    moved = raw.clone()
+    moved[..., 1] += 2.0  # half a patch
+    losses = decoder.losses(moved, target, torch.zeros(1, 1, dtype=torch.int64))
+    assert float(losses["l1"]) == pytest.approx(0.5)
+    assert float(losses["giou"]) == pytest.approx(1.0)  # they touch: nothing shared, nothing between
+
+
+def test_what_is_unknown_trains_nothing(vit_config: ViTConfig, splits: dict) -> None:
+    tokens = splits["train"][1]
+    heads = np.flatnonzero(tokens.head)
+    for config in ALL.values():
+        assert np.array_equal(known_series(build_decoder(config, vit_config), tokens), heads)
+    other = build_decoder(dataclasses.replace(LINEAR, target="scanner"), vit_config)
+    assert len(known_series(other, tokens)) == 0
+    with pytest.raises(ValueError, match="no series of the train split"):
+        DecoderStage(other, tokens, splits["train"][0], 8, seed=0)
+    nobody_looked = Known({"lesion": "present"}, None, "head", tissue=False)
+    assert not build_decoder(BOX, vit_config).knows(nobody_looked)
+    assert not build_decoder(VOLUME, vit_config).knows(Known({"ball_volume_ml": float("nan")}, None, "head", False))
+
+
+def test_an_epoch_is_every_series_once_and_shares_make_the_whole(vit_config: ViTConfig, splits: dict) -> None:
+    examples, tokens = splits["train"]
+    stage = DecoderStage(build_decoder(LESION, vit_config), tokens, examples, 16, seed=5)
+    sizes = [len(group) for group in stage._groups]
+    steps = sum(-(-size // 16) for size in sizes)
+    seen = [stage.indices(step) for step in range(steps)]
+    assert all(len({int(tokens.count[i]) for i in batch}) == 1 for batch in seen)
+    assert {i for batch in seen for i in batch} == set(known_series(stage.decoder, tokens).tolist())
+    assert [stage.indices(step) for step in range(steps, 2 * steps)] != seen
+    whole, halves = stage.batch(3, 0, 1), [stage.batch(3, rank, 2) for rank in (0, 1)]
+    assert torch.equal(whole["patch"], torch.cat([half["patch"] for half in halves]))
+    with torch.no_grad():
+        losses = [float(stage.model(half, 3)["loss"]) for half in halves]
+        assert float(stage.model(whole, 3)["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_the_mean_token_is_enough_for_a_linear_probe(vit_config: ViTConfig, splits: dict) -> None:
+    torch.manual_seed(6)
+    examples, tokens = splits["train"]
+    decoder = build_decoder(LINEAR, vit_config).eval()
+    with torch.no_grad():
+        decoder.pool.linear.weight.normal_()
+    assert decoder.needs_mean_only
+    batch = read_batch(decoder, tokens, examples, [1])
+    one = tokens[1]
+    with torch.no_grad():
+        by_mean = decoder.raw(batch["patch"], batch["tokens"], batch["embedding"])
+        by_tokens = decoder.raw(one.patch[None], one.tokens[None], one.embedding[None])
+    assert torch.allclose(by_mean, by_tokens, atol=5e-3)  # the cache keeps tokens in half precision
+
+
+def test_temperature_makes_probabilities_as_sure_as_they_are_right(vit_config: ViTConfig) -> None:
+    rng = np.random.default_rng(7)
+    logits = rng.normal(0, 2, (4000, 2)).astype(np.float32)
+    label = (rng.random(4000) < 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))).astype(np.int64)
+    decoder = build_decoder(LINEAR, vit_config)
+    rows = {"logits": 3 * logits, "label": label}  # three times too sure
+    before = decoder.figures(rows)["calibration_error"]
+    decoder.calibrate(rows)
+    assert float(decoder.temperature) == pytest.approx(3.0, rel=0.15)
+    assert decoder.figures(rows)["calibration_error"] < 0.03 < before
+
+
+def test_every_file_of_kinds_is_a_decoder() -> None:
+    assert set(names()) == {"classification", "regression", "segmentation", "localisation"}
+    for name in names():
+        kind = kind_of(name)
+        assert kind.answer == name
+        assert dataclasses.is_dataclass(kind.settings)
+        assert not inspect.isabstract(kind)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (dataclasses.replace(LINEAR, kind="telepathy"), "decoder.kind is 'telepathy', expected one of classification"),
+        (dataclasses.replace(LINEAR, name="a/b"), "decoder.name is 'a/b'"),
+        (dataclasses.replace(LINEAR, options={}), "decoder.options.labels: missing"),
+        (dataclasses.replace(LINEAR, options={"labels": ["one"]}), "decoder.options.labels is \\['one'\\]"),
+        (dataclasses.replace(LINEAR, options={"labels": ["a", "b"], "pool": "min"}), "decoder.options.pool is 'min'"),
+        (dataclasses.replace(ATTENTION, options={**ATTENTION.options, "heads": 5}), "decoder.options.heads is 5"),
+        (dataclasses.replace(VOLUME, options={"unit": ""}), "decoder.options.unit is ''"),
+        (dataclasses.replace(TISSUE, options={"channels": [8]}), "decoder.options.channels is \\[8\\], expected 2"),
+        (dataclasses.replace(TISSUE, options={"channels": [8], "stride": 3}), "decoder.options.stride is 3"),
+        (dataclasses.replace(TISSUE, target="bone"), "decoder.target is 'bone', expected 'tissue'"),
+        (dataclasses.replace(TISSUE, options={"channels": [8, 8], "labels": list(LABELS[1:])}), "options.labels is"),
+        (dataclasses.replace(BOX, options={"boxes": 0}), "decoder.options.boxes is 0"),
+        (dataclasses.replace(BOX, options={"boxes": 17}), "decoder.options.boxes is 17"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_key(config: DecoderConfig, words: str, vit_config: ViTConfig) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_decoder(config, vit_config)

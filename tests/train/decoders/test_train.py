@@ -1,0 +1,256 @@
+"""Training of decoders from an encoder's folder to a model's folder: resumed, composed, proved, evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from decipher_rt.train import loop
+from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, read_tensors, write_tensors, write_text
+from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.decoders import evaluate as evaluating
+from decipher_rt.train.decoders import splits as splitting
+from decipher_rt.train.decoders import train as training
+from decipher_rt.train.decoders.config import DecoderRunConfig
+from decipher_rt.train.decoders.evaluate import evaluate_recipe
+from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
+from decipher_rt.train.decoders.train import FrozenEncoderError, prove_frozen, train_decoder
+from decipher_rt.train.golden import GoldenCase, save_golden
+from decipher_rt.train.model.text import TextConfig, TextTower
+from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.progress import Progress
+from decipher_rt.train.run_config import RunConfig
+from decipher_rt.train.scope import ScopeConfig
+from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.weights import RecipeWeights, load_weights
+
+CONFIGS = Path(training.__file__).resolve().parents[1] / "configs"
+TEXT = TextConfig(width=16, depth=1, heads=2, hidden=32, vocabulary=50, max_tokens=12)
+BRIGHTNESS = DecoderConfig("brightness", "classification", "sequence", options={"labels": ["dark", "light"]})
+BALL = DecoderConfig("ball", "regression", "ball_volume_ml", options={"unit": "ml"})
+RUN = RunConfig(steps=12, batch=16, rate=1e-2, warmup=2, precision="fp32", threads=1, checkpoint_every=4)
+SOURCE = SourceConfig(seed=1, train=96, validation=48, test=48)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignedConfig:
+    """What the folder of an alignment says of its networks."""
+
+    name: str
+    encoder: ViTConfig
+    text: TextConfig
+
+
+@pytest.fixture
+def aligned(encoder: ViT, tmp_path: Path) -> Path:
+    """A folder as alignment leaves it, with a tokenizer and a golden case."""
+    folder = tmp_path / "aligned"
+    tower = TextTower(TEXT, encoder.config.embedding_size)
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors |= {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
+    tensors["logit_scale"] = torch.tensor(2.0)
+    write_tensors(folder / WEIGHTS, tensors, {"metrics": {"recall": 0.5}, "provenance": {"steps": 7}})
+    write_text(folder / "config.yaml", dump_config(AlignedConfig("aligned", encoder.config, TEXT)))
+    write_text(folder / "tokenizer.json", "{}")
+    save_golden(folder, GoldenCase(np.zeros((16,) * 3, np.int16), np.array([0, 1], np.float32), np.arange(16)))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_sources(shapes: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator is replaced by shapes on the small grid: a source's own tests are elsewhere."""
+    torch.set_num_threads(1)
+    first = {"train": 0, "validation": 1000, "test": 2000}
+
+    def opened(config: SourceConfig, spec: object, split: str, *_: object) -> object:
+        return shapes(first[split] + 10000 * config.seed, getattr(config, split))
+
+    monkeypatch.setattr(splitting, "open_source", opened)
+
+
+def _config(encoder: Path, decoder: DecoderConfig = BRIGHTNESS, **changes: object) -> DecoderRunConfig:
+    config = DecoderRunConfig("test", "1", decoder, SOURCE, RUN, str(encoder))
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _train(config: DecoderRunConfig, folder: Path, cache: Path) -> RecipeWeights:
+    weights = train_decoder(config, folder, cache, 1, Progress())
+    assert weights is not None
+    return weights
+
+
+def test_decoders_join_an_encoder_that_stays_what_it_was(aligned: Path, tmp_path: Path) -> None:
+    before, _ = read_tensors(aligned / WEIGHTS)
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    scope = ScopeConfig(neighbours=5, false_refusals=0.05)
+    first = _train(_config(aligned, scope=scope), folder, cache)
+    second = _train(_config(folder, BALL), folder, cache)
+    after, metadata = read_tensors(folder / WEIGHTS)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert {name.split(".")[1] for name in after if name.startswith("decoders.")} == {"brightness", "ball"}
+    assert set(metadata["metrics"]) == {"recall", "brightness", "ball", "scope"}
+    assert set(metadata["provenance"]) == {"encoder", "brightness", "ball"}
+    assert metadata["provenance"]["encoder"] == {"steps": 7}
+    assert metadata["provenance"]["ball"]["steps_of_this_call"] == RUN.steps
+
+    loaded = load_weights(folder)
+    assert isinstance(loaded, RecipeWeights)
+    assert loaded.config == second.config
+    assert [d.name for d in loaded.config.decoders] == ["brightness", "ball"]
+    assert loaded.config.scope == first.config.scope
+    assert loaded.config.scope.groups == 2
+    assert loaded.config.scope.outliers, "an eighth of the shapes are noise"
+    assert float(loaded.model.logit_scale) == 2.0
+    figures = evaluate_recipe(loaded, cache, 1, Progress())
+    assert figures == {name: metadata["metrics"][name] for name in figures}
+    assert set(figures) == {"brightness", "ball", "scope"}
+    assert figures["brightness"]["accuracy"] > 0.8
+    assert figures["scope"]["others_refused"]["noise"] == 1.0
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    assert (folder / "golden.npz").read_bytes() == (aligned / "golden.npz").read_bytes()
+    for name in ("log.csv", "curve.png"):
+        assert (folder / "decoders" / "ball" / name).exists()
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    whole = _train(_config(aligned), tmp_path / "whole", cache)
+    saved = loop.save_training
+
+    def killed(path: Path, model: object, optimiser: object, step: int, config: str) -> None:
+        saved(path, model, optimiser, step, config)  # type: ignore[arg-type]
+        if step == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_training", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _train(_config(aligned), tmp_path / "killed", cache)
+    monkeypatch.setattr(loop, "save_training", saved)
+    resumed = _train(_config(aligned), tmp_path / "killed", cache)
+    assert resumed.metadata["provenance"]["brightness"]["steps_of_this_call"] == 4
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    again = _train(_config(aligned), tmp_path / "killed", cache)
+    assert again.metadata == resumed.metadata, "what is finished is not trained further"
+
+
+def test_a_changed_encoder_is_an_error(aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compose = training.compose
+
+    def tampered(*arguments: object) -> object:
+        model = compose(*arguments)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.encoder.norm.bias[0] += 1e-6
+        return model
+
+    monkeypatch.setattr(training, "compose", tampered)
+    with pytest.raises(FrozenEncoderError, match=r"the encoder was [0-9a-f]{12} before decoder training and is"):
+        _train(_config(aligned), tmp_path / "model", tmp_path / "cache")
+    _, metadata = read_tensors(tmp_path / "model" / WEIGHTS)
+    with pytest.raises(FrozenEncoderError):
+        prove_frozen(tmp_path / "model", metadata["encoder_sha256"])
+
+
+def test_a_decoder_is_trained_anew_in_place_of_the_old(aligned: Path, tmp_path: Path) -> None:
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    _train(_config(aligned), folder, cache)
+    attention = dataclasses.replace(BRIGHTNESS, options={"labels": ["dark", "light"], "pool": "attention"})
+    with pytest.raises(CheckpointError, match="another configuration"):
+        _train(_config(folder, attention), folder, cache)
+    weights = _train(_config(folder, attention), tmp_path / "other", cache)
+    assert [d.options["pool"] for d in weights.config.decoders] == ["attention"]
+
+
+def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    unknown = dataclasses.replace(BALL, target="age")
+    with pytest.raises(ConfigError, match="decoder ball: no series of the train split has the truth"):
+        _train(_config(aligned, unknown), tmp_path / "model", cache)
+    too_many = ScopeConfig(neighbours=100)
+    with pytest.raises(ConfigError, match="validation heads are too few"):
+        _train(_config(aligned, scope=too_many), tmp_path / "model", cache)
+    with pytest.raises(CheckpointError, match="no such file"):
+        _train(_config(tmp_path / "nowhere"), tmp_path / "model", cache)
+    text_only = tmp_path / "text"
+    write_tensors(text_only / WEIGHTS, {"text.a": torch.zeros(1)}, {})
+    write_text(text_only / "config.yaml", "name: text\n")
+    with pytest.raises(CheckpointError, match="holds no image encoder; give the folder of train ssl"):
+        _train(_config(text_only), tmp_path / "model", cache)
+
+
+def test_the_shipped_first_model_lends_its_encoder() -> None:
+    from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
+    from decipher_rt.train.weights import load_stage
+
+    stage = load_stage(DEFAULT_WEIGHTS)
+    encoder = training.load_encoder(stage, DEFAULT_WEIGHTS)
+    first = load_weights(DEFAULT_WEIGHTS)
+    assert stage.text is None
+    assert encoder.config == first.config.encoder
+    assert torch.equal(encoder.projection.weight, first.model.encoder.projection.weight)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/decoder-*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_committed_configurations_fit_their_encoders(path: Path) -> None:
+    config = load_config(DecoderRunConfig, path, ["encoder=runs/align"])
+    encoder = ViTConfig.PRESETS[path.parent.name]
+    decoder = build_decoder(config.decoder, encoder)
+    assert config.decoder.name == path.stem.removeprefix("decoder-")
+    assert sum(p.numel() for p in decoder.parameters()) < 0.2 * sum(p.numel() for p in ViT(encoder).parameters())
+
+
+def test_every_size_has_every_decoder() -> None:
+    wanted = {f"decoder-{n}" for n in ("sequence", "lesion", "lesion_box", "tissue", "brain_volume_ml", "age")}
+    for size in ("tiny", "small", "base"):
+        assert {path.stem for path in (CONFIGS / size).glob("decoder-*.yaml")} == wanted
+
+
+def test_the_command_trains_several_and_evaluate_agrees(aligned: Path, tmp_path: Path) -> None:
+    from decipher_rt.train.cli import evaluate, train
+
+    paths = []
+    for decoder in (BRIGHTNESS, BALL):
+        paths.append(tmp_path / f"{decoder.name}.yaml")
+        write_text(paths[-1], dump_config(dataclasses.replace(_config(Path("x")), decoder=decoder, encoder="")))
+    model, cache = str(tmp_path / "model"), str(tmp_path / "cache")
+    arguments = ["decoder", *map(str, paths), f"encoder={aligned}", "run.steps=6", "-o", model, "--cache", cache]
+    done = CliRunner().invoke(train, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout)
+    assert {"brightness", "ball"} <= set(metrics)
+    measured = CliRunner().invoke(evaluate, [model, "--cache", cache, "--json"], catch_exceptions=False)
+    figures = json.loads(measured.stdout)
+    assert figures == {name: metrics[name] for name in figures}
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    from decipher_rt.train.cli import train
+
+    assert "give one or more configurations" in CliRunner().invoke(train, ["decoder", "encoder=x"]).output
+    path = tmp_path / "decoder.yaml"
+    write_text(path, dump_config(_config(Path("x"))))
+    for override, words in (
+        ("encoder=''", "encoder is empty, expected the weights folder of the encoder"),
+        ("run.batch=0", "run.batch is 0"),
+        ("decoder.kind=guess", "decoder.kind is 'guess'"),
+        ("decoder.options={labels: [one]}", "decoder.options.labels"),
+        ("scope={method: guess}", "scope.method is 'guess'"),
+    ):
+        found = CliRunner().invoke(train, ["decoder", str(path), override])
+        assert isinstance(found.exception, ConfigError), override
+        assert words in str(found.exception)
+        assert str(path) in str(found.exception)
+
+
+def test_evaluation_counts_series_that_are_no_heads(shapes: Callable) -> None:
+    assert evaluating.test_count(ScopeConfig(others=1024)) == 256
+    assert evaluating.test_count(ScopeConfig(others=1)) == 1

@@ -1,0 +1,69 @@
+"""``decipher-rt train decoder``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="Example: decipher-rt train decoder train/configs/tiny/decoder-lesion.yaml encoder=runs/align -o runs/model"
+)
+@click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
+@click.option(
+    "-o",
+    "--output",
+    default="runs/decoder",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Weights folder of the model that the decoders become part of.",
+)
+@click.option(
+    "--cache",
+    default=".cache/samples",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where series and the encoder's tokens are kept.",
+)
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes that simulate or resample series.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def decoder(arguments: tuple[str, ...], output: Path, cache: Path, workers: int, as_json: bool) -> None:
+    """Train decoders on the frozen encoder of encoder=RUN, one for each CONFIG, one after the other.
+
+    RUN is the folder of train ssl, align, first or decoder; decoders that it has are kept. The encoder's tokens are
+    computed once for all decoders. Killed at any moment, the same command goes on where it was. KEY=VALUE holds for
+    every CONFIG.
+    """
+    configs = [Path(a) for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    if not configs:
+        raise click.UsageError("give one or more configurations, e.g. train/configs/tiny/decoder-sequence.yaml")
+    # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from dataclasses import replace
+
+    from ..cli import show
+    from ..config import load_config
+    from ..progress import Progress
+    from .config import DecoderRunConfig
+    from .train import train_decoder
+
+    settings = [load_config(DecoderRunConfig, path, overrides) for path in configs]
+    weights = None
+    for place, one in enumerate(settings):
+        # Every decoder joins those before it.
+        wanted = one if place == 0 else replace(one, encoder=str(output))
+        weights = train_decoder(wanted, output, cache, workers, Progress())
+    if weights is None:  # a process that helped
+        return
+    show(weights.metadata["metrics"], as_json)
+    if not as_json:
+        click.echo(f"wrote {output}: next, decipher-rt export {output}")

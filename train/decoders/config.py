@@ -1,0 +1,43 @@
+"""Configuration of a decoder's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..run_config import RunConfig
+from ..scope import ScopeConfig
+from ..sources import SourceConfig
+from .registry import DecoderConfig
+
+
+@dataclass(frozen=True)
+class DecoderRunConfig:
+    """``decipher-rt train decoder``.
+
+    Attributes
+    ----------
+    name, version : of the model that the decoder becomes part of
+    decoder : what it answers, and how
+    source : series whose truth it learns from
+    run : RunConfig
+    encoder : weights folder of the frozen encoder, of any stage; decoders that it has are kept
+    scope : given where the model's scope is to be fitted to this source too
+    """
+
+    name: str
+    version: str
+    decoder: DecoderConfig
+    source: SourceConfig
+    run: RunConfig
+    encoder: str = ""
+    scope: ScopeConfig | None = None
+
+    def check(self) -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        if not self.encoder:
+            raise ValueError("encoder is empty, expected the weights folder of the encoder (encoder=RUN)")
+        self.decoder.check()
+        self.source.check()
+        self.run.check()
+        if self.scope is not None:
+            self.scope.check()

@@ -1,0 +1,150 @@
+"""What a decoder is: the base of every kind, and what a decoder may know of a series."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..model.vit import ViTConfig
+
+Answer = Literal["classification", "regression", "segmentation", "localisation"]
+# What the graph of each kind of answer gives, by name.
+OUTPUTS: Mapping[Answer, str] = {
+    "classification": "probabilities",
+    "regression": "value",
+    "segmentation": "labels_map",
+    "localisation": "boxes",
+}
+Rows = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one series, kept beside its tokens.
+
+    Attributes
+    ----------
+    labels : by name, text or a number; what is not there is unknown
+    boxes : (M, 6) float32, centre d, h, w and size d, h, w of each finding in grid voxels, largest first; None where
+        nobody looked
+    kind : one of the simulator's ``KINDS``; "head" for real series
+    tissue : whether the source has a tissue map for it
+    """
+
+    labels: Mapping[str, str | float]
+    boxes: NDArray[np.float32] | None
+    kind: str
+    tissue: bool
+
+
+class Decoder(nn.Module, ABC):
+    """Base of the kinds.
+
+    ``forward`` is what the bundle's graph computes, with plain standard operators; ``raw`` is what the loss and the
+    calibration see. Statistics, temperatures and thresholds are buffers, so that the weights file holds them.
+
+    Attributes
+    ----------
+    answer : kind of answer, as the bundle's manifest calls it
+    settings : dataclass of what a configuration may set under ``decoder.options``
+    curve : losses that the curve of its training shows
+    inputs : which of ``patch``, ``tokens`` and ``embedding`` the answer depends on, in this order
+    labels : of a classification or segmentation, in the order of the answer
+    unit : of a regression
+    stride : of a segmentation, grid voxels to a voxel of the answer along each axis
+    threshold : of a localisation only, the score under which a box is left out
+    reads_tissue : whether ``target`` needs the tissue map
+    needs_mean_only : whether the mean of the patch tokens says as much to it as they do: it is then trained on that
+    """
+
+    answer: ClassVar[Answer]
+    settings: ClassVar[type]
+    curve: ClassVar[tuple[str, ...]] = ("loss",)
+    reads_tissue: ClassVar[bool] = False
+    inputs: tuple[str, ...] = ("patch", "tokens", "embedding")
+    needs_mean_only: bool = False
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    stride: int = 1
+
+    @abstractmethod
+    def __init__(self, target: str, settings: Any, encoder: ViTConfig) -> None:
+        """Build for an encoder; ``target`` is the label (or lesion, or tissue) to answer for.
+
+        Raises ValueError, naming the key under ``options``, where settings do not fit.
+        """
+        super().__init__()
+
+    @abstractmethod
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Map (B, K, C) patch tokens, (B, K) indices and (B, E) embeddings to what losses are made of."""
+
+    @abstractmethod
+    def finish(self, raw: Tensor) -> Tensor:
+        """Turn ``raw`` into the answer of the bundle's contract."""
+
+    def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Answer: ``probabilities``, ``value``, ``labels_map`` or ``boxes``, see ``OUTPUTS``."""
+        return self.finish(self.raw(patch, tokens, embedding))
+
+    @abstractmethod
+    def knows(self, known: Known) -> bool:
+        """Whether the truth of a series is known."""
+
+    @abstractmethod
+    def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:
+        """Return the truth as arrays of a fixed shape, or of K entries in the order of ``tokens``."""
+
+    @abstractmethod
+    def losses(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+        """Return the losses, the one to minimise as ``loss``; each a mean over the batch of one number a series."""
+
+    @abstractmethod
+    def rows(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> Rows:
+        """Return what the figures need of each series, first axis B."""
+
+    @abstractmethod
+    def figures(self, rows: Rows) -> dict[str, Any]:
+        """Return the figures of a split from its rows, as plain JSON types."""
+
+    def start(self, pooled: Mapping[str, NDArray[Any]], known: Sequence[Known]) -> None:
+        """Set statistics before training, from the training split.
+
+        Parameters
+        ----------
+        pooled : mapping
+            ``mean`` (N, C) of each series' patch tokens, ``embedding`` (N, E), ``count`` (N,) their number K.
+        known : sequence
+            Of the same N series; ``knows`` is true of each.
+        """
+
+    def calibrate(self, rows: Rows) -> None:
+        """Set temperature or threshold after training, from the rows of the validation split."""
+
+
+class Answering(nn.Module):
+    """A decoder that is called with what it looks at alone, ``decoder.inputs`` in order: what is exported.
+
+    A graph that is also given the rest depends on the shapes of that.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
+        """Answer; which input is which is the decoder's to say."""
+        given = dict(zip(self.decoder.inputs, (first, second, third), strict=False))
+        patch, tokens, embedding = (given.get(name) for name in ("patch", "tokens", "embedding"))
+        nothing = first.new_zeros(0)
+        return self.decoder(
+            nothing if patch is None else patch,
+            nothing if tokens is None else tokens,
+            nothing if embedding is None else embedding,
+        )

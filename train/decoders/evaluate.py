@@ -1,0 +1,84 @@
+"""Figures of a recipe's model on the test splits of what its decoders were trained on."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..data.sample import KINDS
+from ..metrics import auroc, rounded
+from ..model.scope import Scope
+from ..progress import Progress
+from ..scope import ScopeConfig
+from ..sources import SourceConfig
+from ..weights import RecipeWeights
+from .contract import Decoder
+from .splits import EncodedSplit, encode_others, encode_split
+from .stage import answer_rows
+
+
+def evaluate_recipe(weights: RecipeWeights, cache_dir: Path, workers: int, progress: Progress) -> dict[str, Any]:
+    """Return the figures of every decoder, and of the scope, as plain JSON types.
+
+    Parameters
+    ----------
+    weights : RecipeWeights
+    cache_dir : Path
+        Where series and tokens are kept; those that are not there are made.
+    workers : int
+        Processes that simulate or resample series.
+    progress : Progress
+    """
+    model, config = weights.model, weights.config
+    encoder = model.encoder.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    tests: dict[str, EncodedSplit] = {}
+
+    def test_of(source: SourceConfig) -> EncodedSplit:
+        key = repr(source)
+        if key not in tests:
+            tests[key] = encode_split(encoder, source, "test", cache_dir, workers, progress)
+        return tests[key]
+
+    figures: dict[str, Any] = {}
+    for name, source in config.sources.items():
+        test = test_of(source)
+        decoder = typing.cast("Decoder", model.decoders[name])
+        rows = answer_rows(decoder, test.tokens, test.examples)
+        figures[name] = decoder.figures(rows) if rows else None
+    if model.scope is not None and config.scope is not None and config.scope_source is not None:
+        tests_of_scope = [test_of(config.scope_source)]
+        if config.scope.others:
+            count, seed = test_count(config.scope), config.scope_source.seed
+            tests_of_scope.append(encode_others(encoder, count, seed, "test", cache_dir, workers, progress))
+        figures["scope"] = scope_figures(model.scope, tests_of_scope)
+    return figures
+
+
+def test_count(scope: ScopeConfig) -> int:
+    """Return how many series that are no heads the refusals are measured on."""
+    return max(1, scope.others // 4)
+
+
+def scope_figures(scope: Scope, splits: Sequence[EncodedSplit]) -> dict[str, Any]:
+    """Return the share of heads refused, that of each other kind, and the area under the ROC curve."""
+    embedding = np.concatenate([split.tokens.embedding for split in splits])
+    kinds = np.array([known.kind for split in splits for known in split.tokens.known])
+    with torch.no_grad():
+        score = scope.cpu()(torch.from_numpy(embedding)).numpy()
+    head, refused = kinds == "head", score < 0
+    return {
+        "series": len(score),
+        "heads_refused": _share(refused[head]),
+        "others_refused": {k: _share(refused[kinds == k]) for k in KINDS if k != "head" and (kinds == k).any()},
+        "auroc": rounded(auroc(head, score)) if len(score) else None,
+    }
+
+
+def _share(refused: NDArray[np.bool_]) -> float | None:
+    return rounded(float(refused.mean())) if len(refused) else None

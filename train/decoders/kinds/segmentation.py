@@ -1,0 +1,200 @@
+"""Segmentation: tokens scattered back to their places, then a convolutional decoder up to the grid, without skips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...data.sample import LABELS
+from ...metrics import dice, overlap_counts, rounded
+from ...model.vit import ViTConfig
+from ..contract import Decoder, Known, Rows
+
+BACKGROUND_LOGIT = 30.0  # where a patch was dropped: its voxels are background, as sure as float32 can say
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a segmentation.
+
+    Attributes
+    ----------
+    channels : of the token grid and of each doubling but the last; as many as doublings from patch to ``stride``
+    labels : of the simulator's ``LABELS``, background first; tissues that are left out become background
+    stride : grid voxels to a voxel of the answer along each axis
+    dropout : of whole channels of the token grid, in training only
+    """
+
+    channels: tuple[int, ...]
+    labels: tuple[str, ...] = LABELS
+    stride: int = 1
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        unknown = [name for name in self.labels if name not in LABELS]
+        if unknown or len(self.labels) < 2 or self.labels[0] != LABELS[0] or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels is {list(self.labels)}, expected {LABELS[0]} and some of {', '.join(LABELS[1:])}")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels is {list(self.channels)}, expected numbers above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 or more and less than 1")
+
+
+class Segmentation(Decoder):
+    """``labels_map`` (B, D, H, W) uint8; ``raw`` is the logits (B, L, D, H, W). D, H, W: the grid's over ``stride``."""
+
+    answer = "segmentation"
+    settings = Settings
+    curve = ("loss", "cross_entropy", "dice_loss")
+    reads_tissue = True
+    inputs = ("patch", "tokens")
+    lookup: Tensor
+
+    def __init__(self, target: str, settings: Settings, encoder: ViTConfig) -> None:
+        super().__init__(target, settings, encoder)
+        if target != "tissue":
+            raise ValueError(f"decoder.target is {target!r}, expected 'tissue', which is the map that a source has")
+        self.labels, self.stride = settings.labels, settings.stride
+        self.patch_grid = encoder.preprocessing.patch_grid
+        steps = _doublings(encoder.patch_shape, settings.stride)
+        if len(settings.channels) != len(steps):
+            raise ValueError(
+                f"decoder.options.channels is {list(settings.channels)}, expected {len(steps)} of them: patches of "
+                f"{encoder.patch_shape} voxels are {len(steps)} doublings from stride {settings.stride}"
+            )
+        self.patch_shape = tuple(p // settings.stride for p in encoder.patch_shape)
+        C, (first, *_) = encoder.width, settings.channels
+        self.absent = nn.Parameter(torch.zeros(C))
+        self.start_norm = nn.LayerNorm(C, eps=1e-6)
+        self.reduce = nn.Linear(C, first)
+        self.dropout = nn.Dropout3d(settings.dropout)
+        self.blocks = nn.ModuleList([Block(width) for width in settings.channels])
+        after = (*settings.channels[1:], len(self.labels))
+        self.doublings = nn.ModuleList(
+            [
+                nn.ConvTranspose3d(before, width, step, stride=step)
+                for before, width, step in zip(settings.channels, after, steps, strict=True)
+            ]
+        )
+        table = [self.labels.index(name) if name in self.labels else 0 for name in LABELS]
+        self.register_buffer("lookup", torch.tensor(table, dtype=torch.uint8), persistent=False)
+
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - the base's signature
+        """Return the logits (B, L, D, H, W)."""
+        B, _, C = patch.shape
+        gd, gh, gw = self.patch_grid
+        empty = self.absent.expand(B, gd * gh * gw, C)
+        grid = empty.scatter(1, tokens.unsqueeze(-1).expand(-1, -1, C), patch)
+        x = self.reduce(self.start_norm(grid)).transpose(1, 2).reshape(B, -1, gd, gh, gw)
+        x = self.dropout(x)
+        for block, double in zip(self.blocks, self.doublings, strict=True):
+            x = double(block(x))
+        background = torch.zeros(1, len(self.labels), 1, 1, 1, dtype=x.dtype, device=x.device)
+        background[:, 0] = BACKGROUND_LOGIT
+        return torch.where(self.kept(tokens), x, background)
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Return the label of each voxel, (B, D, H, W) uint8."""
+        return raw.argmax(dim=1).to(torch.uint8)
+
+    def kept(self, tokens: Tensor) -> Tensor:
+        """Return which voxels lie in one of the patches (B, K), (B, 1, D, H, W) bool."""
+        (gd, gh, gw), (pd, ph, pw) = self.patch_grid, self.patch_shape
+        B = tokens.shape[0]
+        empty = torch.zeros(1, gd * gh * gw, device=tokens.device).expand(B, -1)
+        mask = empty.scatter(1, tokens, torch.ones_like(tokens, dtype=torch.float32))
+        mask = mask.reshape(B, gd, 1, gh, 1, gw, 1).expand(-1, -1, pd, -1, ph, -1, pw)
+        return mask.reshape(B, 1, gd * pd, gh * ph, gw * pw) > 0.5
+
+    def knows(self, known: Known) -> bool:
+        """Whether the source has a tissue map of this head."""
+        return known.tissue and known.kind == "head"
+
+    def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:  # noqa: ARG002
+        """Return ``map`` (D, H, W) uint8, indices in ``labels``; with a stride the middle voxel is its block's."""
+        if tissue is None:
+            raise ValueError("a segmentation's target needs the tissue map")
+        s = self.stride
+        return {"map": self.lookup.cpu().numpy()[tissue[s // 2 :: s, s // 2 :: s, s // 2 :: s]]}
+
+    def losses(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+        """Return cross-entropy and soft Dice over the voxels of kept patches; ``loss`` is their sum.
+
+        Dice is the mean over the labels that the series has, background left out (arXiv 1606.04797; the sum of both
+        after nnU-Net, arXiv 1904.08128).
+        """
+        kept = self.kept(tokens).float().flatten(1)  # (B, V)
+        truth = target["map"].long().flatten(1)
+        logits = raw.float().flatten(2)  # (B, L, V)
+        each = F.cross_entropy(logits, truth, reduction="none")
+        entropy = ((each * kept).sum(dim=1) / kept.sum(dim=1)).mean()
+        right = F.one_hot(truth, len(self.labels)).transpose(1, 2).float()[:, 1:] * kept.unsqueeze(1)
+        likely = logits.softmax(dim=1)[:, 1:] * kept.unsqueeze(1)
+        voxels = right.sum(dim=2)
+        overlap = (2 * (likely * right).sum(dim=2) + 1) / (likely.sum(dim=2) + voxels + 1)
+        there = (voxels > 0).float()
+        loss = ((1 - overlap) * there).sum(dim=1) / there.sum(dim=1).clamp_min(1)
+        return {"loss": entropy + loss.mean(), "cross_entropy": entropy, "dice_loss": loss.mean()}
+
+    def rows(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> Rows:  # noqa: ARG002
+        """Return ``counts`` (B, L, 3) over the whole grid, what lies in dropped patches included."""
+        answers, truths = self.finish(raw).cpu().numpy(), target["map"].cpu().numpy()
+        counts = [overlap_counts(t, a, len(self.labels)) for t, a in zip(truths, answers, strict=True)]
+        return {"counts": np.stack(counts)}
+
+    def figures(self, rows: Rows) -> dict[str, Any]:
+        """Dice of each tissue: ``dice`` is the mean over series that have it, ``dice_pooled`` that of all voxels."""
+        counts = rows["counts"]
+        figures: dict[str, Any] = {"series": len(counts), "dice": {}, "dice_pooled": {}}
+        pooled = dice(counts.sum(axis=0))
+        for index, name in enumerate(self.labels[1:], start=1):
+            having = counts[counts[:, index, 1] > 0, index]
+            figures["dice"][name] = rounded(float(dice(having).mean())) if len(having) else None
+            figures["dice_pooled"][name] = rounded(float(pooled[index]))
+        return figures
+
+
+class Block(nn.Module):
+    """A 3 x 3 x 3 convolution in a residual branch, each voxel's channels normalised first.
+
+    Norms over space would mix a voxel's answer with how much of the grid is air.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.convolution = nn.Conv3d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, D, H, W) to the same shape."""
+        centred = x - x.mean(dim=1, keepdim=True)
+        spread = (centred * centred).mean(dim=1, keepdim=True)
+        gain, shift = self.gain.reshape(-1, 1, 1, 1), self.shift.reshape(-1, 1, 1, 1)
+        normal = centred * (spread + 1e-5).rsqrt() * gain + shift
+        return x + F.gelu(self.convolution(normal))
+
+
+def _doublings(patch_shape: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
+    """Return the factors of each step from a patch to ``stride``; an axis with fewer doublings begins later."""
+    factors = []
+    for p in patch_shape:
+        times, rest = divmod(p, stride) if stride >= 1 else (0, 1)
+        if rest or times < 1 or times & (times - 1):
+            raise ValueError(
+                f"decoder.options.stride is {stride}, expected one that patches of {patch_shape} are powers of 2 of"
+            )
+        factors.append(times.bit_length() - 1)
+    steps = max(factors)
+    if steps == 0:
+        raise ValueError(f"decoder.options.stride is {stride}, expected less than the patch {patch_shape}")
+    d, h, w = ([1] * (steps - n) + [2] * n for n in factors)
+    return list(zip(d, h, w, strict=True))

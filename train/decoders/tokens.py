@@ -1,0 +1,231 @@
+"""Tokens of the frozen encoder, computed once for every series and kept on disk.
+
+A shard is a safetensors file of ``SHARD`` series: ``patch.<i>`` (K, C) float16, ``tokens.<i>`` (K,) int32, ``mean`` and
+``embedding`` float32, and what is known of each series. A folder belongs to the weights of one encoder and to one split
+of one source: whatever kills the run, the shards that are there are whole, and only missing ones are made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from decipher_rt.errors import DecipherError
+from decipher_rt.preprocess import Grid
+from decipher_rt.tokens import select_tokens
+
+from ..checkpoint import write_tensors
+from ..model.vit import ViT
+from ..views import UNIT_WINDOW
+from .boxes import box_to_voxels
+from .contract import Known
+
+if TYPE_CHECKING:
+    from ..sources.example import Example, Examples
+
+SHARD = 32
+LAYOUT = 1  # of a shard; a change of what it holds needs another number
+
+
+class TokenCacheError(DecipherError):
+    """A shard of tokens that cannot be read. The message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One series as a decoder takes it: patch (K, C) float32, tokens (K,) int64, embedding (E,) float32."""
+
+    patch: Tensor
+    tokens: Tensor
+    embedding: Tensor
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights: names, types, shapes and every byte."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Tokens:
+    """The tokens of one split, on disk.
+
+    Attributes
+    ----------
+    known : of each series
+    count : (N,) number of tokens K of each
+    mean, embedding : (N, C) and (N, E) float32, of all series
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.known: list[Known] = []
+        means, embeddings, counts = [], [], []
+        for shard in range(-(-count // SHARD)):
+            path = _shard_file(folder, shard)
+            try:
+                with safe_open(path, framework="np") as file:
+                    self.known += [_known(known) for known in json.loads(file.metadata()["known"])]
+                    means.append(file.get_tensor("mean"))
+                    embeddings.append(file.get_tensor("embedding"))
+                    counts.append(file.get_tensor("count"))
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                raise TokenCacheError(f"{path}: not a shard of tokens ({str(error)[:80]}); remove it") from None
+        self.known = self.known[:count]
+        self.mean, self.embedding, self.count = (np.concatenate(x)[:count] for x in (means, embeddings, counts))
+
+    @property
+    def head(self) -> NDArray[np.bool_]:
+        """Return which series are heads, (N,)."""
+        return np.array([known.kind == "head" for known in self.known], bool)
+
+    def __len__(self) -> int:
+        """Return how many series there are."""
+        return len(self.known)
+
+    def __getitem__(self, index: int) -> Encoded:
+        """Read one series."""
+        row = index % SHARD
+        with safe_open(_shard_file(self.folder, index // SHARD), framework="pt") as file:
+            patch, tokens = file.get_tensor(f"patch.{row}").float(), file.get_tensor(f"tokens.{row}").long()
+        return Encoded(patch, tokens, torch.from_numpy(self.embedding[index]))
+
+
+def source_key(examples: Examples, split: str) -> str:
+    """Return what says which split of which source this is: the name of the folder that its series are kept in.
+
+    That name is a digest of everything that decides what they are.
+    """
+    stored: Any = getattr(examples, "stored", examples)
+    return f"{split} {stored.folder.name}"
+
+
+def cache_tokens(
+    encoder: ViT,
+    examples: Examples,
+    source: str,
+    cache_dir: Path,
+    progress: Callable[[int], Any],
+    *,
+    batch: int = 8,
+) -> Tokens:
+    """Encode whatever of a split is not on disk yet, as at inference: foreground tokens, one bucket each.
+
+    Parameters
+    ----------
+    encoder : ViT
+        Its device is where it computes.
+    examples : Examples
+    source : str
+        Says which split of which source this is: another content has another string.
+    cache_dir : Path
+    progress : callable
+        Told how many series are there.
+    batch : int
+        Series that are encoded at once.
+    """
+    digest = hashlib.sha256(json.dumps([LAYOUT, SHARD, fingerprint(encoder.state_dict()), source]).encode())
+    folder = cache_dir / f"tokens-{digest.hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(examples)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run start together: one encodes, the others find
+        for shard in range(-(-count // SHARD)):
+            if not _complete(_shard_file(folder, shard), count, shard):
+                rows = range(shard * SHARD, min(count, (shard + 1) * SHARD))
+                _write_shard(_shard_file(folder, shard), encoder, [examples[i] for i in rows], batch)
+            progress(min(count, (shard + 1) * SHARD))
+    return Tokens(folder, count)
+
+
+@torch.no_grad()
+def encode(encoder: ViT, volumes: Sequence[NDArray[np.float16]], batch: int = 8) -> list[Encoded]:
+    """Encode volumes (D, H, W) whose window is 0..1, each with the tokens that the runtime would choose.
+
+    Series of one bucket go together; the answers come in the order of ``volumes``.
+    """
+    encoder.eval()
+    device, spec = encoder.class_token.device, encoder.config.preprocessing
+    grids = [v.astype(np.float32) for v in volumes]
+    tokens = [select_tokens(Grid(v, UNIT_WINDOW, np.eye(4)), spec).indices for v in grids]
+    encoded: dict[int, Encoded] = {}
+    for K in sorted({len(t) for t in tokens}):
+        members = [i for i, t in enumerate(tokens) if len(t) == K]
+        for first in range(0, len(members), batch):
+            some = members[first : first + batch]
+            volume = torch.from_numpy(np.stack([grids[i] for i in some]))[:, None].to(device)
+            window = torch.from_numpy(UNIT_WINDOW).expand(len(some), -1).to(device)
+            indices = torch.from_numpy(np.stack([tokens[i] for i in some]))
+            patch, embedding = encoder(volume, window, indices.to(device))
+            for place, i in enumerate(some):
+                encoded[i] = Encoded(patch[place].float().cpu(), indices[place], embedding[place].float().cpu())
+    return [encoded[i] for i in range(len(volumes))]
+
+
+def known_of(example: Example) -> Known:
+    """Return what is known of an example, its boxes in grid voxels, largest first."""
+    boxes = None
+    if example.boxes is not None:
+        found = [box_to_voxels(b.center_lps_mm, b.size_mm, example.affine_lps_mm) for b in example.boxes]
+        boxes = np.array(sorted(found, key=lambda box: -float(box[3:].prod())), np.float32).reshape(-1, 6)
+    return Known(
+        labels=dict(example.labels),
+        boxes=boxes,
+        kind=example.kind,
+        tissue=example.tissue is not None,
+    )
+
+
+def _write_shard(path: Path, encoder: ViT, examples: Sequence[Example], batch: int) -> None:
+    encoded = encode(encoder, [example.volume for example in examples], batch)
+    tensors: dict[str, Tensor] = {}
+    for row, one in enumerate(encoded):
+        tensors[f"patch.{row}"] = one.patch.half()
+        tensors[f"tokens.{row}"] = one.tokens.int()
+    tensors["mean"] = torch.stack([one.patch.mean(dim=0) for one in encoded])
+    tensors["embedding"] = torch.stack([one.embedding for one in encoded])
+    tensors["count"] = torch.tensor([len(one.tokens) for one in encoded], dtype=torch.int64)
+    known = [
+        {
+            "labels": dict(one.labels),
+            "boxes": None if one.boxes is None else one.boxes.tolist(),
+            "kind": one.kind,
+            "tissue": one.tissue,
+        }
+        for one in map(known_of, examples)
+    ]
+    write_tensors(path, tensors, {"known": known})
+
+
+def _known(known: Mapping[str, Any]) -> Known:
+    boxes = None if known["boxes"] is None else np.array(known["boxes"], np.float32).reshape(-1, 6)
+    return Known(known["labels"], boxes, known["kind"], known["tissue"])
+
+
+def _complete(path: Path, count: int, shard: int) -> bool:
+    """Whether a shard is there and holds as many series as it should: the last one grows with the split."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="np") as file:
+            return len(file.get_slice("count")[:]) >= min(SHARD, count - shard * SHARD)
+    except (SafetensorError, OSError):
+        return False
+
+
+def _shard_file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.safetensors"

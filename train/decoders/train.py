@@ -1,0 +1,198 @@
+"""Training of decoders on a frozen encoder: tokens once, then the loop, calibration, figures, and a weights folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decipher_rt.errors import DecipherError
+from decipher_rt.manifest import Preprocessing
+
+from .. import distributed
+from ..checkpoint import WEIGHTS, load_state, read_tensors
+from ..config import ConfigError, dump_config
+from ..golden import GOLDEN, golden_case, save_golden
+from ..loop import run
+from ..model.recipe import RecipeConfig, RecipeModel
+from ..model.scope import Scope
+from ..model.vit import ViT, ViTConfig
+from ..progress import Progress
+from ..samples import SPLITS
+from ..scope import ScopeConfig, Seen, fit_recipe_scope
+from ..weights import RecipeWeights, Stage, load_stage, save_weights
+from .config import DecoderRunConfig
+from .contract import Decoder
+from .evaluate import scope_figures, test_count
+from .registry import build_decoder
+from .splits import EncodedSplit, encode_others, encode_split
+from .stage import DecoderStage, answer_rows
+from .tokens import fingerprint
+
+RUNS = "decoders"  # folder of the runs, in the output
+TOKENIZER = "tokenizer.json"
+
+
+class FrozenEncoderError(DecipherError):
+    """The encoder's weights are not what they were before a decoder was trained. The message names both sums."""
+
+
+def train_decoder(
+    config: DecoderRunConfig, folder: Path, cache_dir: Path, workers: int, progress: Progress
+) -> RecipeWeights | None:
+    """Train one decoder and leave a model that has it.
+
+    Parameters
+    ----------
+    config : DecoderRunConfig
+    folder : Path
+        Becomes a weights folder; ``decoders/<name>`` in it holds the run, with its log and curve. It may be the
+        encoder's own folder.
+    cache_dir : Path
+        Where series and tokens are kept.
+    workers : int
+        Processes that simulate or resample series.
+    progress : Progress
+
+    Returns
+    -------
+    RecipeWeights or None
+        None in all processes of a run but the first.
+
+    Raises
+    ------
+    FrozenEncoderError
+        If the encoder's weights differ from those before.
+    ConfigError
+        Where no series has the truth that the decoder needs, or the scope cannot be fitted.
+    """
+    torch.set_num_threads(config.run.threads)
+    source = Path(config.encoder)
+    base = load_stage(source)
+    encoder = load_encoder(base, source)
+    before = fingerprint(encoder.state_dict())
+    splits = {split: encode_split(encoder, config.source, split, cache_dir, workers, progress) for split in SPLITS}
+    decoder, provenance = _optimise(config, base.encoder, splits["train"], folder, before, progress)
+    if distributed.rank() != 0:
+        return None
+    progress.say(f"calibrating and measuring {config.decoder.name}")
+    validation = answer_rows(decoder, splits["validation"].tokens, splits["validation"].examples)
+    if validation:
+        decoder.calibrate(validation)
+    test = answer_rows(decoder, splits["test"].tokens, splits["test"].examples)
+    metrics = {**base.metadata.get("metrics", {}), config.decoder.name: decoder.figures(test) if test else None}
+    model = compose(config, base, source, decoder)
+    if config.scope is not None:
+        settings, seed, tests = config.scope, config.source.seed, [splits["test"]]
+        train = splits["train"].seen(settings.label)
+        if settings.others:
+            train += encode_others(encoder, settings.others, seed, "train", cache_dir, workers, progress).seen("")
+            tests.append(encode_others(encoder, test_count(settings), seed, "test", cache_dir, workers, progress))
+        found, model.scope = _fit_scope(settings, train, splits["validation"].seen(settings.label))
+        model.config = replace(model.config, scope=found, scope_source=config.source)
+        metrics["scope"] = scope_figures(model.scope, tests)
+    written = RecipeWeights(
+        model,
+        model.config,
+        {
+            "metrics": metrics,
+            "provenance": {**_provenance(base), config.decoder.name: provenance},
+            "encoder_sha256": before,
+        },
+    )
+    save_weights(folder, written)
+    prove_frozen(folder, before)
+    _accompany(folder, source, base.encoder.preprocessing, config.source.seed)
+    return written
+
+
+def load_encoder(stage: Stage, folder: Path) -> ViT:
+    """Return a stage's encoder, frozen, on the GPU where there is one."""
+    encoder = ViT(stage.encoder)
+    own = {n.removeprefix("encoder."): t for n, t in stage.tensors.items() if n.startswith("encoder.")}
+    load_state(encoder, own, folder / WEIGHTS)
+    return encoder.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prove_frozen(folder: Path, before: str) -> None:
+    """Raise FrozenEncoderError unless the encoder in a weights folder has the fingerprint ``before``."""
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    after = fingerprint({n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")})
+    if after != before:
+        raise FrozenEncoderError(
+            f"{folder / WEIGHTS}: the encoder was {before[:12]} before decoder training and is {after[:12]} after it; "
+            "do not use these weights, and report it"
+        )
+
+
+def compose(config: DecoderRunConfig, base: Stage, source: Path, decoder: Decoder) -> RecipeModel:
+    """Return the model that a stage and one more decoder make; a decoder of the same name is replaced."""
+    name, recipe = config.decoder.name, base.recipe
+    others = tuple(d for d in recipe.decoders if d.name != name) if recipe else ()
+    sources = {d.name: recipe.sources[d.name] for d in others} if recipe else {}
+    composed = RecipeConfig(
+        model="recipe",
+        name=config.name,
+        version=config.version,
+        encoder=base.encoder,
+        text=base.text,
+        decoders=(*others, config.decoder),
+        sources={**sources, name: config.source},
+        scope=recipe.scope if recipe else None,
+        scope_source=recipe.scope_source if recipe else None,
+        threads=config.run.threads,
+    )
+    model = RecipeModel(composed)
+    wanted = model.state_dict()
+    kept = {n: t for n, t in base.tensors.items() if n in wanted and not n.startswith(f"decoders.{name}.")}
+    added = {f"decoders.{name}.{n}": t.cpu() for n, t in decoder.state_dict().items()}
+    load_state(model, kept | added, source / WEIGHTS)
+    return model.eval()
+
+
+def _optimise(
+    config: DecoderRunConfig, encoder: ViTConfig, train: EncodedSplit, folder: Path, before: str, progress: Progress
+) -> tuple[Decoder, Mapping[str, Any]]:
+    """Run the loop, or find that it has been run, and return the trained decoder and where it comes from."""
+    torch.manual_seed(config.run.seed)
+    try:
+        decoder = build_decoder(config.decoder, encoder)
+        stage = DecoderStage(decoder, train.tokens, train.examples, config.run.batch, config.run.seed)
+    except ValueError as error:
+        raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
+    stage.start()
+    run_folder = folder / RUNS / config.decoder.name
+    # The run belongs to the encoder's weights and not to where they lie.
+    run(stage, config.run, run_folder, dump_config(replace(config, encoder=before)), progress)
+    if distributed.rank() != 0:
+        return decoder, {}
+    tensors, metadata = read_tensors(run_folder / WEIGHTS)
+    trained = build_decoder(config.decoder, encoder)
+    load_state(trained, tensors, run_folder / WEIGHTS)
+    return trained.eval(), metadata.get("provenance", {})
+
+
+def _fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
+    try:
+        return fit_recipe_scope(config, train, validation)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _provenance(base: Stage) -> dict[str, Any]:
+    """Return where a stage comes from: that of every decoder so far, or that of the encoder."""
+    provenance = dict(base.metadata.get("provenance", {}))
+    return provenance if base.recipe else {"encoder": provenance}
+
+
+def _accompany(folder: Path, source: Path, spec: Preprocessing, seed: int) -> None:
+    """Put what an export needs beside the weights: the tokenizer of the text tower, and the golden case."""
+    for name in (TOKENIZER, GOLDEN):
+        if (source / name).exists() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / GOLDEN).exists():
+        save_golden(folder, golden_case(spec, seed))

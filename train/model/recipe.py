@@ -1,0 +1,76 @@
+"""A model of the recipe: the encoder with whatever was trained on it so far, as one module and one weights file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..decoders.registry import DecoderConfig, build_decoder
+from ..scope import ScopeConfig, build_scope
+from ..sources import SourceConfig
+from .scope import Scope
+from .text import TextConfig, TextTower
+from .vit import ViT, ViTConfig
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """``config.yaml`` of a weights folder that ``train decoder`` wrote.
+
+    Attributes
+    ----------
+    model : says which kind of weights folder this is
+    name, version : of the model, as its bundle says
+    encoder : sizes of the encoder
+    text : sizes of the text tower; none before alignment
+    decoders : in the order in which they were trained
+    sources : what each decoder was trained on, by its name; ``evaluate`` takes the test split
+    scope : when the model answers; none before it was fitted
+    scope_source : what it was fitted to
+    threads : CPU threads of training and evaluation
+    """
+
+    model: Literal["recipe"]
+    name: str
+    version: str
+    encoder: ViTConfig
+    text: TextConfig | None = None
+    decoders: tuple[DecoderConfig, ...] = ()
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    scope: ScopeConfig | None = None
+    scope_source: SourceConfig | None = None
+    threads: int = 2
+
+    def check(self) -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        self.encoder.check()
+        for place, decoder in enumerate(self.decoders):
+            decoder.check(f"decoders[{place}]")
+            if decoder.name not in self.sources:
+                raise ValueError(f"sources.{decoder.name}: missing")
+        names = [decoder.name for decoder in self.decoders]
+        if len(set(names)) != len(names):
+            raise ValueError(f"decoders holds {', '.join(names)}, expected each name once")
+
+
+class RecipeModel(nn.Module):
+    """Encoder, and where they are there text tower, decoders and scope.
+
+    Its state is ``encoder.*``, ``text.*``, ``logit_scale`` (the logarithm of what cosines of image and text are
+    multiplied by), ``decoders.<name>.*`` and ``scope.*``.
+    """
+
+    scope: Scope | None
+
+    def __init__(self, config: RecipeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ViT(config.encoder)
+        self.text = TextTower(config.text, config.encoder.embedding_size) if config.text else None
+        if config.text:
+            self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.decoders = nn.ModuleDict({d.name: build_decoder(d, config.encoder) for d in config.decoders})
+        self.scope = build_scope(config.scope, config.encoder.embedding_size) if config.scope else None
