@@ -5,30 +5,29 @@ from __future__ import annotations
 import importlib.metadata
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import decipher_rt
 from decipher_rt.bundle import write_bundle
 from decipher_rt.engines.cpu import cpu_features
 from decipher_rt.engines.select import INT8_FULL_RANGE, INT8_PORTABLE, int8_targets
-from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Numerics, Precision, Preprocessing, Scope
+from decipher_rt.manifest import EngineFile, Manifest, Numerics, Precision, Preprocessing
 from decipher_rt.preprocess import build_graph
-from decipher_rt.train.config import dump_config
+from decipher_rt.text import INPUTS, OUTPUT
 from decipher_rt.train.golden import GoldenCase
-from decipher_rt.train.model.heads import LESION, SEQUENCES
-from decipher_rt.train.weights import Weights
+from decipher_rt.train.weights import RecipeWeights, Weights
 from decipher_rt.verify import CASE
 
 from .evaluate import Judge, judge_encoders
-from .onnx import Probabilities, encoder_graph, graph
+from .onnx import encoder_graph, graph
+from .parts import SCOPE_GRAPH, TEXT_GRAPH, TOKENIZER, Parts, TextPart, parts_of
 from .quantize import int8_graphs
 from .tensorrt.files import Wanted, plan_files
 from .verify import check_graphs, reference_outputs
@@ -39,6 +38,8 @@ ENCODERS: dict[tuple[str, Precision], str] = {
     (INT8_PORTABLE, "int8"): "encoder.int8.onnx",
     (INT8_FULL_RANGE, "int8"): "encoder.int8-vnni.onnx",
 }
+AXES = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}, "embedding": {0: "B"}}  # of a head's inputs
+EXAMPLE_TOKENS = 8  # of the text that the tower is traced with: their number stays free
 GRAPHS = {"cpu": "preprocess.cpu.dali", "gpu": "preprocess.gpu.dali"}
 INTENDED_USE = "Research on MR series of the head. Not a medical device; no decision about a patient may rest on it."
 LICENCE = "Apache-2.0"
@@ -46,7 +47,7 @@ PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nvidia-dali-
 
 
 def export_bundle(
-    weights: Weights,
+    weights: Weights | RecipeWeights,
     case: GoldenCase,
     folder: Path,
     *,
@@ -54,12 +55,13 @@ def export_bundle(
     int8: Sequence[Mapping[str, NDArray[Any]]] | None = None,
     judge: Judge | None = None,
     plans: Wanted | None = None,
+    tokenizer: bytes | None = None,
 ) -> tuple[Numerics, ...]:
     """Export a trained model.
 
     Parameters
     ----------
-    weights : Weights
+    weights : Weights or RecipeWeights
         From ``load_weights``.
     case : GoldenCase
     folder : Path
@@ -74,6 +76,8 @@ def export_bundle(
     plans : Wanted, optional
         Add engines of a TensorRT flavour. They run on a GPU only: one that was built here is checked before it is
         taken, one for other cards is checked on the golden case whenever it is loaded.
+    tokenizer : bytes, optional
+        ``tokenizer.json`` of a model with a text tower.
 
     Returns
     -------
@@ -83,11 +87,12 @@ def export_bundle(
     Raises
     ------
     EngineError
-        If a graph differs from the reference by more than its tolerance, or fails the judge: nothing is written.
+        If a graph differs from the reference by more than its tolerance, or fails the judge, or the tokenizer of a
+        text tower is not given: nothing is written.
     BundleError
         If something other than a bundle is in the folder's place.
     """
-    model, spec = weights.model.eval(), weights.config.encoder.preprocessing
+    parts = parts_of(weights, tokenizer)
     inputs = {
         "volume": torch.from_numpy(case.volume.astype(np.float32))[None, None],
         "window": torch.from_numpy(case.window)[None],
@@ -95,7 +100,7 @@ def export_bundle(
     }
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
     graphs: dict[tuple[str, Precision], bytes] = {
-        ("onnx", p): encoder_graph(model.encoder, inputs, p) for p in precisions
+        ("onnx", p): encoder_graph(parts.encoder, inputs, p) for p in precisions
     }
     engines = [_engine_file("onnx", p, ("torch", "onnx")) for p in precisions]
     if int8 is not None:
@@ -104,18 +109,15 @@ def export_bundle(
         engines += [_engine_file(target, "int8", ("onnxruntime",)) for target in made]
     files: dict[str, bytes | Path] = {ENCODERS[key]: content for key, content in graphs.items()}
     if plans is not None:
-        made_plans, entries = plan_files(model.encoder, plans)
+        made_plans, entries = plan_files(parts.encoder, plans)
         files |= made_plans
         engines += entries
-    with torch.no_grad():
-        features = dict(zip(("patch", "embedding"), model.encoder(**inputs), strict=True))
-    files["heads/sequence.onnx"] = _head_graph(Probabilities(model.sequence), "embedding", "probabilities", features)
-    files["heads/lesion.onnx"] = _head_graph(Probabilities(model.lesion), "patch", "probabilities", features)
-    files["scope.onnx"] = _head_graph(model.scope, "embedding", "score", features)
-    files |= {GRAPHS["cpu"]: build_graph(spec, "cpu"), GRAPHS["gpu"]: build_graph(spec, "gpu")}
-    manifest = _manifest(weights, engines)
-    reference = reference_outputs(model, inputs)
-    numerics = check_graphs(files, manifest, [reference, reference_outputs(model, _whole_grid(inputs, spec))])
+    files |= small_graphs(parts, inputs)
+    files |= {GRAPHS["cpu"]: build_graph(parts.spec, "cpu"), GRAPHS["gpu"]: build_graph(parts.spec, "gpu")}
+    manifest = _manifest(parts, engines)
+    reference = reference_outputs(parts, inputs)
+    whole = reference_outputs(parts, _whole_grid(inputs, parts.spec))
+    numerics = check_graphs(files, manifest, [reference, whole])
     if judge:
         numerics = judge_encoders(files, manifest, numerics, judge)
     files[f"{manifest.golden}/{CASE}"] = _archive({**reference, "volume": case.volume[None, None]})
@@ -128,9 +130,29 @@ def _engine_file(target: str, precision: Precision, packages: Sequence[str]) -> 
     return EngineFile(target, precision, ENCODERS[target, precision], built_with)
 
 
-def _head_graph(module: nn.Module, takes: str, gives: str, features: Mapping[str, Tensor]) -> bytes:
-    axes = {"patch": {0: "B", 1: "K"}, "embedding": {0: "B"}}[takes]
-    return graph(module, {takes: features[takes]}, outputs=(gives,), dynamic={takes: axes})
+def small_graphs(parts: Parts, inputs: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Return the graphs beside the encoder, and the tokenizer, by their names in the bundle."""
+    with torch.no_grad():
+        features = dict(zip(("patch", "embedding"), parts.encoder(**inputs), strict=True))
+    features["tokens"] = inputs["tokens"]
+    files = {}
+    for head in parts.heads:
+        taken = {name: features[name] for name in head.inputs}
+        dynamic = {name: AXES[name] for name in head.inputs}
+        files[head.entry.file] = graph(head.module, taken, outputs=(head.output,), dynamic=dynamic)
+    if parts.scope:
+        taken, dynamic = {"embedding": features["embedding"]}, {"embedding": AXES["embedding"]}
+        files[SCOPE_GRAPH] = graph(parts.scope.module, taken, outputs=("score",), dynamic=dynamic)
+    if parts.text:
+        files |= {TEXT_GRAPH: _text_graph(parts.text), TOKENIZER: parts.text.tokenizer}
+    return files
+
+
+def _text_graph(text: TextPart) -> bytes:
+    ids = torch.ones(1, min(EXAMPLE_TOKENS, text.entry.max_tokens), dtype=torch.int64)
+    examples = dict(zip(INPUTS, (ids, torch.ones_like(ids)), strict=True))
+    free = {name: {0: "B", 1: "T"} for name in INPUTS}
+    return graph(text.module, examples, outputs=(OUTPUT,), dynamic=free, most={"T": text.entry.max_tokens})
 
 
 def _whole_grid(inputs: Mapping[str, Tensor], spec: Preprocessing) -> dict[str, Tensor]:
@@ -140,41 +162,21 @@ def _whole_grid(inputs: Mapping[str, Tensor], spec: Preprocessing) -> dict[str, 
     return {"volume": volume, "window": inputs["window"].expand(2, -1), "tokens": tokens}
 
 
-def _manifest(weights: Weights, engines: Sequence[EngineFile]) -> Manifest:
-    config, metadata = weights.config, weights.metadata
+def _manifest(parts: Parts, engines: Sequence[EngineFile]) -> Manifest:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    encoder = weights.model.encoder
     return Manifest(
-        name=config.name,
-        version=config.version,
+        name=parts.name,
+        version=parts.version,
         intended_use=INTENDED_USE,
         licence=LICENCE,
-        preprocessing=replace(config.encoder.preprocessing, graphs=GRAPHS),
-        encoder=Encoder(
-            width=config.encoder.width,
-            embedding_size=config.encoder.embedding_size,
-            parameters=sum(p.numel() for p in encoder.parameters()),
-            config=asdict(config.encoder),
-        ),
+        preprocessing=replace(parts.spec, graphs=GRAPHS),
+        encoder=parts.described,
         engines=tuple(engines),
-        heads=(
-            Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES),
-            Head(
-                "lesion",
-                "classification",
-                "heads/lesion.onnx",
-                "Whether a focal lesion of the brain is visible.",
-                LESION,
-            ),
-        ),
-        scope=Scope("scope.onnx", "mean of Mahalanobis and outlier-exposure margins", 0.0, subject="heads"),
-        metrics=metadata.get("metrics", {}),
-        provenance={
-            "config": yaml.safe_load(dump_config(config)),
-            "seed": config.seed,
-            "training": metadata.get("provenance", {}),
-            "export": {"decipher-rt": decipher_rt.__version__, **versions},
-        },
+        heads=tuple(head.entry for head in parts.heads),
+        scope=parts.scope.entry if parts.scope else None,
+        text=parts.text.entry if parts.text else None,
+        metrics=parts.metrics,
+        provenance={**parts.provenance, "export": {"decipher-rt": decipher_rt.__version__, **versions}},
     )
 
 

@@ -88,12 +88,13 @@ def export(
     from decipher_rt.train.weights import load_weights
 
     from .bundle import export_bundle
-    from .evaluate import Judge, calibration_inputs, simulated_series
+    from .evaluate import Judge, calibration_inputs, known_series
+    from .parts import TOKENIZER
     from .tensorrt.files import parse_wanted
 
     plans = parse_wanted(engine, architectures, fp16=fp16, int8=int8)
     checkpoint = checkpoint or DEFAULT_WEIGHTS
-    weights = load_weights(checkpoint)
+    weights, tokenizer = load_weights(checkpoint), checkpoint / TOKENIZER
     config, progress = weights.config, Progress()
     count = evaluated if evaluated is not None else EVALUATED * int8
     numerics = export_bundle(
@@ -102,8 +103,9 @@ def export(
         output,
         fp16=fp16,
         int8=calibration_inputs(config, series, cache, progress) if int8 else None,
-        judge=Judge(lambda: simulated_series(config, "test", count, cache, progress), max_drop) if count else None,
+        judge=Judge(lambda: known_series(config, "test", count, cache, progress), max_drop) if count else None,
         plans=plans,
+        tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
     )
     if as_json:
         click.echo(json.dumps({"bundle": str(output), "numerics": [dataclasses.asdict(row) for row in numerics]}))

@@ -18,10 +18,13 @@ from decipher_rt.manifest import Head, Manifest, Numerics, Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor
 from decipher_rt.series import ReadOptions, find_series, read_series
 from decipher_rt.tokens import select_tokens
+from decipher_rt.train.decoders.registry import kind_of
 from decipher_rt.train.first_config import FirstConfig
 from decipher_rt.train.model.heads import LESION, SEQUENCES
+from decipher_rt.train.model.recipe import RecipeConfig
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.samples import SHARD, Samples, SampleSource, Split, make_samples
+from decipher_rt.train.sources import SourceConfig, open_source
 from decipher_rt.train.views import UNIT_WINDOW
 from decipher_rt.verify import MIN_EMBEDDING_COSINE
 
@@ -75,21 +78,24 @@ class Figures:
     metrics: Mapping[str, float]
 
 
-def simulated_series(
-    config: FirstConfig, split: Split, count: int, cache: Path, progress: Progress
+def known_series(
+    config: FirstConfig | RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
 ) -> Iterator[KnownSeries]:
-    """Yield the first series of a split, simulated where they are not in the cache.
+    """Yield the first series of a split of what the model was trained on, made where they are not in the cache.
 
     Parameters
     ----------
-    config : FirstConfig
-        Of the model: its seed makes the splits.
+    config : FirstConfig or RecipeConfig
+        Of the model: it says where its series come from.
     split : "train", "validation" or "test"
     count : int
     cache : Path
         The folder that ``decipher-rt evaluate`` uses too.
     progress : Progress
     """
+    if isinstance(config, RecipeConfig):
+        yield from _recipe_series(config, split, count, cache, progress)
+        return
     spec = config.encoder.preprocessing
     source = SampleSource(config.seed, config.samples.not_heads, spec)
     with progress.bar(f"simulating {split}", count) as advance_to:
@@ -99,6 +105,24 @@ def simulated_series(
         volume = series.volume.astype(np.float32)
         truth = {"sequence": SEQUENCES[series.sequence], "lesion": LESION[series.lesion]} if series.head else {}
         yield KnownSeries(_inputs(Grid(volume, UNIT_WINDOW, np.eye(4)), spec), truth)
+
+
+def _recipe_series(
+    config: RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
+) -> Iterator[KnownSeries]:
+    """Yield ``count`` series of every source, each with the truth for the heads that were trained on that source."""
+    spec, seen = config.encoder.preprocessing, list[SourceConfig]()
+    classified = [d for d in config.decoders if kind_of(d.kind).answer == "classification"]
+    for source in (config.sources[decoder.name] for decoder in classified):
+        if source in seen:
+            continue
+        seen.append(source)
+        targets = {d.name: d.target for d in classified if config.sources[d.name] == source}
+        examples = open_source(source, spec, split, cache, config.threads, progress)
+        for index in range(min(count, len(examples))):
+            example = examples[index]
+            truth = {name: str(example.labels[t]) for name, t in targets.items() if t in example.labels}
+            yield KnownSeries(_inputs(Grid(example.volume.astype(np.float32), UNIT_WINDOW, np.eye(4)), spec), truth)
 
 
 def real_series(paths: Sequence[Path], spec: Preprocessing) -> Iterator[KnownSeries]:
@@ -115,10 +139,12 @@ def real_series(paths: Sequence[Path], spec: Preprocessing) -> Iterator[KnownSer
             yield KnownSeries(_inputs(preprocess(read_series(found, options)), spec), {})
 
 
-def calibration_inputs(config: FirstConfig, paths: Sequence[Path], cache: Path, progress: Progress) -> list[Arrays]:
-    """Return what int8 is calibrated on: simulated heads of the training split, and the real series under ``paths``."""
-    simulated = simulated_series(config, "train", CALIBRATION_SERIES, cache, progress)
-    heads = [known.inputs for known in simulated if known.truth]
+def calibration_inputs(
+    config: FirstConfig | RecipeConfig, paths: Sequence[Path], cache: Path, progress: Progress
+) -> list[Arrays]:
+    """Return what int8 is calibrated on: heads of the training split, and the real series under ``paths``."""
+    trained_on = known_series(config, "train", CALIBRATION_SERIES, cache, progress)
+    heads = [known.inputs for known in trained_on if known.truth]
     return heads + [known.inputs for known in real_series(paths, config.encoder.preprocessing)]
 
 
@@ -156,7 +182,7 @@ def judge_encoders(
         heads = [
             (head, load_engine("onnxruntime", folder / head.file, precision="fp32"))
             for head in manifest.heads
-            if head.labels
+            if head.kind == "classification"
         ]
         reference, others = evaluate_encoders(encoders[0], encoders[1:], heads, judge.series())
     judged = []
@@ -189,7 +215,7 @@ def evaluate_encoders(
     encoders : sequence of Engine
         What is compared with it.
     heads : sequence
-        Each head of the bundle with its graph; those without labels are left out.
+        Each head of the bundle with its graph; those that are no classification are left out.
     series : iterator
 
     Returns
@@ -204,7 +230,7 @@ def evaluate_encoders(
     """
     everything = (reference, *encoders)
     cosines = [[(1.0, 1.0, 0.0)] for _ in everything]
-    heads = [(head, engine) for head, engine in heads if head.labels]
+    heads = [(head, engine) for head, engine in heads if head.kind == "classification"]
     truths: dict[str, list[int]] = {head.name: [] for head, _ in heads}
     answers: list[dict[str, list[NDArray[np.floating]]]] = [{head.name: [] for head, _ in heads} for _ in everything]
     for known in series:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from decipher_rt.errors import EngineError
 
 OPSET = 20  # the first with Gelu as one operator
+MOST = 4096  # of any axis that stays free
 _STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
@@ -62,14 +63,23 @@ def encoder_graph(encoder: nn.Module, inputs: Mapping[str, Tensor], precision: s
 
 
 def graph(
-    module: nn.Module, inputs: Mapping[str, Tensor], *, outputs: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
+    most: Mapping[str, int] = {},
 ) -> bytes:
     """Export a module whose forward takes ``inputs`` in that order.
+
+    What the module does not look at is no input of the graph.
 
     Parameters
     ----------
     dynamic : mapping
         For each input, names of the axes that stay free.
+    most : mapping
+        The largest size of an axis, by name; default: 4096.
 
     Raises
     ------
@@ -79,7 +89,7 @@ def graph(
     # An axis of one is taken for a constant: examples are doubled along the batch.
     examples = tuple(torch.cat([x, x]) for x in inputs.values())
     names = sorted({name for axes in dynamic.values() for name in axes.values()})
-    dimensions = {name: torch.export.Dim(name, min=1, max=4096) for name in names}
+    dimensions = {name: torch.export.Dim(name, min=1, max=most.get(name, MOST)) for name in names}
     shapes = tuple({axis: dimensions[name] for axis, name in dynamic[key].items()} for key in inputs)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -90,6 +100,7 @@ def graph(
         raise EngineError("torch.onnx gave no graph; install the versions that constraints.txt names")
     model = program.model_proto
     _strip(model)
+    _drop_unused_inputs(model)
     _require_standard(model)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
@@ -112,6 +123,13 @@ def _strip(model: ModelProto) -> None:
     del model.graph.value_info[:]
     for function in model.functions:
         del function.metadata_props[:]
+
+
+def _drop_unused_inputs(model: ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    for entry in list(model.graph.input):
+        if entry.name not in used:
+            model.graph.input.remove(entry)
 
 
 def _require_standard(model: ModelProto) -> None:

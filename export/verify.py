@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from decipher_rt.bundle import Bundle
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.select import ONNX_TARGETS
+from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import EngineFile, Manifest, Numerics, Precision
-from decipher_rt.train.model.first import FirstModel
-from decipher_rt.verify import SCOPE, VerifyRow, compare, run_case
+from decipher_rt.text import TextTower
+from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
+from decipher_rt.verify import SCOPE, TEXT, VerifyRow, compare, run_case
 
-from .onnx import Probabilities
+from .parts import PROMPTS, Parts, TextPart
 from .runnable import runnable_encoders, write_files
 
 # Largest absolute difference of tokens (of order 1), embedding, probabilities and scope margin. fp32: orders of
@@ -30,18 +34,30 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 @torch.no_grad()
-def reference_outputs(model: FirstModel, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+def reference_outputs(parts: Parts, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     """Run the torch model in float32 on the encoder's inputs; inputs and outputs together make a golden case."""
-    patch, embedding = model.encoder(inputs["volume"], inputs["window"], inputs["tokens"])
-    outputs = {
-        **inputs,
-        "patch": patch,
-        "embedding": embedding,
-        "heads.sequence": Probabilities(model.sequence)(embedding),
-        "heads.lesion": Probabilities(model.lesion)(patch),
-        SCOPE: model.scope(embedding),
-    }
-    return {name: tensor.numpy() for name, tensor in outputs.items()}
+    patch, embedding = parts.encoder(inputs["volume"], inputs["window"], inputs["tokens"])
+    features = {"patch": patch, "embedding": embedding, "tokens": inputs["tokens"]}
+    outputs = {**inputs, "patch": patch, "embedding": embedding}
+    for head in parts.heads:
+        outputs[f"heads.{head.entry.name}"] = head.module(*(features[name] for name in head.inputs))
+    if parts.scope:
+        outputs[SCOPE] = parts.scope.module(embedding)
+    arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
+    return arrays | (_text_reference(parts.text) if parts.text else {})
+
+
+def _text_reference(text: TextPart) -> dict[str, NDArray[Any]]:
+    """Embed the golden prompts with the torch tower, each alone, as the runtime does."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(text.tokenizer)
+    tokenizer.no_padding()
+    rows = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer.encode(prompt).ids])
+        rows.append(text.module(ids, torch.ones_like(ids))[0].numpy())
+    return {GOLDEN_PROMPTS: np.array(PROMPTS), TEXT: np.stack(rows)}
 
 
 def check_graphs(
@@ -75,6 +91,8 @@ def check_graphs(
         def load(file: str) -> Engine:
             return load_engine("onnxruntime", folder / file, precision="fp32")
 
+        if manifest.text:
+            _refuse(_text_rows(folder, manifest, cases[0]), "text")
         heads = {head.name: load(head.file) for head in manifest.heads}
         scope = load(manifest.scope.file) if manifest.scope else None
         numerics = []
@@ -88,6 +106,14 @@ def check_graphs(
             _refuse(rows, f"{entry.target} {entry.precision}" if single else entry.precision)
             numerics.append(_numerics(entry, min(cosine for cosine, _ in compared), rows, tolerance))
     return tuple(numerics)
+
+
+def _text_rows(folder: Path, manifest: Manifest, case: Arrays) -> list[VerifyRow]:
+    """Compare the runtime's text tower with torch's; it has one form, whatever the encoder's precision is."""
+    tower = TextTower(Bundle(folder, manifest, ""), usable_cores())
+    embedded = tower.embed([str(prompt) for prompt in case[GOLDEN_PROMPTS]])
+    error = float(np.nan_to_num(np.abs(embedded - case[TEXT]), nan=np.inf).max())
+    return [VerifyRow(TEXT, error, TOLERANCES["fp32"])]
 
 
 def _refuse(rows: Sequence[VerifyRow], encoder: str) -> None:
@@ -105,7 +131,7 @@ def _refuse(rows: Sequence[VerifyRow], encoder: str) -> None:
 
 def _numerics(entry: EngineFile, cosine: float, rows: Sequence[VerifyRow], tolerance: float) -> Numerics:
     def largest(*names: str) -> float:
-        return max(row.error for row in rows if row.output.startswith(names))
+        return max((row.error for row in rows if row.output.startswith(names)), default=0.0)
 
     return Numerics(
         precision=entry.precision,

@@ -6,14 +6,16 @@ import copy
 import io
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from decipher_rt.engines.cuda import Driver
@@ -28,7 +30,9 @@ from decipher_rt.train.model.vit import ViT
 
 from . import builder, rtx
 from .graph import embedded_graph
-from .int8 import weight_only
+from .int8 import activation_ranges, symmetric_qdq, weight_only
+
+FIRST_WITH_BF16 = 80  # Ampere
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Wanted:
     architectures: tuple[int, ...] = ()
 
 
-def parse_wanted(engine: str | None, architectures: Sequence[str], *, fp16: bool, int8: bool) -> Wanted | None:
+def parse_wanted(
+    engine: str | None, architectures: Sequence[str], *, fp16: bool, int8: bool, bf16: bool = False
+) -> Wanted | None:
     """Read what the command line asks of TensorRT; None for nothing.
 
     Raises
@@ -51,6 +57,8 @@ def parse_wanted(engine: str | None, architectures: Sequence[str], *, fp16: bool
     if engine is None:
         if architectures:
             raise EngineError("--arch says which card a TensorRT-RTX engine is for: add --engine tensorrt-rtx")
+        if bf16:
+            raise EngineError("--bf16 is a precision of TensorRT engines: add --engine tensorrt-rtx or tensorrt")
         return None
     if engine == "tensorrt" and architectures:
         raise EngineError("--engine tensorrt builds for the card of this machine: leave --arch out")
@@ -59,13 +67,19 @@ def parse_wanted(engine: str | None, architectures: Sequence[str], *, fp16: bool
         if not re.fullmatch(r"sm_\d{2,3}", text):
             raise EngineError(f"--arch {text}: expected a compute capability such as sm_89")
         numbers.append(int(text[3:]))
-    precisions: tuple[Precision, ...] = (*(("fp16",) if fp16 else ()), *(("int8",) if int8 else ()))
+    asked: dict[Precision, bool] = {"fp16": fp16, "bf16": bf16, "int8": int8}
+    precisions = tuple(precision for precision, wanted in asked.items() if wanted)
     if not precisions:
-        raise EngineError(f"{engine} runs in half precision or on 8-bit weights: add --fp16 or --int8")
+        raise EngineError(f"{engine} runs in half precision or on 8 bits: add --fp16, --bf16 or --int8")
+    without = [number for number in numbers if number < FIRST_WITH_BF16]
+    if bf16 and without:
+        raise EngineError(f"sm_{without[0]} has no bfloat16: leave --bf16 or that --arch out")
     return Wanted(engine, precisions, tuple(sorted(set(numbers))))
 
 
-def plan_files(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[EngineFile]]:
+def plan_files(
+    encoder: ViT, wanted: Wanted, calibration: Sequence[Mapping[str, NDArray[Any]]] = ()
+) -> tuple[dict[str, bytes], list[EngineFile]]:
     """Build what a bundle holds for TensorRT.
 
     Parameters
@@ -73,6 +87,8 @@ def plan_files(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[Eng
     encoder : ViT
         In float32.
     wanted : Wanted
+    calibration : sequence
+        Inputs of the encoder (``volume``, ``window``, ``tokens``), for int8 of the ``tensorrt`` flavour.
 
     Returns
     -------
@@ -91,45 +107,73 @@ def plan_files(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[Eng
             "the encoder has a convolutional stem (encoder.stem=conv), and the kernel that embeds patches before a "
             "TensorRT engine is for a linear one: leave --engine out, or train with encoder.stem=linear"
         )
-    model = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).half().eval()))
     build = _rtx_plans if wanted.flavour == "tensorrt-rtx" else _native_plans
-    files, entries, architectures = build(model, encoder, wanted)
+    files, entries, architectures = build(encoder, wanted, calibration)
     return files | _kernel_files(encoder, architectures), entries
 
 
 def _rtx_plans(
-    model: onnx.ModelProto, encoder: ViT, wanted: Wanted
+    encoder: ViT, wanted: Wanted, _: Sequence[Mapping[str, NDArray[Any]]]
 ) -> tuple[dict[str, bytes], list[EngineFile], Sequence[int]]:
     architectures = wanted.architectures or rtx.ARCHITECTURES
     buckets = encoder.config.token_buckets
     files, entries = {}, []
     for precision in wanted.precisions:
+        model = _half_model(encoder, precision)
         graph = weight_only(model) if precision == "int8" else model
+        cards = [a for a in architectures if precision != "bf16" or a >= FIRST_WITH_BF16]
         name = f"engines/tensorrt-rtx-{precision}.plan"
-        files[name] = rtx.build_engine(graph, buckets, architectures)
-        entries.append(EngineFile("tensorrt-rtx", precision, name, rtx.built_with(buckets, architectures)))
+        files[name] = rtx.build_engine(graph, buckets, cards)
+        entries.append(EngineFile("tensorrt-rtx", precision, name, rtx.built_with(buckets, cards)))
     return files, entries, architectures
 
 
 def _native_plans(
-    model: onnx.ModelProto, encoder: ViT, wanted: Wanted
+    encoder: ViT, wanted: Wanted, calibration: Sequence[Mapping[str, NDArray[Any]]]
 ) -> tuple[dict[str, bytes], list[EngineFile], Sequence[int]]:
-    if "fp16" not in wanted.precisions:
-        raise EngineError("tensorrt engines are built in half precision: add --fp16")
     architecture = Driver().architecture
+    if "bf16" in wanted.precisions and architecture < FIRST_WITH_BF16:
+        raise EngineError(f"this card is sm_{architecture}, which has no bfloat16: leave --bf16 out")
     files, entries = {}, []
-    for built in builder.build_engines(model, encoder.config.heads, encoder.config.token_buckets):
-        name = f"engines/tensorrt-sm_{architecture}-fp16-{built.tokens}.plan"
-        files[name] = built.plan
-        about = {
-            "tensorrt": version("tensorrt"),
-            "architectures": f"sm_{architecture}",
-            "tokens": str(built.tokens),
-            "attention": built.attention,
-            **{f"{kind}_ms": f"{ms:.4f}" for kind, ms in built.times_ms.items()},
-        }
-        entries.append(EngineFile(plan_target("tensorrt", architecture), "fp16", name, about))
+    for precision in wanted.precisions:
+        model = _half_model(encoder, precision)
+        if precision == "int8":
+            model = symmetric_qdq(model, activation_ranges(model, embedded_tokens(encoder, calibration)))
+        for built in builder.build_engines(model, encoder.config.heads, encoder.config.token_buckets):
+            name = f"engines/tensorrt-sm_{architecture}-{precision}-{built.tokens}.plan"
+            files[name] = built.plan
+            about = {
+                "tensorrt": version("tensorrt"),
+                "architectures": f"sm_{architecture}",
+                "tokens": str(built.tokens),
+                "attention": built.attention,
+                **{f"{kind}_ms": f"{ms:.4f}" for kind, ms in built.times_ms.items()},
+            }
+            entries.append(EngineFile(plan_target("tensorrt", architecture), precision, name, about))
     return files, entries, (architecture,)
+
+
+def _half_model(encoder: ViT, precision: Precision) -> onnx.ModelProto:
+    """Return the encoder from embedded tokens on, in what a precision computes in; int8 starts from float16."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).to(dtype).eval()))
+
+
+@torch.no_grad()
+def embedded_tokens(encoder: ViT, calibration: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float16]]:
+    """Return what the patch-embedding kernel gives for calibration volumes, (1, K, C) each.
+
+    Raises
+    ------
+    EngineError
+        If there are none: ranges of activations come from them.
+    """
+    if not calibration:
+        raise EngineError("int8 for tensorrt needs volumes to calibrate on; give some with --calibrate")
+    return [
+        encoder.embed(*(torch.from_numpy(inputs[name]) for name in ("volume", "window", "tokens"))).half().numpy()
+        for inputs in calibration
+    ]
 
 
 def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes]:

@@ -23,14 +23,14 @@ PLUGIN_NAMESPACE, PLUGIN_NAME = "decipher_rt", "attention"
 
 
 class _Encode(nn.Module):
-    """The encoder without its patch embedding."""
+    """The encoder without its patch embedding, which gives float16 whatever the rest works in."""
 
     def __init__(self, encoder: ViT) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder.encode(embedded)
+        return self.encoder.encode(embedded.to(self.encoder.class_token.dtype))
 
 
 def embedded_graph(encoder: ViT) -> bytes:
@@ -39,7 +39,7 @@ def embedded_graph(encoder: ViT) -> bytes:
     Parameters
     ----------
     encoder : ViT
-        In float16 (``.half()``).
+        In float16 or bfloat16.
 
     Returns
     -------

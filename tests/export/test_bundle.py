@@ -158,13 +158,9 @@ def exported_again(
                 largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
             return model.SerializeToString()
 
-        files = {"patch": "heads/lesion.onnx", "probabilities": "heads/sequence.onnx", "score": "scope.onnx"}
+        small = ("heads/sequence.onnx", "heads/lesion.onnx", "scope.onnx")
         monkeypatch.setattr(export_module, "encoder_graph", lambda e, i, precision: graph(ENCODERS["onnx", precision]))
-        monkeypatch.setattr(
-            export_module,
-            "_head_graph",
-            lambda m, takes, gives, f: graph(files["patch" if takes == "patch" else gives]),
-        )
+        monkeypatch.setattr(export_module, "small_graphs", lambda parts, inputs: {file: graph(file) for file in small})
 
     return prepare
 

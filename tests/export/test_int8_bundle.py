@@ -229,8 +229,8 @@ def test_export_refuses_with_the_numbers_and_writes_nothing(
 ) -> None:
     files = {name: (exported.path / name).read_bytes() for name in exported.sums}
     monkeypatch.setattr(export_module, "encoder_graph", lambda *_: files["encoder.onnx"])
-    graphs = iter(files[name] for name in ("heads/sequence.onnx", "heads/lesion.onnx", "scope.onnx"))
-    monkeypatch.setattr(export_module, "_head_graph", lambda *_: next(graphs))
+    small = {name: files[name] for name in ("heads/sequence.onnx", "heads/lesion.onnx", "scope.onnx")}
+    monkeypatch.setattr(export_module, "small_graphs", lambda *_: small)
     known = as_fp32_answers(exported, series(20, 2))
     factor, message = DAMAGE[change]
     output = "patch" if change == "patch" else "embedding"

@@ -24,7 +24,7 @@ from onnx.reference.op_run import OpRun
 
 from decipher_rt.engines.select import plan_entries, plan_target
 from decipher_rt.errors import EngineError
-from decipher_rt.export.tensorrt import plugin, rtx
+from decipher_rt.export.tensorrt import builder, files, plugin, rtx
 from decipher_rt.export.tensorrt.files import Wanted, parse_wanted, plan_files
 from decipher_rt.export.tensorrt.graph import (
     embedded_graph,
@@ -80,22 +80,40 @@ def test_the_graph_is_the_encoder_after_its_patch_embedding(
         assert np.abs(found - wanted.numpy()).max() < HALF_STEPS
 
 
+def test_the_graph_in_bfloat16_sums_its_softmax_in_float32(encoder: ViT, tokens: np.ndarray) -> None:
+    graph = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).bfloat16()))
+    made = {node.output[0]: node for node in graph.graph.node}
+    softmaxes = [node for node in graph.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == CONFIG.depth
+    for node in softmaxes:
+        cast = made[node.input[0]]
+        assert cast.op_type == "Cast"
+        assert cast.attribute[0].i == onnx.TensorProto.FLOAT
+    assert {t.data_type for t in graph.graph.initializer if len(t.dims) == 2} == {onnx.TensorProto.BFLOAT16}
+    with torch.no_grad():
+        expected = encoder.encode(torch.from_numpy(tokens).float())
+    found = ReferenceEvaluator(graph).run(None, {"embedded": tokens})
+    for ours, wanted in zip(found, expected, strict=True):
+        assert ours.dtype == np.float32
+        assert np.abs(ours - wanted.numpy()).max() < 16 * HALF_STEPS  # 8 bits of mantissa instead of 11
+
+
 # --- TensorRT-RTX
 
 
 @pytest.fixture(scope="module")
 def plans(encoder: ViT) -> tuple[dict[str, bytes], list]:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX (the extra tensorrt-rtx) is absent")
-    return plan_files(encoder, Wanted("tensorrt-rtx", ("fp16", "int8"), ARCHITECTURES))
+    return plan_files(encoder, Wanted("tensorrt-rtx", ("fp16", "bf16", "int8"), ARCHITECTURES))
 
 
 def test_one_file_is_built_for_all_cards_and_buckets(plans: tuple[dict[str, bytes], list], encoder: ViT) -> None:
-    files, entries = plans
+    contents, entries = plans
     weights = 2 * sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("patch_embed"))
     for entry in entries:
-        plan = files[entry.file]
+        plan = contents[entry.file]
         assert plan[1:4] == b"trt"
-        assert len(plan) > weights * (1.0 if entry.precision == "fp16" else 0.5)
+        assert len(plan) > weights * (0.5 if entry.precision == "int8" else 1.0)
         assert len(plan) < 3 * weights + 8_000_000
         assert entry.built_with["architectures"] == "sm_80 sm_86 sm_89 sm_120"
         assert entry.built_with["tokens"] == "32 64"
@@ -105,10 +123,10 @@ def test_one_file_is_built_for_all_cards_and_buckets(plans: tuple[dict[str, byte
 def test_the_kernel_of_every_card_and_its_weights_come_along(
     plans: tuple[dict[str, bytes], list], encoder: ViT
 ) -> None:
-    files, _ = plans
-    cubins = {name.split("/")[1] for name, content in files.items() if content.startswith(b"\x7fELF")}
+    contents, _ = plans
+    cubins = {name.split("/")[1] for name, content in contents.items() if content.startswith(b"\x7fELF")}
     assert cubins == {"sm_80", "sm_86", "sm_89", "sm_120"}
-    with np.load(io.BytesIO(files["kernels/patch_embed3d.npz"])) as stored:
+    with np.load(io.BytesIO(contents["kernels/patch_embed3d.npz"])) as stored:
         assert np.array_equal(stored["position"], encoder.position.numpy())
         assert np.array_equal(stored["weight"], encoder.patch_embed.weight.detach().half().numpy())
 
@@ -128,6 +146,15 @@ def test_the_manifest_finds_the_plan_of_a_card_or_says_which_there_are(plans: tu
     with pytest.raises(EngineError, match="holds fp16 tensorrt engines for no card"):
         plan_entries(written, "tensorrt", "fp16", 89)
     assert plan_target("tensorrt", 89) == "tensorrt-sm_89"
+
+
+@needs_rtx
+def test_cards_without_bfloat16_are_left_out_of_its_plan(encoder: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtx, "build_engine", lambda _model, _buckets, cards: bytes(cards))
+    contents, entries = plan_files(encoder, Wanted("tensorrt-rtx", ("fp16", "bf16")))
+    cards = {entry.precision: contents[entry.file] for entry in entries}
+    assert set(cards["fp16"]) == set(rtx.ARCHITECTURES)
+    assert set(cards["fp16"]) - set(cards["bf16"]) == {75}
 
 
 @needs_rtx
@@ -166,6 +193,57 @@ def test_qdq_is_symmetric_on_every_product_and_stays_close(model: ModelProto, to
     assert len(products) == 4 * CONFIG.depth
     assert all(made[name].op_type == "DequantizeLinear" for node in products for name in node.input)
     assert run(model, tokens)[1][0] @ run(quantized, tokens)[1][0] > 0.999
+
+
+# --- The flavour that builds on its card, with the building left out
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[ModelProto]:
+    """As on a card of sm_89 whose builder keeps what it is given."""
+    models: list[ModelProto] = []
+
+    def build(model: ModelProto, _heads: int, buckets: tuple[int, ...]) -> list[builder.BuiltEngine]:
+        models.append(model)
+        return [builder.BuiltEngine(b"plan", tokens, "native", {"native": 1.0}) for tokens in buckets]
+
+    monkeypatch.setattr(builder, "build_engines", build)
+    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89))
+    monkeypatch.setattr(files, "version", lambda _: "11.4")
+    return models
+
+
+def calibration() -> list[dict[str, np.ndarray]]:
+    volume = np.random.default_rng(2).uniform(0, 900, (1, 1, *CONFIG.grid_shape)).astype(np.float32)
+    window, chosen = np.array([[0, 800]], np.float32), np.arange(0, 64, 2)[None]
+    return [{"volume": volume, "window": window, "tokens": chosen}]
+
+
+def test_int8_for_the_card_is_calibrated_on_the_volumes_given(encoder: ViT, built: list[ModelProto]) -> None:
+    _, entries = plan_files(encoder, Wanted("tensorrt", ("fp16", "int8")), calibration())
+    assert [(e.target, e.precision, e.built_with["tokens"]) for e in entries] == [
+        ("tensorrt-sm_89", precision, tokens) for precision in ("fp16", "int8") for tokens in ("32", "64")
+    ]
+    half, quantized = built
+    (embedded,) = files.embedded_tokens(encoder, calibration())
+    assert (embedded.dtype, embedded.shape) == (np.float16, (1, 32, CONFIG.width))
+    assert run(half, embedded)[1][0] @ run(quantized, embedded)[1][0] > 0.999
+    scales = {t.name: float(onnx.numpy_helper.to_array(t)) for t in quantized.graph.initializer if not t.dims}
+    ranges = activation_ranges(half, [embedded])
+    assert all(scales[f"{name}.scale"] == pytest.approx(largest / 127, rel=1e-3) for name, largest in ranges.items())
+
+
+def test_int8_for_the_card_needs_volumes(encoder: ViT, built: list[ModelProto]) -> None:
+    with pytest.raises(EngineError, match="give some with --calibrate"):
+        plan_files(encoder, Wanted("tensorrt", ("int8",)))
+
+
+def test_bfloat16_is_refused_on_a_card_without_it(
+    encoder: ViT, built: list[ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=75))
+    with pytest.raises(EngineError, match="sm_75, which has no bfloat16"):
+        plan_files(encoder, Wanted("tensorrt", ("bf16",)))
 
 
 # --- The attention plugin
@@ -302,13 +380,15 @@ def test_symbolic_sizes_also_work_on_numbers(scalar: Scalar, expected: int) -> N
         ((None, ("sm_89",), True, False), "add --engine tensorrt-rtx"),
         (("tensorrt", ("sm_89",), True, False), "leave --arch out"),
         (("tensorrt-rtx", ("89",), True, False), "--arch 89: expected a compute capability such as sm_89"),
-        (("tensorrt-rtx", ("sm_89",), False, False), "add --fp16 or --int8"),
+        (("tensorrt-rtx", ("sm_89",), False, False), "add --fp16, --bf16 or --int8"),
+        ((None, (), False, False, True), "add --engine tensorrt-rtx or tensorrt"),
+        (("tensorrt-rtx", ("sm_89", "sm_75"), True, False, True), "sm_75 has no bfloat16"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: tuple, message: str) -> None:
-    engine, architectures, fp16, int8 = arguments
+    engine, architectures, fp16, int8, *bf16 = arguments
     with pytest.raises(EngineError, match=re.escape(message)):
-        parse_wanted(engine, architectures, fp16=fp16, int8=int8)
+        parse_wanted(engine, architectures, fp16=fp16, int8=int8, bf16=bool(bf16))
 
 
 def test_architectures_are_read_once_each() -> None:

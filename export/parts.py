@@ -1,0 +1,190 @@
+"""What of a trained model goes into a bundle: the modules that become graphs, each with its entry in the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import yaml
+from torch import nn
+
+from decipher_rt.errors import EngineError
+from decipher_rt.heads import OUTPUTS
+from decipher_rt.manifest import Encoder, Head, Preprocessing, Scope, Text
+from decipher_rt.train.config import dump_config
+from decipher_rt.train.decoders.contract import Decoder
+from decipher_rt.train.model.first import FirstModel
+from decipher_rt.train.model.heads import LESION, SEQUENCES
+from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
+from decipher_rt.train.model.vit import ViT
+from decipher_rt.train.weights import RecipeWeights, Weights
+
+from .onnx import Probabilities
+
+TEXT_GRAPH, TOKENIZER = "text.onnx", "tokenizer.json"
+SCOPE_GRAPH = "scope.onnx"
+# What the golden case says of the text tower; words that any report of a head holds.
+PROMPTS = (
+    "T1-weighted image of the head.",
+    "FLAIR image with a lesion in the left frontal lobe.",
+    "No lesion is seen.",
+)
+
+
+@dataclass(frozen=True)
+class HeadPart:
+    """A head: ``module`` takes ``inputs`` in order, some of patch (B, K, C), tokens (B, K) and embedding (B, E)."""
+
+    entry: Head
+    module: nn.Module
+    inputs: tuple[str, ...]
+
+    @property
+    def output(self) -> str:
+        """Name of what the graph gives."""
+        return OUTPUTS[self.entry.kind]
+
+
+@dataclass(frozen=True)
+class ScopePart:
+    """The scope: ``module`` takes the embedding (B, E), gives the score (B,)."""
+
+    entry: Scope
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """The text tower: ``module`` takes ids and mask (B, T), gives embeddings (B, E); ``tokenizer`` is its JSON."""
+
+    entry: Text
+    module: nn.Module
+    tokenizer: bytes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A trained model, taken apart.
+
+    Attributes
+    ----------
+    name, version : of the model
+    spec : Preprocessing, without graphs
+    encoder, described : the module, and its entry in the manifest
+    heads, scope, text : what else there is
+    metrics : of the training's evaluation
+    provenance : configuration, seed and training, as plain JSON types
+    """
+
+    name: str
+    version: str
+    spec: Preprocessing
+    encoder: ViT
+    described: Encoder
+    heads: tuple[HeadPart, ...]
+    scope: ScopePart | None
+    text: TextPart | None
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def parts_of(weights: Weights | RecipeWeights, tokenizer: bytes | None = None) -> Parts:
+    """Take a trained model apart.
+
+    Parameters
+    ----------
+    weights : Weights or RecipeWeights
+        From ``load_weights``.
+    tokenizer : bytes, optional
+        ``tokenizer.json`` of a model with a text tower.
+
+    Raises
+    ------
+    EngineError
+        If there is a text tower and no tokenizer.
+    """
+    model, config = weights.model.eval(), weights.config
+    encoder = model.encoder
+    heads: tuple[HeadPart, ...]
+    scope: ScopePart | None
+    if isinstance(weights, Weights):
+        heads, scope, text = _first_heads(weights.model), _first_scope(weights.model), None
+    else:
+        heads, scope = _decoders(weights.model, weights.config), _scope(weights.model, weights.config)
+        text = _text(weights.model, weights.config, tokenizer)
+    return Parts(
+        name=config.name,
+        version=config.version,
+        spec=config.encoder.preprocessing,
+        encoder=encoder,
+        described=Encoder(
+            width=config.encoder.width,
+            embedding_size=config.encoder.embedding_size,
+            parameters=sum(p.numel() for p in encoder.parameters()),
+            config=dataclasses.asdict(config.encoder),
+        ),
+        heads=heads,
+        scope=scope,
+        text=text,
+        metrics=weights.metadata.get("metrics", {}),
+        provenance={
+            "config": yaml.safe_load(dump_config(config)),
+            "seed": getattr(config, "seed", None),
+            "training": weights.metadata.get("provenance", {}),
+        },
+    )
+
+
+def _first_heads(model: FirstModel) -> tuple[HeadPart, ...]:
+    sequence = Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES)
+    lesion = Head(
+        "lesion", "classification", "heads/lesion.onnx", "Whether a focal lesion of the brain is visible.", LESION
+    )
+    return (
+        HeadPart(sequence, Probabilities(model.sequence), ("embedding",)),
+        HeadPart(lesion, Probabilities(model.lesion), ("patch",)),
+    )
+
+
+def _first_scope(model: FirstModel) -> ScopePart:
+    entry = Scope(SCOPE_GRAPH, "mean of Mahalanobis and outlier-exposure margins", 0.0, subject="heads")
+    return ScopePart(entry, model.scope)
+
+
+def _decoders(model: RecipeModel, config: RecipeConfig) -> tuple[HeadPart, ...]:
+    """Every decoder of a recipe's model; what it answers is its own to say."""
+    parts = []
+    for described in config.decoders:
+        decoder = cast("Decoder", model.decoders[described.name])
+        entry = Head(
+            name=described.name,
+            kind=decoder.answer,
+            file=f"heads/{described.name}.onnx",
+            description=described.description,
+            labels=tuple(decoder.labels),
+            unit=decoder.unit,
+            stride=int(decoder.stride),
+            threshold=float(getattr(decoder, "threshold", Head.threshold)),
+        )
+        parts.append(HeadPart(entry, decoder, ("patch", "tokens", "embedding")))
+    return tuple(parts)
+
+
+def _scope(model: RecipeModel, config: RecipeConfig) -> ScopePart | None:
+    if model.scope is None or config.scope is None:
+        return None
+    distance = {"mahalanobis": "Mahalanobis", "nearest": "nearest-neighbour"}[config.scope.method]
+    method = f"mean of {distance} and outlier-exposure margins" if config.scope.outliers else f"{distance} margin"
+    return ScopePart(Scope(SCOPE_GRAPH, method, 0.0, subject="heads"), model.scope)
+
+
+def _text(model: RecipeModel, config: RecipeConfig, tokenizer: bytes | None) -> TextPart | None:
+    if model.text is None or config.text is None:
+        return None
+    if tokenizer is None:
+        raise EngineError(f"the model has a text tower and its folder no {TOKENIZER}; copy it from the text stage")
+    scale = math.exp(model.logit_scale.item())
+    return TextPart(Text(TEXT_GRAPH, TOKENIZER, config.text.max_tokens, scale), model.text, tokenizer)

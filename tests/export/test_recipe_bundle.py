@@ -1,0 +1,222 @@
+"""A bundle from an untrained model of the recipe, with a decoder of every kind and a text tower: graphs against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from decipher_rt.bundle import Bundle, open_bundle
+from decipher_rt.engines import load_engine
+from decipher_rt.errors import EngineError
+from decipher_rt.export import bundle as export_module
+from decipher_rt.export.bundle import export_bundle
+from decipher_rt.export.parts import PROMPTS
+from decipher_rt.session import Session
+from decipher_rt.text import TextTower
+from decipher_rt.train.decoders.registry import DecoderConfig
+from decipher_rt.train.golden import GoldenCase
+from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
+from decipher_rt.train.model.text import TextConfig
+from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.scope import ScopeConfig
+from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.text.tokenizer import encode, train_tokenizer
+from decipher_rt.train.weights import RecipeWeights
+from decipher_rt.verify import read_case, verify_bundle
+from decipher_rt.volume import Acquisition, SeriesInfo, Volume
+
+ENCODER = ViTConfig(
+    width=48, depth=1, heads=4, embedding_size=16, grid_shape=(16, 16, 24), patch_shape=(4, 4, 4),
+    spacing_mm=(15.0,) * 3, token_buckets=(24, 96), layer_scale=0.5,
+)  # fmt: skip
+TEXT = TextConfig(width=32, depth=1, heads=2, hidden=64, vocabulary=512, max_tokens=64)
+DECODERS = (
+    DecoderConfig("sequence", "classification", "sequence", "Contrast.", {"labels": ["T1w", "T2w", "FLAIR"]}),
+    DecoderConfig(
+        "lesion", "classification", "lesion", "Weak: a coin.", {"labels": ["absent", "present"], "pool": "max"}
+    ),
+    DecoderConfig("brain_volume_ml", "regression", "brain_volume_ml", options={"unit": "ml", "pool": "sum"}),
+    DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16], "stride": 2}),
+    DecoderConfig("lesion_box", "localisation", "lesion", options={"hidden": 48, "boxes": 2}),
+)
+CONFIG = RecipeConfig(
+    "recipe", "test", "0", ENCODER, TEXT, DECODERS, {d.name: SourceConfig() for d in DECODERS}, ScopeConfig(groups=3)
+)
+
+
+@pytest.fixture(scope="module")
+def weights() -> RecipeWeights:
+    torch.manual_seed(5)
+    model = RecipeModel(CONFIG).eval()
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+        model.decoders["brain_volume_ml"].mean.fill_(1200.0)
+        model.decoders["brain_volume_ml"].spread.fill_(100.0)
+        model.decoders["lesion_box"].threshold.fill_(0.375)
+        model.scope.means.normal_()
+        for parameter in model.decoders.parameters():  # trained ones are no longer zero
+            if not parameter.abs().max() > 0:
+                parameter.normal_(std=0.1)
+    return RecipeWeights(model, CONFIG, {"metrics": {"tissue": {"dice": 0.5}}})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> bytes:
+    return train_tokenizer(list(PROMPTS) * 4, TEXT.vocabulary, TEXT.max_tokens).to_str().encode()
+
+
+@pytest.fixture(scope="module")
+def case() -> GoldenCase:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 4000, ENCODER.grid_shape).astype(np.int16)
+    tokens = np.sort(rng.choice(96, 24, replace=False)).astype(np.int64)
+    return GoldenCase(volume, np.array([100, 3500], np.float32), tokens)
+
+
+@pytest.fixture(scope="module")
+def bundle(weights, tokenizer, case, tmp_path_factory) -> Bundle:
+    folder = tmp_path_factory.mktemp("recipe") / "bundle"
+    export_bundle(weights, case, folder, fp16=False, tokenizer=tokenizer)
+    return open_bundle(folder)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_verify_passes_with_every_output(bundle: Bundle, engine: str) -> None:
+    report = verify_bundle(bundle, engine, "fp32", 1)
+    assert report.passed, report
+    assert [row.output for row in report.rows] == [
+        "patch", "embedding", *(f"heads.{d.name}" for d in DECODERS), "scope", "text"
+    ]  # fmt: skip
+
+
+def test_the_manifest_says_what_the_decoders_are(bundle: Bundle, weights: RecipeWeights) -> None:
+    heads = {head.name: head for head in bundle.manifest.heads}
+    assert [head.kind for head in heads.values()] == [
+        "classification", "classification", "regression", "segmentation", "localisation"
+    ]  # fmt: skip
+    assert heads["sequence"].labels == ("T1w", "T2w", "FLAIR")
+    assert heads["lesion"].description == "Weak: a coin."
+    assert heads["brain_volume_ml"].unit == "ml"
+    assert (heads["tissue"].stride, heads["tissue"].labels[0]) == (2, "background")
+    assert heads["lesion_box"].threshold == 0.375
+    text = bundle.manifest.text
+    assert text is not None
+    assert (text.max_tokens, text.logit_scale) == (64, pytest.approx(np.exp(2.0)))
+    assert bundle.manifest.metrics == {"tissue": {"dice": 0.5}}
+    assert bundle.manifest.provenance["config"]["decoders"][0]["name"] == "sequence"
+
+
+@pytest.mark.parametrize("name", [decoder.name for decoder in DECODERS])
+@pytest.mark.parametrize(("B", "K"), [(1, 96), (2, 24), (3, 7)])
+def test_a_decoder_equals_torch_for_any_batch_and_any_tokens(
+    bundle: Bundle, weights: RecipeWeights, name: str, B: int, K: int
+) -> None:
+    generator = torch.Generator().manual_seed(B)
+    features = {
+        "patch": torch.randn((B, K, 48), generator=generator),
+        "tokens": torch.stack([torch.randperm(96, generator=generator)[:K].sort().values for _ in range(B)]),
+        "embedding": torch.nn.functional.normalize(torch.randn((B, 16), generator=generator), dim=-1),
+    }
+    with torch.no_grad():
+        expected = weights.model.decoders[name](**features).numpy()
+    engine = load_engine("onnxruntime", bundle.file(f"heads/{name}.onnx"), precision="fp32", threads=1)
+    (output,) = engine.run({key: features[key].numpy() for key in engine.inputs}).values()
+    assert output.shape == expected.shape
+    assert output.dtype == expected.dtype
+    if name == "tissue":
+        assert output.shape[1:] == (8, 8, 12)
+        assert (output != expected).mean() < 1e-3
+    else:
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_takes_only_what_it_looks_at(bundle: Bundle) -> None:
+    inputs = {
+        head.name: {entry.name for entry in onnx.load(bundle.file(head.file)).graph.input}
+        for head in bundle.manifest.heads
+    }
+    assert inputs["lesion"] == {"patch"}
+    assert inputs["tissue"] == inputs["lesion_box"] == {"patch", "tokens"}
+
+
+def test_the_text_tower_equals_torch_padded_or_not(bundle: Bundle, weights: RecipeWeights, tokenizer: bytes) -> None:
+    """The training's batch is padded and masked; the runtime runs each text alone."""
+    from tokenizers import Tokenizer
+
+    texts = ["No lesion.", "FLAIR image with a lesion in the left frontal lobe.", "head"]
+    ids, mask = encode(Tokenizer.from_buffer(tokenizer), texts)
+    with torch.no_grad():
+        expected = weights.model.text(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    np.testing.assert_allclose(TextTower(bundle, 1).embed(texts), expected, atol=1e-5)
+
+
+def test_the_golden_case_holds_what_torch_gives(bundle: Bundle, weights: RecipeWeights) -> None:
+    golden = read_case(bundle)
+    with torch.no_grad():
+        patch, embedding = weights.model.encoder(*(torch.from_numpy(golden[n]) for n in ("volume", "window", "tokens")))
+        tissue = weights.model.decoders["tissue"](patch, torch.from_numpy(golden["tokens"]), embedding)
+    assert np.array_equal(golden["heads.tissue"], tissue.numpy())
+    assert golden["prompts"].tolist() == list(PROMPTS)
+
+
+def test_a_session_answers_with_every_kind(bundle: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    info = SeriesInfo("1.2.3", Path("memory"), files=1, acquisition=Acquisition(modality="MR"))
+    affine = np.array([[0, 0, 15, -120], [0, 15, 0, -120], [15, 0, 0, -120], [0, 0, 0, 1.0]])
+    volume = Volume(rng.integers(0, 1000, (16, 16, 16)).astype(np.int16), affine, info)
+    opened = Bundle(bundle.path, _in_scope(bundle), bundle.sha256, bundle.sums)
+    result = Session(opened, threads=1, prompts=["No lesion.", "A lesion is seen."]).infer_volume(volume)
+    assert set(result.heads["tissue"].volumes_ml) == {"grey", "white", "csf", "lesion"}
+    assert sum(result.heads["tissue"].volumes_ml.values()) <= np.prod((16, 16, 16)) * 15**3 / 1000 + 1e-6
+    assert result.heads["brain_volume_ml"].unit == "ml"
+    assert len(result.heads["lesion_box"].boxes) <= 2
+    assert sum(answer.probability or 0 for answer in result.prompts.values()) == pytest.approx(1)
+
+
+def _in_scope(bundle: Bundle):
+    from dataclasses import replace
+
+    assert bundle.manifest.scope is not None
+    return replace(bundle.manifest, scope=replace(bundle.manifest.scope, threshold=-1e9))
+
+
+def test_a_text_tower_without_its_tokenizer_is_refused(weights, case, tmp_path) -> None:
+    with pytest.raises(EngineError, match=r"its folder no tokenizer\.json"):
+        export_bundle(weights, case, tmp_path / "bundle", fp16=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("heads/tissue.onnx", r"heads\.tissue differs by"),
+        ("heads/lesion_box.onnx", r"heads\.lesion_box differs by"),
+        ("heads/brain_volume_ml.onnx", r"heads\.brain_volume_ml differs by"),
+        ("text.onnx", "the text graphs differ from the fp32 torch model"),
+    ],
+)
+def test_a_graph_that_differs_is_refused_and_nothing_is_written(
+    bundle: Bundle, weights, tokenizer, case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str
+) -> None:
+    small = {
+        n: bundle.file(n).read_bytes()
+        for n in bundle.sums
+        if n.startswith("heads/") or n in ("scope.onnx", "text.onnx")
+    }
+    model = onnx.load_from_string(small[file])
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size > 8:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1) * np.float32(1.3), tensor.name))
+    small |= {file: model.SerializeToString(), "tokenizer.json": tokenizer}
+    encoder = bundle.file("encoder.onnx").read_bytes()
+    monkeypatch.setattr(export_module, "encoder_graph", lambda *_: encoder)
+    monkeypatch.setattr(export_module, "small_graphs", lambda *_: small)
+    with pytest.raises(EngineError, match=said) as caught:
+        export_bundle(weights, case, tmp_path / "bundle", fp16=False, tokenizer=tokenizer)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
