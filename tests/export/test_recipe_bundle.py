@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.engines import load_engine
 from decipher_rt.errors import EngineError
 from decipher_rt.export import bundle as export_module
+from decipher_rt.export import evaluate as evaluate_module
 from decipher_rt.export.bundle import export_bundle
 from decipher_rt.export.parts import PROMPTS
 from decipher_rt.session import Session
@@ -22,8 +24,9 @@ from decipher_rt.train.golden import GoldenCase
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
 from decipher_rt.train.model.text import TextConfig
 from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.progress import Progress
 from decipher_rt.train.scope import ScopeConfig
-from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.sources import Example, ListedExamples, SourceConfig
 from decipher_rt.train.text.tokenizer import encode, train_tokenizer
 from decipher_rt.train.weights import RecipeWeights
 from decipher_rt.verify import read_case, verify_bundle
@@ -178,16 +181,35 @@ def test_a_session_answers_with_every_kind(bundle: Bundle) -> None:
 
 
 def _in_scope(bundle: Bundle):
-    from dataclasses import replace
-
     assert bundle.manifest.scope is not None
-    return replace(bundle.manifest, scope=replace(bundle.manifest.scope, threshold=-1e9))
+    return dataclasses.replace(bundle.manifest, scope=dataclasses.replace(bundle.manifest.scope, threshold=-1e9))
 
 
 def test_a_text_tower_without_its_tokenizer_is_refused(weights, case, tmp_path) -> None:
     with pytest.raises(EngineError, match=r"its folder no tokenizer\.json"):
         export_bundle(weights, case, tmp_path / "bundle", fp16=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_series_to_judge_on_come_from_each_decoder_s_own_source(monkeypatch, tmp_path) -> None:
+    """Truth is by the decoder's target, and only for the decoders that were trained on a source."""
+    rng = np.random.default_rng(0)
+    asked = []
+
+    def examples(source, spec, split, *_):
+        asked.append((source.seed, split))
+        labels = {"sequence": "T2w", "lesion": "present", "age": 61.0}
+        volume = rng.random(ENCODER.grid_shape).astype(np.float16)
+        return ListedExamples([Example(patient="p", volume=volume, affine_lps_mm=np.eye(4), labels=labels)] * 3)
+
+    monkeypatch.setattr(evaluate_module, "open_source", examples)
+    sources = {d.name: SourceConfig(seed=1 if d.name == "lesion" else 0) for d in DECODERS}
+    config = dataclasses.replace(CONFIG, sources=sources)
+    known = list(evaluate_module.known_series(config, "test", 2, tmp_path, Progress()))
+    assert asked == [(0, "test"), (1, "test")]
+    assert [series.truth for series in known] == [{"sequence": "T2w"}] * 2 + [{"lesion": "present"}] * 2
+    assert known[0].inputs["volume"].shape == (1, 1, *ENCODER.grid_shape)
+    assert len(known[0].inputs["tokens"][0]) in ENCODER.token_buckets
 
 
 @pytest.mark.parametrize(
