@@ -46,6 +46,7 @@ def shared_reports(keys: Tensor) -> Tensor:
     Tensor, shape (B, B), bool
         [i, j]: report j holds of series i.
     """
+    keys = keys[:, : max(1, int((keys != 0).sum(dim=1).max()))]
     shared = torch.ones(len(keys), len(keys), dtype=torch.bool, device=keys.device)
     for theirs in keys.unbind(1):
         shared &= (keys[:, None, :] == theirs[None, :, None]).any(dim=-1) | (theirs == 0)

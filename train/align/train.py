@@ -40,6 +40,11 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     -------
     dict
         Recall on the test split, as `Retrieval.to_json` gives it; empty in all processes but the first.
+
+    Raises
+    ------
+    ConfigError
+        Also where fewer than ten test series have a report.
     """
     config = resolved(config)
     spec = config.encoder.preprocessing
@@ -47,7 +52,9 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     def opened(split: Any) -> Examples:
         return open_source(config.source, spec, split, cache_dir, config.workers, progress)
 
-    examples = opened("train")
+    examples, test = opened("train"), opened("test")
+    if len(found := with_report(test)[0]) < max(KS):
+        raise ConfigError(f"the test split has {len(found)} series with a report; recall needs {max(KS)} or more")
     tokenizer = open_tokenizer(config, examples)
     torch.manual_seed(config.run.seed)
     stage = AlignStage(config, examples, tokenizer)
@@ -65,7 +72,7 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
         progress.say("measuring recall on the test split")
         metadata = {
             **metadata,
-            "metrics": {"retrieval": measure(model, tokenizer, opened("test"), config.pool).to_json()},
+            "metrics": {"retrieval": measure(model, tokenizer, test, config.pool).to_json()},
         }
         write_tensors(folder / WEIGHTS, tensors, metadata)
     return dict(metadata["metrics"]["retrieval"])
@@ -78,14 +85,7 @@ def measure(model: AlignModel, tokenizer: Tokenizer, examples: Examples, pool: i
     ----------
     pool : int
         The first so many series with a report are the pool.
-
-    Raises
-    ------
-    ConfigError
-        If fewer than ten series have a report.
     """
     members = with_report(examples)[0][:pool]
-    if len(members) < max(KS):
-        raise ConfigError(f"the test split has {len(members)} series with a report; recall needs {max(KS)} or more")
     texts = [" ".join(examples.facts(i).report) for i in members]
     return retrieval(embed_images(model.encoder, examples, members), embed_texts(model.text, tokenizer, texts), texts)

@@ -14,9 +14,8 @@ import click
 @click.option(
     "-o", "--output", default="runs/text", show_default=True, type=click.Path(path_type=Path), help="Folder of the run."
 )
-@click.option("--cache", type=click.Path(path_type=Path), help="Where series are kept. Default: OUTPUT/samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def text(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | None, as_json: bool) -> None:
+def text(config: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Pretrain a text encoder on reports: its own WordPiece tokenizer, then masked language modelling.
 
     text_from=FOLDER goes on from a BERT in Hugging Face's layout instead. Killed at any moment, the same command goes
@@ -33,7 +32,7 @@ def text(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | N
     from .pretrain import pretrain
 
     settings = load_config(TextPretrainingConfig, config, overrides)
-    figures = pretrain(settings, output, cache or output / "samples", Progress())
+    figures = pretrain(settings, output, Progress())
     if not figures:  # one of several processes, not the first
         return
     if as_json:

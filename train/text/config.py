@@ -27,7 +27,6 @@ class TextPretrainingConfig:
     reports : how many reports the simulator draws
     mask : share of the tokens that are hidden
     sentence_share : share of the texts that are one sentence; the others are whole reports
-    workers : processes that put a manifest's series on the grid
     """
 
     name: str
@@ -39,7 +38,6 @@ class TextPretrainingConfig:
     reports: int = 16384
     mask: float = 0.15
     sentence_share: float = 0.3
-    workers: int = 2
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
@@ -50,6 +48,5 @@ class TextPretrainingConfig:
             raise ValueError(f"mask is {self.mask}, expected between 0 and 1")
         if not 0 <= self.sentence_share <= 1:
             raise ValueError(f"sentence_share is {self.sentence_share}, expected 0 to 1")
-        for key, count in (("reports", self.reports), ("workers", self.workers)):
-            if count < 1:
-                raise ValueError(f"{key} is {count}, expected 1 or more")
+        if self.reports < 1:
+            raise ValueError(f"reports is {self.reports}, expected 1 or more")

@@ -5,45 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from decipher_rt.manifest import Preprocessing
-
 from ..config import ConfigError
 from ..data.scene import draw_scene
 from ..progress import Progress
 from ..samples import Split, sample_seed
-from ..sources import SourceConfig, open_source
+from ..sources import SourceConfig
 from ..sources.anatomy import base_anatomy
+from ..sources.manifest import read_manifest
+from ..sources.rows import share_out
 from .findings import scene_findings
 from .wordings import Wordings, write_report
 
 
-def read_reports(
-    source: SourceConfig, split: Split, count: int, spec: Preprocessing, cache_dir: Path, workers: int,
-    progress: Progress,
-) -> list[tuple[str, ...]]:  # fmt: skip
-    """Return the reports of a split, sentences each, without those that are empty.
+def read_reports(source: SourceConfig, split: Split, count: int, progress: Progress) -> list[tuple[str, ...]]:
+    """Return the reports of a split, sentences each, without those that are empty. No image is read or computed.
 
     Parameters
     ----------
     source : SourceConfig
-        The simulator draws scenes and puts them into words, and computes no image. A manifest's reports are read as
-        its examples are opened, which puts their images on the grid first.
+        A manifest, or the simulator, which draws scenes and puts them into words.
     count : int
-        Reports that the simulator draws.
-    spec, cache_dir, workers : as for `decipher_rt.train.sources.open_source`
+        Reports that the simulator draws; a manifest gives all that it has.
 
     Raises
     ------
     ConfigError
-        If the source has no report.
+        If it is a BIDS folder, which holds no reports.
+    SourceError
+        If the manifest is broken.
     """
     if source.kind == "simulator":
         return draw_reports(source, split, count, progress)
-    examples = open_source(source, spec, split, cache_dir, workers, progress)
-    found = [facts.report for i in range(len(examples)) if (facts := examples.facts(i)).report]
-    if not found:
-        raise ConfigError(f"{source.path}: no series of the {split} split has a report; give some a report column")
-    return found
+    if source.kind == "bids":
+        raise ConfigError("source.kind is bids, which holds no reports; list the series in a manifest with them")
+    rows = share_out(read_manifest(Path(source.path)), source.seed, source.shares)[split]
+    return [row.facts.report for row in rows if row.facts.report]
 
 
 def draw_reports(source: SourceConfig, split: Split, count: int, progress: Progress) -> list[tuple[str, ...]]:

@@ -15,7 +15,6 @@ from ..config import ConfigError, dump_config
 from ..distributed import rank
 from ..loop import run
 from ..model.text import TextConfig
-from ..model.vit import ViTConfig
 from ..progress import Progress
 from .bert_folder import is_bert_folder, read_bert_config, read_bert_weights
 from .config import TextPretrainingConfig
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
 
 MEASURED = 512  # reports that the figures are of
 BATCH = 32
-# The grid that a manifest's images would be put on; nobody looks at them here.
-SPEC = ViTConfig.PRESETS["tiny"].preprocessing
 
 
-def pretrain(config: TextPretrainingConfig, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:
+def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Train a text encoder by masked language modelling; leave a weights folder with its ``tokenizer.json``.
 
     Parameters
@@ -41,17 +38,23 @@ def pretrain(config: TextPretrainingConfig, folder: Path, cache_dir: Path, progr
     folder : Path
         What is in it: see `decipher_rt.train.loop.run`. Killed at any moment, the same call goes on. Weights are
         ``text.encoder.*`` and ``mlm.*``.
-    cache_dir : Path
-        Where a manifest's series are kept.
     progress : Progress
 
     Returns
     -------
     dict
-        ``perplexity`` and ``accuracy`` on hidden tokens of test reports, which the simulator words otherwise.
+        ``perplexity`` and ``accuracy`` on hidden ``tokens`` of test reports, which the simulator words otherwise; empty
+        in all processes but the first.
+
+    Raises
+    ------
+    ConfigError
+        Also where no report is to train on.
     """
     config = resolved(config)
-    reports = read_reports(config.source, "train", config.reports, SPEC, cache_dir, config.workers, progress)
+    reports = read_reports(config.source, "train", config.reports, progress)
+    if not reports:
+        raise ConfigError(f"{config.source.path}: no series of the train split has a report; give some in its column")
     if config.text_from:
         tokenizer = load_tokenizer(Path(config.text_from), config.text.max_tokens)
     else:
@@ -67,7 +70,7 @@ def pretrain(config: TextPretrainingConfig, folder: Path, cache_dir: Path, progr
     tensors, metadata = read_tensors(folder / WEIGHTS)
     if "metrics" not in metadata:
         load_state(stage.network, tensors, folder / WEIGHTS)
-        test = read_reports(config.source, "test", MEASURED, SPEC, cache_dir, config.workers, progress)[:MEASURED]
+        test = read_reports(config.source, "test", MEASURED, progress)[:MEASURED]
         figures = measure(stage.network, tokenizer, test, config)
         metadata = {**metadata, "metrics": {"text": figures}}
         write_tensors(folder / WEIGHTS, tensors, metadata)
@@ -101,6 +104,8 @@ def measure(
 ) -> dict[str, float]:
     """Return perplexity and accuracy on the hidden tokens of reports, the same ones at every call."""
     model.eval().cpu()
+    if not reports:
+        return {"tokens": 0}
     texts = texts_of(reports)
     special = special_ids(tokenizer)
     loss = right = count = 0.0

@@ -44,8 +44,10 @@ def series(index: int, wordings: str = "train") -> Example:
     )  # fmt: skip
 
 
-def main(folder: Path, overrides: list[str]) -> None:
-    config = load_config(AlignConfig, Path(__file__).with_suffix(".yaml"), overrides)
+CONFIG = Path(__file__).with_suffix(".yaml")
+
+
+def train(config: AlignConfig, folder: Path) -> AlignStage:
     examples = ListedExamples([series(i) for i in range(192)])
     tokenizer = open_tokenizer(config, examples)
     torch.manual_seed(config.run.seed)
@@ -54,7 +56,8 @@ def main(folder: Path, overrides: list[str]) -> None:
         start(stage.network, config, examples, tokenizer)
     run(stage, config.run, folder, dump_config(config), Progress())
     save_tokenizer(folder, tokenizer)
+    return stage
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    train(load_config(AlignConfig, CONFIG, sys.argv[2:]), Path(sys.argv[1]))

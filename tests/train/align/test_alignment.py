@@ -1,0 +1,187 @@
+"""The alignment as a whole: it learns what reports say, goes on where it was killed, and two processes are one."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from decipher_rt.train.align.cli import align
+from decipher_rt.train.align.config import AlignConfig
+from decipher_rt.train.align.embed import embed_images, embed_texts
+from decipher_rt.train.align.retrieval import retrieval
+from decipher_rt.train.align.stage import AlignModel
+from decipher_rt.train.checkpoint import CheckpointError, load_state, read_tensors
+from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.sources import ListedExamples
+from decipher_rt.train.text.cli import text
+from decipher_rt.train.text.tokenizer import load_tokenizer
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "align_run.py"
+MADE_UP: dict[str, Any] = runpy.run_path(str(PROGRAM))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(*overrides: str) -> AlignConfig:
+    return load_config(AlignConfig, MADE_UP["CONFIG"], overrides)
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return [{name: float(v) for name, v in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_it_learns_what_reports_say(tmp_path: Path) -> None:
+    config = settings("run.steps=150", "run.checkpoint_every=150")
+    MADE_UP["train"](config, tmp_path)
+    model = AlignModel(config.encoder, config.text, config.sentences)
+    load_state(model, read_tensors(tmp_path / "model.safetensors")[0], tmp_path)
+    series = [MADE_UP["series"](i) for i in range(1000, 1120)]  # none of them was trained on
+    images = embed_images(model.eval().encoder, ListedExamples(series), range(120))
+    reports = [" ".join(one.report) for one in series]
+    texts = embed_texts(model.text, load_tokenizer(tmp_path), reports)
+    found = retrieval(images, texts, reports)
+    assert found.text_to_image[5] > 2.5 * found.chance[5]
+    assert found.image_to_text[5] > 1.5 * found.chance[5]
+    # The report that is nearest to a series says the right shade; of three, chance is a third.
+    nearest = (images @ texts.T).argmax(axis=1)
+    shade = np.array([next(w for w in MADE_UP["SHADES"] if w in report) for report in reports])
+    assert (shade[nearest] == shade).mean() > 0.8
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("run.steps=5")
+    MADE_UP["train"](config, tmp_path / "whole")
+    from decipher_rt.train.align import stage
+
+    real = stage.AlignStage.after_step
+
+    def killed(self: Any, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        real(self, step)
+
+    monkeypatch.setattr(stage.AlignStage, "after_step", killed)
+    MADE_UP["AlignStage"].after_step = killed
+    with pytest.raises(KeyboardInterrupt):
+        MADE_UP["train"](config, tmp_path / "killed")
+    assert read_tensors(tmp_path / "killed" / "training.safetensors")[1]["step"] == 2
+    MADE_UP["AlignStage"].after_step = real
+    MADE_UP["train"](config, tmp_path / "killed")
+    one, other = (read_tensors(tmp_path / run / "model.safetensors")[0] for run in ("whole", "killed"))
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    MADE_UP["train"](settings("run.steps=4"), tmp_path / "one")
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "two"), "run.steps=4", "run.devices=2"]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for mine, theirs in zip(one, two, strict=True):
+        for name, value in mine.items():
+            # Sums in another order; the log keeps five digits.
+            assert theirs[name] == pytest.approx(value, rel=2e-3), name
+
+
+def test_what_starts_trained_moves_more_slowly_and_nothing_is_left_out(tmp_path: Path) -> None:
+    config = dataclasses.replace(settings("run.steps=1"), encoder_rate=0.1, text_rate=0.2)
+    stage = MADE_UP["train"](config, tmp_path)
+    groups = stage.parameter_groups()
+    optimised = [p for group in groups for p in group["params"]]
+    assert len({id(p) for p in optimised}) == len(optimised) == len(list(stage.network.parameters()))
+    assert max(group["rate_scale"] for group in groups) == 1.0
+    started = MADE_UP["AlignStage"](
+        dataclasses.replace(config, encoder_from="a", text_from="b"), stage._examples, stage._tokenizer
+    )
+    scales = {id(p): group["rate_scale"] for group in started.parameter_groups() for p in group["params"]}
+    network = started.network
+    assert scales[id(network.encoder.blocks[0].mlp[0].weight)] == 0.1
+    assert scales[id(network.text.encoder.words.weight)] == 0.2
+    assert scales[id(network.text.projection.weight)] == scales[id(network.encoder.projection.weight)] == 1.0
+    assert scales[id(network.logit_scale)] == 1.0
+    decays = {id(p): group["decays"] for group in started.parameter_groups() for p in group["params"]}
+    assert not decays[id(network.logit_scale)]
+    assert not decays[id(network.text.encoder.positions)]
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    """Text, then its alignment with simulated series on a coarse grid; a finished run is not trained again."""
+    run = "{steps: 8, batch: 8, rate: 1e-3, warmup: 2, precision: fp32, threads: 1, checkpoint_every: 4}"
+    simulator = {"kind": "simulator", "seed": 4, "train": 16, "validation": 1, "test": 12}
+    sizes = {"width": 32, "depth": 1, "heads": 2, "hidden": 64, "vocabulary": 400, "max_tokens": 64}
+    common = {"name": "test", "version": "0", "source": simulator, "run": yaml.safe_load(run)}
+    texts, pairs = tmp_path / "text.yaml", tmp_path / "align.yaml"
+    texts.write_text(yaml.safe_dump({**common, "text": sizes, "reports": 80}))
+    encoder = yaml.safe_load(dump_config(settings().encoder))
+    pairs.write_text(yaml.safe_dump({**common, "encoder": encoder, "tokens": [16, 24], "pool_series": 8, "workers": 1}))
+
+    def call(command: Any, *arguments: str | Path) -> str:
+        result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return str(result.output)
+
+    figures = json.loads(call(text, texts, "-o", tmp_path / "text", "--json"))
+    assert 1 < figures["perplexity"] < 400
+    assert figures["tokens"] > 500
+    arguments = (pairs, "-o", tmp_path / "align", "--json", f"text_from={tmp_path / 'text'}")
+    recall = json.loads(call(align, *arguments))
+    assert recall["pool"] == 12
+    assert recall["chance_recall@1"] == pytest.approx(1 / 12, abs=1e-3)
+    tensors, metadata = read_tensors(tmp_path / "align" / "model.safetensors")
+    assert metadata["metrics"]["retrieval"] == recall
+    assert {name.split(".")[0] for name in tensors} == {"encoder", "text", "logit_scale"}
+    for run_folder in ("text", "align"):
+        assert {"model.safetensors", "config.yaml", "tokenizer.json", "log.csv", "curve.png"} <= {
+            path.name for path in (tmp_path / run_folder).iterdir()
+        }
+    again = load_config(AlignConfig, tmp_path / "align" / "config.yaml")
+    assert (again.text.width, again.text.vocabulary) == (32, 400)  # of the folder that it started from
+    written = (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns
+    assert json.loads(call(align, *arguments)) == recall
+    assert (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match="another configuration"):
+        call(align, *arguments, "by_region=0")
+    # A text encoder is no image encoder.
+    with pytest.raises(ConfigError, match=r"text/config.yaml: has no encoder"):
+        call(align, *arguments, f"encoder_from={tmp_path / 'text'}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("augment.flip=0.5", r"augment.flip is 0.5, expected 0: reports tell left from right"),
+        ("tokens=[10, 100]", r"tokens is \[10, 100\], expected two ascending numbers from 1 to 64 patches"),
+        ("by_region=2", r"by_region is 2.0, expected 0 to 1"),
+        ("run.batch=1", r"run.batch is 1, expected 2 or more"),
+        ("text.heads=3", r"text.width is 32, expected a multiple of text.heads \(3\)"),
+        ("encoder_from=/nowhere", r"/nowhere/config.yaml: cannot be read"),
+    ],
+)
+def test_mistakes_are_named_by_their_key(override: str, message: str) -> None:
+    from decipher_rt.train.align.start import resolved
+
+    with pytest.raises(ConfigError, match=message):
+        resolved(settings(override))

@@ -1,0 +1,113 @@
+"""Masked language modelling: it learns, shares of a step are the step, and reports come from where they should."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from decipher_rt.train.checkpoint import read_tensors
+from decipher_rt.train.config import ConfigError
+from decipher_rt.train.loop import run
+from decipher_rt.train.model.text import TextConfig
+from decipher_rt.train.progress import Progress
+from decipher_rt.train.run_config import RunConfig
+from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.text.config import TextPretrainingConfig
+from decipher_rt.train.text.corpus import read_reports
+from decipher_rt.train.text.pretrain import measure, pretrain
+from decipher_rt.train.text.stage import TextStage
+from decipher_rt.train.text.tokenizer import train_tokenizer
+
+CONFIG = TextPretrainingConfig(
+    name="test", version="0", source=SourceConfig(),
+    run=RunConfig(steps=80, batch=16, rate=3e-3, warmup=10, precision="fp32", threads=1, checkpoint_every=40),
+    text=TextConfig(width=32, depth=1, heads=2, hidden=64, vocabulary=260, max_tokens=16),
+)  # fmt: skip
+# The second half of a sentence follows from the first: what is hidden can be told.
+REPORTS = [(f"{animal} is {colour}.", f"{colour} again.") for animal, colour in
+           (("fox", "red"), ("raven", "black"), ("swan", "white"), ("frog", "green"))]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def stage(config: TextPretrainingConfig) -> TextStage:
+    tokenizer = train_tokenizer([" ".join(r) for r in REPORTS], config.text.vocabulary, config.text.max_tokens)
+    torch.manual_seed(config.run.seed)
+    return TextStage(config, REPORTS, tokenizer)
+
+
+def test_it_learns_and_ends_the_same_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = stage(CONFIG)
+    untrained = measure(one.network, one._tokenizer, REPORTS, CONFIG)
+    run(one, CONFIG.run, tmp_path / "whole", "config", Progress())
+    trained = measure(one.network, one._tokenizer, REPORTS, CONFIG)
+    assert untrained["perplexity"] > 100  # about as many as there are words: 260
+    assert trained["perplexity"] < 20
+    assert trained["accuracy"] > untrained["accuracy"]
+    real = TextStage.after_step
+
+    def killed(self: TextStage, step: int) -> None:
+        if step == 60:
+            raise KeyboardInterrupt
+        real(self, step)
+
+    monkeypatch.setattr(TextStage, "after_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(stage(CONFIG), CONFIG.run, tmp_path / "killed", "config", Progress())
+    monkeypatch.setattr(TextStage, "after_step", real)
+    run(stage(CONFIG), CONFIG.run, tmp_path / "killed", "config", Progress())
+    whole, resumed = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert {name.split(".")[0] for name in whole} == {"text", "mlm"}
+    rows = list(csv.DictReader((tmp_path / "killed" / "log.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(80))
+
+
+def test_shares_of_a_step_are_the_step() -> None:
+    one = stage(CONFIG)
+    whole, parts = one.batch(7, 0, 1), [one.batch(7, rank, 4) for rank in range(4)]
+    assert whole.input_ids.shape[0] == 16
+    rows = [row[mask > 0] for part in parts for row, mask in zip(part.input_ids, part.attention_mask, strict=True)]
+    expected = [row[mask > 0] for row, mask in zip(whole.input_ids, whole.attention_mask, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
+    with torch.no_grad():
+        losses = [one.network(part, 7)["loss"] * part.hidden.sum() for part in parts]
+        expected_loss = float(one.network(whole, 7)["loss"])
+    # Mean over hidden tokens, wherever they are.
+    mean = float(sum(losses)) / float(whole.hidden.sum())
+    assert mean == pytest.approx(expected_loss, rel=1e-5)
+    assert not torch.equal(one.batch(8, 0, 1).targets[:, :4], whole.targets[:, :4])
+
+
+def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "series.csv"
+    lines = ["path,patient,split,report", "absent1.nii,a,train,No lesion. Normal ventricles."]
+    lines += ["absent2.nii,b,train,", "absent3.nii,c,test,A mass in the left frontal lobe."]
+    path.write_text("\n".join(lines) + "\n")
+    for name in ("absent1.nii", "absent2.nii", "absent3.nii"):
+        (tmp_path / name).write_bytes(b"not an image")
+    source = SourceConfig(kind="manifest", path=str(path))
+    assert read_reports(source, "train", 9, Progress()) == [("No lesion.", "Normal ventricles.")]
+    assert read_reports(source, "test", 9, Progress()) == [("A mass in the left frontal lobe.",)]
+    config = dataclasses.replace(CONFIG, source=source, run=dataclasses.replace(CONFIG.run, steps=2, batch=2))
+    figures = pretrain(config, tmp_path / "run", Progress())
+    assert math.isfinite(figures["perplexity"])
+    path.write_text("\n".join(lines[:1] + lines[3:]) + "\n")
+    with pytest.raises(ConfigError, match="no series of the train split has a report"):
+        pretrain(config, tmp_path / "other", Progress())
+    with pytest.raises(ConfigError, match="bids, which holds no reports"):
+        read_reports(SourceConfig(kind="bids", path="x"), "train", 1, Progress())
+    with pytest.raises(ConfigError, match=r"text_from: .*nowhere holds no config.json"):
+        pretrain(dataclasses.replace(config, text_from=str(tmp_path / "nowhere")), tmp_path / "other", Progress())
