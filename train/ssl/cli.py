@@ -41,4 +41,4 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
         click.echo(json.dumps(figures))
         return
     click.echo(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-    click.echo(f"wrote {output}: next, decipher-rt train align CONFIG.yaml encoder={output}")
+    click.echo(f"wrote {output}: next, decipher-rt train align CONFIG.yaml encoder_from={output}")

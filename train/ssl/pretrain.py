@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..config import dump_config
-from ..loop import run
+from ..loop import TRAINING, run
 from ..progress import Progress
 from ..sources import open_source
 from .config import SSLConfig
@@ -28,4 +28,7 @@ def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progres
     """
     examples = open_source(config.source, config.encoder.preprocessing, "train", cache_dir, config.workers, progress)
     torch.manual_seed(config.run.seed)
-    run(SSLStage(config, examples), config.scaled_run, folder, dump_config(config), progress)
+    stage = SSLStage(config, examples)
+    if not (folder / TRAINING).exists():
+        stage.start()
+    run(stage, config.scaled_run, folder, dump_config(config), progress)

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..distributed import share
 from ..loop import ParameterGroup
 from ..model.vit import ViT
+from ..model.whiten import whiten_patch_embed
 from ..parameter_groups import parameter_groups
 from ..pool import fit_pool
 from ..schedule import draw_indices
@@ -21,6 +23,7 @@ from .distillation import Distillation
 from .mae import MaskedAutoencoder
 from .masks import MaskPlan, plan_blocks, plan_random
 
+WHITENED_SERIES = 64
 VIEW, SIZES, MASKS = 2, 3, 4  # what a generator is for, beside the seed
 
 
@@ -43,6 +46,16 @@ class SSLStage:
         else:
             self.network = MaskedAutoencoder(config.encoder, config.mae)
             self.curve = ("loss",)
+
+    def start(self) -> None:
+        """Let a linear patch embedding begin from whitened patches of training series."""
+        encoder = self._encoder
+        if isinstance(encoder.patch_embed, nn.Linear):
+            alone = self._config.run.batch  # a share is then one series
+            crops = [self.batch(step, 0, alone).global_patches for step in range(WHITENED_SERIES)]
+            whiten_patch_embed(encoder.patch_embed, torch.cat([patches.flatten(0, 2) for patches in crops]))
+        if isinstance(self.network, Distillation):
+            self.network.teacher.load_state_dict(self.network.student.state_dict())
 
     @property
     def model(self) -> nn.Module:
@@ -67,15 +80,17 @@ class SSLStage:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return what is trained, in groups."""
-        encoder = self.network.student.encoder if isinstance(self.network, Distillation) else self.network.encoder
-        return parameter_groups(encoder, self.network.learned())
+        return parameter_groups(self._encoder, self.network.learned())
 
     def after_step(self, step: int) -> None:
         """Follow a step of the optimiser."""
         self.network.after_step(step)
 
     def weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the encoder that the run is for, its pool fixed by training series: ``encoder.*``."""
+        """Return the encoder that the run is for, its pool fixed by training series: ``encoder.*``.
+
+        Of distillation it is the teacher's, which is the better one all along (arXiv 2104.14294, figure 6).
+        """
         prefix = "teacher.encoder." if isinstance(self.network, Distillation) else "encoder."
         of_encoder = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
         encoder = ViT(self._config.encoder).to(next(iter(of_encoder.values())).device)
@@ -83,6 +98,11 @@ class SSLStage:
         count = min(self._config.pool_series, len(self._examples))
         fit_pool(encoder, (self._examples[i].volume for i in range(count)))
         return {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+
+    @property
+    def _encoder(self) -> ViT:
+        """The encoder that gradients reach."""
+        return self.network.student.encoder if isinstance(self.network, Distillation) else self.network.encoder
 
     def _plan(self, step: int) -> MaskPlan:
         config, series = self._config, self._config.run.batch

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from decipher_rt.train.config import dump_config, load_config
-from decipher_rt.train.loop import run
+from decipher_rt.train.loop import TRAINING, run
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import Example, ListedExamples
 from decipher_rt.train.ssl.config import SSLConfig
@@ -28,7 +28,7 @@ def ball(index: int) -> Example:
     texture = np.sin(radius * (0.5 + 0.3 * contrast) + rng.uniform(0, 6))
     hole = np.sqrt(sum((a - c) ** 2 for a, c in zip(axes, rng.uniform(-5, 5, 3), strict=True))) < rng.uniform(2, 4)
     inside = (radius < rng.uniform(8.5, 10.5)) & ~hole
-    volume = np.where(inside, rng.uniform(0.45, 0.6) + 0.25 * texture + rng.normal(0, 0.02, radius.shape), 0.0)
+    volume = np.where(inside, rng.uniform(0.3, 0.9) + 0.1 * texture + rng.normal(0, 0.02, radius.shape), 0.0)
     return Example(
         volume=volume.astype(np.float16),
         affine_lps_mm=np.eye(4),
@@ -41,6 +41,8 @@ def main(folder: Path, overrides: list[str]) -> None:
     config = load_config(SSLConfig, Path(__file__).with_suffix(".yaml"), overrides)
     torch.manual_seed(config.run.seed)
     stage = SSLStage(config, ListedExamples([ball(i) for i in range(120)]))
+    if not (folder / TRAINING).exists():
+        stage.start()
     run(stage, config.scaled_run, folder, dump_config(config), Progress())
 
 

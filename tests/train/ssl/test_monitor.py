@@ -1,0 +1,45 @@
+"""What a collapse shows in, for answers that have collapsed and for some that have not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from decipher_rt.train.ssl.monitor import watch
+
+
+def figures(features: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
+    return {name: float(value) for name, value in watch(features, logits, 0.1).items()}
+
+
+def test_all_samples_alike() -> None:
+    same = torch.randn((1, 16), generator=torch.Generator().manual_seed(1)).expand(32, -1)
+    logits = torch.zeros(32, 8)
+    logits[:, 3] = 5.0
+    found = figures(same, logits)
+    assert found["embedding_std"] == pytest.approx(0, abs=1e-3)
+    assert found["teacher_entropy"] == pytest.approx(0, abs=1e-6)
+    assert found["marginal_entropy"] == pytest.approx(0, abs=1e-6)
+
+
+def test_nothing_said_of_any_sample() -> None:
+    found = figures(torch.eye(16), torch.zeros(16, 8))
+    assert found["teacher_entropy"] == pytest.approx(math.log(8), rel=1e-5)
+    assert found["marginal_entropy"] == pytest.approx(math.log(8), rel=1e-5)
+
+
+def test_every_sample_another_prototype() -> None:
+    found = figures(torch.eye(8), 10 * torch.eye(8))
+    assert found["teacher_entropy"] == pytest.approx(0, abs=1e-4)
+    assert found["marginal_entropy"] == pytest.approx(math.log(8), rel=1e-5)
+    # Eight corners of a simplex, centred: seven equal singular values; each is sqrt(7/8) from the mean.
+    assert found["embedding_rank"] == pytest.approx(7, rel=1e-3)
+    assert found["embedding_std"] == pytest.approx(math.sqrt(7 / 8), rel=1e-5)
+
+
+def test_features_along_one_line_have_rank_one() -> None:
+    along = torch.linspace(-1, 1, 20).unsqueeze(1) * torch.tensor([[0.0, 0.3, 0.0]]) + torch.tensor([[1.0, 0.0, 0.0]])
+    found = figures(along, torch.zeros(20, 4))
+    assert 1.0 <= found["embedding_rank"] < 1.5
