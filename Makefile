@@ -17,7 +17,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable .
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[text]"
 	@touch $@
 
 $(VENV)/dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

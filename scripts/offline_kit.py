@@ -26,7 +26,7 @@ target=${1:-decipher-rt-venv}
 (cd "$kit" && sha256sum --check --quiet --strict SHA256SUMS)
 "${PYTHON:-python3}" -m venv "$target"
 "$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-index --find-links "$kit/wheels" \\
-    decipher-rt
+    'decipher-rt[text]'
 echo "Installed. Try: $target/bin/decipher-rt demo"
 """
 
@@ -45,7 +45,7 @@ def collect(kit: Path, bundle: Path) -> None:
     """Fill ``kit``: built beside its place, then renamed."""
     with whole_folder(kit) as staging:
         command = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--quiet"]
-        command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(staging / "wheels"), str(ROOT)]
+        command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(staging / "wheels"), f"{ROOT}[text]"]
         subprocess.run(command, check=True)  # noqa: S603
         shutil.copytree(bundle, staging / "bundle")
         (staging / "install.sh").write_text(INSTALLER, encoding="utf-8")

@@ -181,7 +181,12 @@ def test_an_answer_that_is_none_is_withheld_and_the_others_stand(
 @pytest.mark.parametrize(
     ("head", "output", "values", "said"),
     [
-        ("tissue", "labels_map", np.zeros((1, 32, 32, 32), np.uint8), r"shape \(1, 32, 32, 32\).*expected \(1, 16, 16, 16\)"),
+        (
+            "tissue",
+            "labels_map",
+            np.zeros((1, 32, 32, 32), np.uint8),
+            r"shape \(1, 32, 32, 32\).*expected \(1, 16, 16, 16\)",
+        ),
         ("tissue", "labels_map", np.zeros((16, 16, 16), np.uint8), "label map of shape"),
         ("tissue", "labels_map", np.zeros((1, 16, 16, 16), np.float32), "float32, expected"),
         ("tissue", "labels_map", np.full((1, 16, 16, 16), 3, np.uint8), "the label 3, the manifest names 3"),

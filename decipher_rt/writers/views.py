@@ -168,7 +168,7 @@ def _draw_answers(draw: ImageDraw, result: Result, left: int, top: int) -> int:
     y = _wrapped(draw, (left, top + 26), result.scope.reason, FAINT, 13) + 10
     for name, answer in result.heads.items():
         y = _draw_head(draw, name, answer, left, y)
-        y = _wrapped(draw, (left, y), answer.note, FAINT, 12) + 12
+        y = (_wrapped(draw, (left, y), answer.note, FAINT, 12) if answer.note else y) + 12
     if result.prompts:
         y = _draw_prompts(draw, result, left, y)
     return y
@@ -234,7 +234,7 @@ def _draw_prompts(draw: ImageDraw, result: Result, left: int, y: int) -> int:
         elif answer.probability is None:
             y = _wrapped(draw, (left, y), f"cosine {answer.cosine:.3f}", FAINT, 13)
         else:
-            y = _draw_bar(draw, f"{answer.cosine:.3f}", answer.probability, left, y)
+            y = _draw_bar(draw, f"cos {answer.cosine:.3f}", answer.probability, left, y)
     return y
 
 
