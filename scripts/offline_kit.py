@@ -45,7 +45,8 @@ def collect(kit: Path, bundle: Path) -> None:
     """Fill ``kit``: built beside its place, then renamed."""
     with whole_folder(kit) as staging:
         command = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--quiet"]
-        command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(staging / "wheels"), f"{ROOT}[text]"]
+        command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(staging / "wheels")]
+        command += [f"{ROOT}[text]"]
         subprocess.run(command, check=True)  # noqa: S603
         shutil.copytree(bundle, staging / "bundle")
         (staging / "install.sh").write_text(INSTALLER, encoding="utf-8")
