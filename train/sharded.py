@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from . import distributed
 from .checkpoint import CheckpointError, read_tensors, write_tensors
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 MODEL, OPTIMISER = "model.", "optimiser."
 
 
@@ -44,9 +44,9 @@ def whole_state(root: nn.Module) -> dict[str, Tensor]:
 def save_sharded(path: Path, root: nn.Module, optimiser: optim.Optimizer, step: int, config: str) -> None:
     """Write the state after ``step`` steps; every process has to call it."""
     tensors = {f"{MODEL}{name}": value for name, value in whole_state(root).items()}
-    for name, value in get_optimizer_state_dict(root, optimiser, options=WHOLE).items():
-        if name.startswith("state."):  # groups follow from the configuration
-            tensors[f"{OPTIMISER}{name}"] = torch.as_tensor(value)
+    gathered: dict[str, Any] = get_optimizer_state_dict(root, optimiser, options=WHOLE)
+    for name, values in gathered["state"].items():  # its groups follow from the configuration
+        tensors |= {f"{OPTIMISER}{name}.{key}": torch.as_tensor(value) for key, value in values.items()}
     if distributed.rank() == 0:
         write_tensors(path, tensors, {"step": step, "config": config})
 
@@ -66,6 +66,9 @@ def load_sharded(path: Path, root: nn.Module, optimiser: optim.Optimizer, config
     model: dict[str, Any] = {name: value for name, value in tensors.items() if name.startswith(MODEL)}
     set_model_state_dict(root, model, options=WHOLE)
     state: dict[str, Any] = get_optimizer_state_dict(root, optimiser, options=WHOLE)
-    state |= {n.removeprefix(OPTIMISER): v for n, v in tensors.items() if n.startswith(OPTIMISER)}
+    for name, value in tensors.items():
+        if name.startswith(OPTIMISER):
+            parameter, key = name.removeprefix(OPTIMISER).rsplit(".", 1)
+            state["state"].setdefault(parameter, {})[key] = value
     set_optimizer_state_dict(root, optimiser, state, options=WHOLE)
     return int(metadata["step"])
