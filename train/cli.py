@@ -64,9 +64,8 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
 @click.command(epilog="Example: decipher-rt evaluate --json | jq .lesion.auroc")
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
 @click.option("--cache", default=".cache/samples", show_default=True, type=click.Path(path_type=Path), help=CACHE_HELP)
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes that make series.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def evaluate(weights: Path | None, cache: Path, workers: int, as_json: bool) -> None:
+def evaluate(weights: Path | None, cache: Path, as_json: bool) -> None:
     """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on."""
     import torch
 
@@ -80,7 +79,7 @@ def evaluate(weights: Path | None, cache: Path, workers: int, as_json: bool) -> 
     loaded = load_weights(weights or DEFAULT_WEIGHTS)
     torch.set_num_threads(loaded.config.threads)
     if isinstance(loaded, RecipeWeights):
-        show(evaluate_recipe(loaded, cache, workers, Progress()), as_json)
+        show(evaluate_recipe(loaded, weights or DEFAULT_WEIGHTS, cache, Progress()), as_json)
         return
     test = simulated(loaded.config, cache, Progress(), ("test",))["test"]
     show(measure(loaded.model, test, loaded.config), as_json)

@@ -22,20 +22,11 @@ import click
 )
 @click.option(
     "--cache",
-    default=".cache/samples",
-    show_default=True,
     type=click.Path(path_type=Path),
-    help="Where series and the encoder's tokens are kept.",
-)
-@click.option(
-    "--workers",
-    default=2,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Processes that simulate or resample series.",
+    help="Where series and the encoder's tokens are kept. Default: OUTPUT/samples.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def decoder(arguments: tuple[str, ...], output: Path, cache: Path, workers: int, as_json: bool) -> None:
+def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_json: bool) -> None:
     """Train decoders on the frozen encoder of encoder=RUN, one for each CONFIG, one after the other.
 
     RUN is the folder of train ssl, align, first or decoder; decoders that it has are kept. The encoder's tokens are
@@ -61,7 +52,7 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path, workers: int,
     for place, one in enumerate(settings):
         # Every decoder joins those before it.
         wanted = one if place == 0 else replace(one, encoder=str(output))
-        weights = train_decoder(wanted, output, cache, workers, Progress())
+        weights = train_decoder(wanted, output, cache or output / "samples", Progress())
     if weights is None:  # a process that helped
         return
     show(weights.metadata["metrics"], as_json)

@@ -21,6 +21,7 @@ class DecoderRunConfig:
     source : series whose truth it learns from
     run : RunConfig
     encoder : weights folder of the frozen encoder, of any stage; decoders that it has are kept
+    workers : processes that simulate or resample series
     scope : given where the model's scope is to be fitted to this source too
     """
 
@@ -30,12 +31,15 @@ class DecoderRunConfig:
     source: SourceConfig
     run: RunConfig
     encoder: str = ""
+    workers: int = 2
     scope: ScopeConfig | None = None
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
         if not self.encoder:
             raise ValueError("encoder is empty, expected the weights folder of the encoder (encoder=RUN)")
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}, expected 1 or more")
         self.decoder.check()
         self.source.check()
         self.run.check()

@@ -11,28 +11,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..align.embed import embed_texts
+from ..align.retrieval import KS, retrieval
+from ..align.stage import with_report
 from ..data.sample import KINDS
 from ..metrics import auroc, rounded
 from ..model.scope import Scope
+from ..model.text import TextTower
 from ..progress import Progress
 from ..scope import ScopeConfig
 from ..sources import SourceConfig
+from ..text.tokenizer import load_tokenizer
 from ..weights import RecipeWeights
 from .contract import Decoder
 from .splits import EncodedSplit, encode_others, encode_split
 from .stage import answer_rows
 
+POOL = 512  # pairs that recall is measured among, at most
 
-def evaluate_recipe(weights: RecipeWeights, cache_dir: Path, workers: int, progress: Progress) -> dict[str, Any]:
-    """Return the figures of every decoder, and of the scope, as plain JSON types.
+
+def evaluate_recipe(weights: RecipeWeights, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:
+    """Return the figures of every decoder, of the scope, and of retrieval by words, as plain JSON types.
 
     Parameters
     ----------
     weights : RecipeWeights
+    folder : Path
+        That they were read from: where the tokenizer is.
     cache_dir : Path
         Where series and tokens are kept; those that are not there are made.
-    workers : int
-        Processes that simulate or resample series.
     progress : Progress
     """
     model, config = weights.model, weights.config
@@ -42,7 +49,7 @@ def evaluate_recipe(weights: RecipeWeights, cache_dir: Path, workers: int, progr
     def test_of(source: SourceConfig) -> EncodedSplit:
         key = repr(source)
         if key not in tests:
-            tests[key] = encode_split(encoder, source, "test", cache_dir, workers, progress)
+            tests[key] = encode_split(encoder, source, "test", cache_dir, config.workers, progress)
         return tests[key]
 
     figures: dict[str, Any] = {}
@@ -55,9 +62,22 @@ def evaluate_recipe(weights: RecipeWeights, cache_dir: Path, workers: int, progr
         tests_of_scope = [test_of(config.scope_source)]
         if config.scope.others:
             count, seed = test_count(config.scope), config.scope_source.seed
-            tests_of_scope.append(encode_others(encoder, count, seed, "test", cache_dir, workers, progress))
+            tests_of_scope.append(encode_others(encoder, count, seed, "test", cache_dir, config.workers, progress))
         figures["scope"] = scope_figures(model.scope, tests_of_scope)
+    if model.text is not None:
+        figures |= _retrieval(model.text, folder, list(tests.values()))
     return figures
+
+
+def _retrieval(text: TextTower, folder: Path, tests: Sequence[EncodedSplit]) -> dict[str, Any]:
+    """Return recall between series and their whole reports in the first source that has enough of them."""
+    for test in tests:
+        members = with_report(test.examples)[0][:POOL]
+        if len(members) >= max(KS):
+            texts = [" ".join(test.examples.facts(i).report) for i in members]
+            embedded = embed_texts(text, load_tokenizer(folder, text.config.max_tokens), texts)
+            return {"retrieval": retrieval(test.tokens.embedding[members], embedded, texts).to_json()}
+    return {}
 
 
 def test_count(scope: ScopeConfig) -> int:

@@ -41,9 +41,7 @@ class FrozenEncoderError(DecipherError):
     """The encoder's weights are not what they were before a decoder was trained. The message names both sums."""
 
 
-def train_decoder(
-    config: DecoderRunConfig, folder: Path, cache_dir: Path, workers: int, progress: Progress
-) -> RecipeWeights | None:
+def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progress: Progress) -> RecipeWeights | None:
     """Train one decoder and leave a model that has it.
 
     Parameters
@@ -54,8 +52,6 @@ def train_decoder(
         encoder's own folder.
     cache_dir : Path
         Where series and tokens are kept.
-    workers : int
-        Processes that simulate or resample series.
     progress : Progress
 
     Returns
@@ -75,7 +71,9 @@ def train_decoder(
     base = load_stage(source)
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
-    splits = {split: encode_split(encoder, config.source, split, cache_dir, workers, progress) for split in SPLITS}
+    splits = {
+        split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
+    }
     decoder, provenance = _optimise(config, base.encoder, splits["train"], folder, before, progress)
     if distributed.rank() != 0:
         return None
@@ -90,8 +88,12 @@ def train_decoder(
         settings, seed, tests = config.scope, config.source.seed, [splits["test"]]
         train = splits["train"].seen(settings.label)
         if settings.others:
-            train += encode_others(encoder, settings.others, seed, "train", cache_dir, workers, progress).seen("")
-            tests.append(encode_others(encoder, test_count(settings), seed, "test", cache_dir, workers, progress))
+            train += encode_others(encoder, settings.others, seed, "train", cache_dir, config.workers, progress).seen(
+                ""
+            )
+            tests.append(
+                encode_others(encoder, test_count(settings), seed, "test", cache_dir, config.workers, progress)
+            )
         found, model.scope = _fit_scope(settings, train, splits["validation"].seen(settings.label))
         model.config = replace(model.config, scope=found, scope_source=config.source)
         metrics["scope"] = scope_figures(model.scope, tests)
@@ -145,6 +147,7 @@ def compose(config: DecoderRunConfig, base: Stage, source: Path, decoder: Decode
         scope=recipe.scope if recipe else None,
         scope_source=recipe.scope_source if recipe else None,
         threads=config.run.threads,
+        workers=config.workers,
     )
     model = RecipeModel(composed)
     wanted = model.state_dict()

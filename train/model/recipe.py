@@ -30,7 +30,7 @@ class RecipeConfig:
     sources : what each decoder was trained on, by its name; ``evaluate`` takes the test split
     scope : when the model answers; none before it was fitted
     scope_source : what it was fitted to
-    threads : CPU threads of training and evaluation
+    threads, workers : CPU threads, and processes that make series, of training and evaluation
     """
 
     model: Literal["recipe"]
@@ -43,6 +43,7 @@ class RecipeConfig:
     scope: ScopeConfig | None = None
     scope_source: SourceConfig | None = None
     threads: int = 2
+    workers: int = 2
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""

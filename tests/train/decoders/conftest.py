@@ -67,6 +67,7 @@ def shape(index: int) -> Example:
             "lesion": "present" if boxes else "absent",
             "ball_volume_ml": float(inside.sum()) * SPACING**3 / 1000,
         },
+        report=(f"A {'light' if light else 'dark'} ball.",),
         boxes=boxes,
         patient=f"{index}",
     )
