@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError
@@ -50,11 +51,11 @@ class AlignModel(nn.Module):
             "report": infonce(image, report, self.logit_scale, shared_reports(said)),
             "sentence": infonce(image, sentence, self.logit_scale, shared_sentences(said, chosen)),
         }
-        nearest = (image.detach() @ report.detach().T).argmax(dim=1).cpu()
+        nearest = (image.detach() @ report.detach().T).argmax(dim=1)
         return {
             "loss": (1 - self._sentences) * parts["report"] + self._sentences * parts["sentence"],
             **parts,
-            "right": (nearest == nearest.new_tensor(range(len(nearest)))).float().mean().to(image.device),
+            "right": (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean(),
             "scale": self.logit_scale.detach().exp(),
         }
 

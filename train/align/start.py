@@ -54,7 +54,7 @@ def resolved(config: AlignConfig) -> AlignConfig:
 def open_tokenizer(config: AlignConfig, examples: Examples) -> Tokenizer:
     """Return the tokenizer of ``text_from``, or one that is trained on the reports of the examples."""
     if config.text_from:
-        return load_tokenizer(Path(config.text_from), config.text.max_tokens)
+        return load_tokenizer(Path(config.text_from), config.text.max_tokens, config.text.vocabulary)
     texts = [" ".join(examples.facts(i).report) for i in with_report(examples)[0]]
     return train_tokenizer(texts, config.text.vocabulary, config.text.max_tokens)
 

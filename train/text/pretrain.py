@@ -56,7 +56,7 @@ def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) ->
     if not reports:
         raise ConfigError(f"{config.source.path}: no series of the train split has a report; give some in its column")
     if config.text_from:
-        tokenizer = load_tokenizer(Path(config.text_from), config.text.max_tokens)
+        tokenizer = load_tokenizer(Path(config.text_from), config.text.max_tokens, config.text.vocabulary)
     else:
         tokenizer = train_tokenizer(texts_of(reports), config.text.vocabulary, config.text.max_tokens)
     torch.manual_seed(config.run.seed)

@@ -64,7 +64,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int) -> T
     return finish_tokenizer(tokenizer, max_tokens)
 
 
-def load_tokenizer(folder: Path, max_tokens: int | None = None) -> Tokenizer:
+def load_tokenizer(folder: Path, max_tokens: int | None = None, vocabulary: int | None = None) -> Tokenizer:
     """Read ``tokenizer.json``, or BERT's ``vocab.txt`` where there is none.
 
     Parameters
@@ -72,6 +72,8 @@ def load_tokenizer(folder: Path, max_tokens: int | None = None) -> Tokenizer:
     folder : Path
     max_tokens : int, optional
         Cut texts to this; by default as the file says.
+    vocabulary : int, optional
+        Entries that the encoder has room for.
 
     Raises
     ------
@@ -81,15 +83,15 @@ def load_tokenizer(folder: Path, max_tokens: int | None = None) -> Tokenizer:
     from tokenizers.models import WordPiece
 
     path = folder / TOKENIZER
-    vocabulary = folder / "vocab.txt"
-    if not path.exists() and not vocabulary.exists():
+    words = folder / "vocab.txt"
+    if not path.exists() and not words.exists():
         raise TokenizerError(f"{path}: no such file, nor vocab.txt; give a folder that 'train text' wrote, or a BERT's")
     try:
         if path.exists():
             tokenizer = Tokenizer.from_file(str(path))
         else:
-            path = vocabulary
-            tokenizer = Tokenizer(WordPiece.from_file(str(vocabulary), unk_token=UNKNOWN))
+            path = words
+            tokenizer = Tokenizer(WordPiece.from_file(str(words), unk_token=UNKNOWN))
             _apply_bert_rules(tokenizer, lower=_lower_case(folder))
             tokenizer.add_special_tokens([name for name in SPECIAL if tokenizer.token_to_id(name) is not None])
     except DecipherError:
@@ -99,6 +101,9 @@ def load_tokenizer(folder: Path, max_tokens: int | None = None) -> Tokenizer:
     missing = [name for name in SPECIAL if tokenizer.token_to_id(name) is None]
     if missing:
         raise TokenizerError(f"{path}: has no {', '.join(missing)}; expected a BERT tokenizer")
+    highest = max(tokenizer.get_vocab().values())
+    if vocabulary is not None and highest >= vocabulary:
+        raise TokenizerError(f"{path}: numbers tokens up to {highest}, but its encoder has room for {vocabulary}")
     if max_tokens is None:
         return tokenizer
     return finish_tokenizer(tokenizer, max_tokens)

@@ -86,7 +86,9 @@ def test_saved_and_read_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> 
     save_tokenizer(tmp_path, tokenizer)
     text = reports("held_out", 1)[0]
     assert load_tokenizer(tmp_path).encode(text).ids == tokenizer.encode(text).ids
-    assert len(load_tokenizer(tmp_path, max_tokens=8).encode(text).ids) == 8
+    assert len(load_tokenizer(tmp_path, max_tokens=8, vocabulary=600).encode(text).ids) == 8
+    with pytest.raises(TokenizerError, match=r"numbers tokens up to \d+, but its encoder has room for 100"):
+        load_tokenizer(tmp_path, vocabulary=100)
 
 
 def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
