@@ -22,7 +22,12 @@ EVALUATED = 512  # series: one changed answer among the heads of so many is a qu
     help="Folder of the bundle.",
 )
 @click.option("--fp16", is_flag=True, help="Add an encoder in half precision.")
-@click.option("--int8", is_flag=True, help="Add 8-bit encoders for CPUs, calibrated and judged on simulated series.")
+@click.option("--bf16", is_flag=True, help="With --engine: add TensorRT engines in bfloat16.")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Add 8-bit encoders for CPUs (and for the --engine), calibrated and judged on simulated series.",
+)
 @click.option(
     "--calibrate",
     "series",
@@ -68,6 +73,7 @@ def export(
     checkpoint: Path | None,
     output: Path,
     fp16: bool,
+    bf16: bool,
     int8: bool,
     series: tuple[Path, ...],
     evaluated: int | None,
@@ -92,7 +98,7 @@ def export(
     from .parts import TOKENIZER
     from .tensorrt.files import parse_wanted
 
-    plans = parse_wanted(engine, architectures, fp16=fp16, int8=int8)
+    plans = parse_wanted(engine, architectures, fp16=fp16, bf16=bf16, int8=int8)
     checkpoint = checkpoint or DEFAULT_WEIGHTS
     weights, tokenizer = load_weights(checkpoint), checkpoint / TOKENIZER
     config, progress = weights.config, Progress()

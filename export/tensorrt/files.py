@@ -45,7 +45,7 @@ class Wanted:
 
 
 def parse_wanted(
-    engine: str | None, architectures: Sequence[str], *, fp16: bool, int8: bool, bf16: bool = False
+    engine: str | None, architectures: Sequence[str], *, fp16: bool, bf16: bool, int8: bool
 ) -> Wanted | None:
     """Read what the command line asks of TensorRT; None for nothing.
 

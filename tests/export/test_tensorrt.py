@@ -388,13 +388,13 @@ def test_symbolic_sizes_also_work_on_numbers(scalar: Scalar, expected: int) -> N
 def test_what_does_not_go_together_is_refused(arguments: tuple, message: str) -> None:
     engine, architectures, fp16, int8, *bf16 = arguments
     with pytest.raises(EngineError, match=re.escape(message)):
-        parse_wanted(engine, architectures, fp16=fp16, int8=int8, bf16=bool(bf16))
+        parse_wanted(engine, architectures, fp16=fp16, bf16=bool(bf16), int8=int8)
 
 
 def test_architectures_are_read_once_each() -> None:
-    wanted = parse_wanted("tensorrt-rtx", ("sm_120", "sm_89", "sm_89"), fp16=True, int8=True)
+    wanted = parse_wanted("tensorrt-rtx", ("sm_120", "sm_89", "sm_89"), fp16=True, bf16=False, int8=True)
     assert wanted == Wanted("tensorrt-rtx", ("fp16", "int8"), (89, 120))
-    assert parse_wanted(None, (), fp16=True, int8=False) is None
+    assert parse_wanted(None, (), fp16=True, bf16=False, int8=False) is None
 
 
 # --- Types

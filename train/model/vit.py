@@ -312,7 +312,7 @@ class Attention(nn.Module):
         q, k, v = (y.reshape(B, T, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
         if C // self.heads in HEAD_DIMS and ops.active(q, k, v):
             x = ops.attention(q, k, v)
-        elif q.dtype is torch.float16:
+        elif q.dtype is torch.float16 or (q.dtype is torch.bfloat16 and torch.compiler.is_exporting()):
             # Exported in half the softmax would sum in half: it is said in the graph that it does not.
             weights = ((q * (C // self.heads) ** -0.5) @ k.transpose(-2, -1)).float().softmax(dim=-1)
             x = weights.to(v.dtype) @ v
