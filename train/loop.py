@@ -32,12 +32,12 @@ from .memory import Held, compute_blocks_again, move
 from .progress import Progress
 from .run_config import RunConfig
 from .schedule import learning_rate, weight_decay
-from .sharded import load_sharded, save_sharded, sharding_strategy, whole_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 TRAINING = "training.safetensors"
+PACKAGES = ("torch", "numpy", "lightning-fabric")
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -154,6 +154,8 @@ def _fabric(model: nn.Module, settings: RunConfig) -> Fabric:
         )
     strategy: Any = "auto"
     if settings.strategy == "fsdp":
+        from .sharded import sharding_strategy
+
         strategy = sharding_strategy(model)
     elif settings.devices * settings.nodes > 1:
         strategy = DDPStrategy(find_unused_parameters=True)  # a step may use no mask token, or one decoder of several
@@ -178,10 +180,17 @@ def _optimise(
     module, fabric_optimiser = fabric.setup(_Losses(model), optimiser)
     checkpoint = folder / TRAINING
     sharded = settings.strategy == "fsdp"
-    load: Any = load_sharded if sharded else load_training
-    # What holds the state: sharded, the wrapped model knows where its parts are.
-    state: Any = module._forward_module if sharded else model
-    first = load(checkpoint, state, optimiser, config_text) if checkpoint.exists() else 0
+    holder: Any = model
+    load: Any = load_training
+    save: Any = save_training
+    whole_state: Any = nn.Module.state_dict
+    if sharded:  # what torch needs for it takes a second to import
+        from .sharded import load_sharded, save_sharded
+        from .sharded import whole_state as gathered_state
+
+        load, save, whole_state = load_sharded, save_sharded, gathered_state
+        holder = module._forward_module  # knows where the parts are
+    first = load(checkpoint, holder, optimiser, config_text) if checkpoint.exists() else 0
     main = distributed.rank() == 0
     log = StepLog(folder / "log.csv", first)
     began = time.monotonic()
@@ -220,19 +229,17 @@ def _optimise(
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
                 if main:
                     log.write()
-                if sharded:
-                    save_sharded(checkpoint, state, optimiser, step + 1, config_text)
-                elif main:
-                    save_training(checkpoint, model, optimiser, step + 1, config_text)
+                if main or sharded:
+                    save(checkpoint, holder, optimiser, step + 1, config_text)
     model.eval()
-    tensors = whole_state(state) if sharded else model.state_dict()
+    tensors = whole_state(holder)
     if main:
         provenance = {
             "steps_of_this_call": steps - first,  # a resumed run says less than the whole took
             "seconds": round(time.monotonic() - began),
             "processes": distributed.world_size(),
             "device": str(fabric.device),
-            "packages": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "lightning-fabric")},
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         draw_curve(folder / "log.csv", folder / "curve.png", stage.curve)
         write_tensors(folder / WEIGHTS, stage.weights(tensors), {"provenance": provenance})

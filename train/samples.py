@@ -8,19 +8,16 @@ whatever kills the run, the shards that are there are whole, and only missing on
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -31,6 +28,7 @@ from . import data
 from .data import load_anatomy, simulate
 from .data.sample import KINDS
 from .model.heads import SEQUENCES
+from .workers import run_jobs
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -150,13 +148,9 @@ def make_samples(
     progress((shards - len(missing)) * SHARD)
     if missing:
         _anatomy()  # built once here, not by every worker
-        # "spawn": a fork of a process that has run torch can hang in its thread pool.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start_worker) as pool:
-            jobs = [pool.submit(_write_shard, source, split, shard, folder) for shard in missing]
-            for done, job in enumerate(as_completed(jobs), start=shards - len(missing) + 1):
-                job.result()
-                progress(done * SHARD)
+        done = itertools.count(shards - len(missing) + 1)
+        jobs = [(source, split, shard, folder) for shard in missing]
+        run_jobs(_write_shard, jobs, workers, lambda _: progress(next(done) * SHARD))
     return Samples(folder, count)
 
 
@@ -204,17 +198,3 @@ def _simulate(source: SampleSource, seed: int) -> Series:
 @cache
 def _anatomy() -> Any:
     return load_anatomy()
-
-
-def _start_worker() -> None:
-    """Compute on one thread: there is a worker a core. End when the parent is killed: the work would never come."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

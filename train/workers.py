@@ -29,9 +29,14 @@ def run_jobs(
         Told the number of each job that is done, in the order in which they end. The first error stops everything.
     """
     if min(workers, len(jobs)) <= 1:
-        for number, job in enumerate(jobs):
-            function(*job)
-            done(number)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums in the order of the workers' own, whoever computes
+        try:
+            for number, job in enumerate(jobs):
+                function(*job)
+                done(number)
+        finally:
+            torch.set_num_threads(threads)
         return
     # "spawn": a fork of a process that has run torch can hang in its thread pool.
     context = multiprocessing.get_context("spawn")

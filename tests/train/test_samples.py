@@ -12,7 +12,7 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.train import samples as module
 from decipher_rt.train.data import load_anatomy, simulate
 from decipher_rt.train.model.heads import SEQUENCES
-from decipher_rt.train.samples import SampleSource, draw_kind, make_samples, sample_seed
+from decipher_rt.train.samples import SampleSource, Split, draw_kind, make_samples, sample_seed
 
 SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
 SOURCE = SampleSource(seed=5, not_heads=0.4, spec=SPEC)
@@ -59,24 +59,13 @@ def test_only_missing_shards_are_made_and_they_are_the_same(cache_dir: Path, mon
     second.unlink()
     (folder / ".00001.safetensors.99").write_bytes(b"half a shard of a killed run")
     made: list[int] = []
+    write_shard = module._write_shard
 
-    class InThisProcess:
-        """Runs a job at once: the pool's workers would build the whole anatomy."""
+    def counted(source: SampleSource, split: Split, shard: int, folder: Path) -> None:
+        made.append(shard)
+        write_shard(source, split, shard, folder)
 
-        def __init__(self, *arguments: object, **named: object) -> None: ...
-        def __enter__(self) -> InThisProcess:
-            return self
-
-        def __exit__(self, *exception: object) -> None: ...
-        def submit(self, function, *arguments):
-            from concurrent.futures import Future
-
-            made.append(arguments[2])
-            future: Future[None] = Future()
-            future.set_result(function(*arguments))
-            return future
-
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(module, "_write_shard", counted)
     make_samples(SOURCE, "train", COUNT, cache_dir, workers=1, progress=lambda done: None)
     assert made == [1]
     assert second.read_bytes() == before
