@@ -140,12 +140,14 @@ class Text:
     tokenizer : ``tokenizer.json`` of the library tokenizers
     max_tokens : longest text that the tower reads, special tokens included
     logit_scale : learned; a cosine times it is a logit
+    tolerance : largest difference of a value from the fp32 torch reference on the golden prompts
     """
 
     file: str
     tokenizer: str
     max_tokens: int
     logit_scale: float
+    tolerance: float = 1e-3
 
     def check(self) -> None:
         """Raise BundleError where the numbers cannot be."""
@@ -153,6 +155,8 @@ class Text:
             raise BundleError(f"manifest.json: text.max_tokens is {self.max_tokens}, expected at least 1")
         if not 0 < self.logit_scale < math.inf:
             raise BundleError(f"manifest.json: text.logit_scale is {self.logit_scale}, expected a positive number")
+        if not 0 < self.tolerance < math.inf:
+            raise BundleError(f"manifest.json: text.tolerance is {self.tolerance}, expected a positive number")
 
 
 @dataclass(frozen=True)

@@ -196,11 +196,12 @@ def compare(
     cosine : float
         The smallest between an embedding and its reference.
     rows : tuple of VerifyRow
-        One tolerance serves all outputs, since each error is of what is of order 1: tokens after the last norm,
-        embeddings of length 1 and probabilities by their largest absolute difference; a regression's value by its
-        difference over the larger of 1 and the reference; boxes by scores, and by centres and sizes in parts of the
-        grid; a label map by the share of voxels that differ among those that are not background in both. What a user
-        would be told (label, number of boxes, in or out of scope) must be the same as well.
+        One tolerance serves all outputs but the text tower's, which has its own, since each error is of what is of
+        order 1: tokens after the last norm, embeddings of length 1 and probabilities by their largest absolute
+        difference; a regression's value by its difference over the larger of 1 and the reference; boxes by scores, and
+        by centres and sizes in parts of the grid; a label map by the share of voxels that differ among those that are
+        not background in both. What a user would be told (label, number of boxes, in or out of scope) must be the same
+        as well.
     """
     heads = {f"heads.{head.name}": head for head in manifest.heads}
     rows = []
@@ -219,7 +220,8 @@ def compare(
                 ", ".join(("out", "in")[int(s >= manifest.scope.threshold)] for s in array)
                 for array in (output, reference)
             ]
-        rows.append(VerifyRow(name, error, tolerance, *answers))
+        allowed = manifest.text.tolerance if name == TEXT and manifest.text else tolerance
+        rows.append(VerifyRow(name, error, allowed, *answers))
     a, b = (x["embedding"].astype(np.float64) for x in (outputs, expected))
     cosine = (a * b).sum(axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
     return float(cosine.min()), tuple(rows)

@@ -26,11 +26,11 @@ from decipher_rt.train.weights import RecipeWeights, Weights
 from decipher_rt.verify import CASE
 
 from .evaluate import Judge, judge_encoders
-from .onnx import encoder_graph, graph
+from .onnx import encoder_graph, graph, half_storage
 from .parts import SCOPE_GRAPH, TEXT_GRAPH, TOKENIZER, Parts, TextPart, parts_of
 from .quantize import int8_graphs
 from .tensorrt.files import Wanted, plan_files
-from .verify import check_graphs, reference_outputs
+from .verify import TOLERANCES, check_graphs, reference_outputs
 
 ENCODERS: dict[tuple[str, Precision], str] = {
     ("onnx", "fp32"): "encoder.onnx",
@@ -67,7 +67,7 @@ def export_bundle(
     folder : Path
         Where the bundle shall be.
     fp16 : bool
-        Add a half-precision encoder beside the fp32 one.
+        Add a half-precision encoder beside the fp32 one, and store the text tower in half precision.
     int8 : sequence, optional
         Inputs of the encoder to calibrate on: add 8-bit encoders, one for any CPU, and one for CPUs with VNNI where
         this machine can check it.
@@ -92,7 +92,7 @@ def export_bundle(
     BundleError
         If something other than a bundle is in the folder's place.
     """
-    parts = parts_of(weights, tokenizer)
+    parts = parts_of(weights, tokenizer, text_tolerance=TOLERANCES["fp16" if fp16 else "fp32"])
     inputs = {
         "volume": torch.from_numpy(case.volume.astype(np.float32))[None, None],
         "window": torch.from_numpy(case.window)[None],
@@ -109,10 +109,10 @@ def export_bundle(
         engines += [_engine_file(target, "int8", ("onnxruntime",)) for target in made]
     files: dict[str, bytes | Path] = {ENCODERS[key]: content for key, content in graphs.items()}
     if plans is not None:
-        made_plans, entries = plan_files(parts.encoder, plans)
+        made_plans, entries = plan_files(parts.encoder, plans, int8 or ())
         files |= made_plans
         engines += entries
-    files |= small_graphs(parts, inputs)
+    files |= small_graphs(parts, inputs, half_text=fp16)
     files |= {GRAPHS["cpu"]: build_graph(parts.spec, "cpu"), GRAPHS["gpu"]: build_graph(parts.spec, "gpu")}
     manifest = _manifest(parts, engines)
     reference = reference_outputs(parts, inputs)
@@ -130,8 +130,12 @@ def _engine_file(target: str, precision: Precision, packages: Sequence[str]) -> 
     return EngineFile(target, precision, ENCODERS[target, precision], built_with)
 
 
-def small_graphs(parts: Parts, inputs: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Return the graphs beside the encoder, and the tokenizer, by their names in the bundle."""
+def small_graphs(parts: Parts, inputs: Mapping[str, Tensor], *, half_text: bool) -> dict[str, bytes]:
+    """Return the graphs beside the encoder, and the tokenizer, by their names in the bundle.
+
+    With ``half_text`` the text tower's weights are stored in half precision: it has one form, and is most of what there
+    is beside an encoder.
+    """
     with torch.no_grad():
         features = dict(zip(("patch", "embedding"), parts.encoder(**inputs), strict=True))
     features["tokens"] = inputs["tokens"]
@@ -144,7 +148,8 @@ def small_graphs(parts: Parts, inputs: Mapping[str, Tensor]) -> dict[str, bytes]
         taken, dynamic = {"embedding": features["embedding"]}, {"embedding": AXES["embedding"]}
         files[SCOPE_GRAPH] = graph(parts.scope.module, taken, outputs=("score",), dynamic=dynamic)
     if parts.text:
-        files |= {TEXT_GRAPH: _text_graph(parts.text), TOKENIZER: parts.text.tokenizer}
+        tower = _text_graph(parts.text)
+        files |= {TEXT_GRAPH: half_storage(tower) if half_text else tower, TOKENIZER: parts.text.tokenizer}
     return files
 
 

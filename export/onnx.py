@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from decipher_rt.errors import EngineError
 
 OPSET = 20  # the first with Gelu as one operator
+LARGE = 1024  # weights that are worth a cast
 MOST = 4096  # of any axis that stays free
 _STANDARD_DOMAINS = {"", "ai.onnx"}
 
@@ -102,6 +104,31 @@ def graph(
     _strip(model)
     _drop_unused_inputs(model)
     _require_standard(model)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def half_storage(content: bytes) -> bytes:
+    """Return a graph whose large weights are kept in half precision and widened when it is loaded.
+
+    Arithmetic stays in float32; the file takes half the room. Weights beyond half's range stay as they are.
+    """
+    model = onnx.load_from_string(content)
+    casts, kept = [], []
+    for tensor in model.graph.initializer:
+        weights = onnx.numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = weights.astype(np.float16) if tensor.data_type == onnx.TensorProto.FLOAT else weights
+        if half.dtype != np.float16 or half.size < LARGE or not np.isfinite(half).all():
+            kept.append(tensor)
+            continue
+        kept.append(onnx.numpy_helper.from_array(half, f"{tensor.name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    for field, items in ((model.graph.initializer, kept), (model.graph.node, nodes)):
+        copies = [copy.deepcopy(item) for item in items]
+        del field[:]
+        field.extend(copies)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 

@@ -91,7 +91,9 @@ class Parts:
     provenance: Mapping[str, Any]
 
 
-def parts_of(weights: Weights | RecipeWeights, tokenizer: bytes | None = None) -> Parts:
+def parts_of(
+    weights: Weights | RecipeWeights, tokenizer: bytes | None = None, *, text_tolerance: float = Text.tolerance
+) -> Parts:
     """Take a trained model apart.
 
     Parameters
@@ -100,6 +102,8 @@ def parts_of(weights: Weights | RecipeWeights, tokenizer: bytes | None = None) -
         From ``load_weights``.
     tokenizer : bytes, optional
         ``tokenizer.json`` of a model with a text tower.
+    text_tolerance : float
+        What the manifest is to allow the tower, by how it is stored.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def parts_of(weights: Weights | RecipeWeights, tokenizer: bytes | None = None) -
         heads, scope, text = _first_heads(weights.model), _first_scope(weights.model), None
     else:
         heads, scope = _decoders(weights.model, weights.config), _scope(weights.model, weights.config)
-        text = _text(weights.model, weights.config, tokenizer)
+        text = _text(weights.model, weights.config, tokenizer, text_tolerance)
     return Parts(
         name=config.name,
         version=config.version,
@@ -181,10 +185,11 @@ def _scope(model: RecipeModel, config: RecipeConfig) -> ScopePart | None:
     return ScopePart(Scope(SCOPE_GRAPH, method, 0.0, subject="heads"), model.scope)
 
 
-def _text(model: RecipeModel, config: RecipeConfig, tokenizer: bytes | None) -> TextPart | None:
+def _text(model: RecipeModel, config: RecipeConfig, tokenizer: bytes | None, tolerance: float) -> TextPart | None:
     if model.text is None or config.text is None:
         return None
     if tokenizer is None:
         raise EngineError(f"the model has a text tower and its folder no {TOKENIZER}; copy it from the text stage")
     scale = math.exp(model.logit_scale.item())
-    return TextPart(Text(TEXT_GRAPH, TOKENIZER, config.text.max_tokens, scale), model.text, tokenizer)
+    entry = Text(TEXT_GRAPH, TOKENIZER, config.text.max_tokens, scale, tolerance)
+    return TextPart(entry, model.text, tokenizer)

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import zipfile
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -166,6 +168,7 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
     for name, voxels in (("dark", dark), ("bright", bright)):
         write_series(tmp_path / name, voxels=voxels, affine=np.diag([4.0, 4, 4, 1]), SeriesDescription=name)
     bundle = ("-b", answering_bundle)
+    schema = json.loads((files("decipher_rt") / "schemas" / "search-1.schema.json").read_text())
     index = tmp_path / "out" / "archive.index"
     printed = json.loads(run("embed", tmp_path / "dark", "-o", index, *bundle, "--json").stdout)
     assert printed["series"] == 1
@@ -174,6 +177,7 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
     assert "2 series" in run("embed", tmp_path / "bright", "-o", index, *bundle, "--add").stdout
     for query in ("dark", "bright"):
         found = json.loads(run("search", index, f"a {query} brain", *bundle, "--json").stdout)
+        jsonschema.Draft202012Validator(schema).validate(found)
         assert (found["by"], found["searched"]) == ("text", 2)
         assert found["hits"][0]["description"] == query
         found = json.loads(run("search", index, tmp_path / query, *bundle, "-k", "1", "--json").stdout)

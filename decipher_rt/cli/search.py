@@ -48,7 +48,7 @@ def search(
     """Find the series of INDEX that are nearest to a text, or to the series under a path.
 
     Nearest is by the cosine between embeddings; every series of the index is compared. The bundle must be the one that
-    the index was made with.
+    the index was made with. A query that is the path of something is taken for a series, anything else for words.
     """
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.index import read_index, require_bundle, search_index

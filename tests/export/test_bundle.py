@@ -160,7 +160,9 @@ def exported_again(
 
         small = ("heads/sequence.onnx", "heads/lesion.onnx", "scope.onnx")
         monkeypatch.setattr(export_module, "encoder_graph", lambda e, i, precision: graph(ENCODERS["onnx", precision]))
-        monkeypatch.setattr(export_module, "small_graphs", lambda parts, inputs: {file: graph(file) for file in small})
+        monkeypatch.setattr(
+            export_module, "small_graphs", lambda parts, inputs, half_text: {file: graph(file) for file in small}
+        )
 
     return prepare
 

@@ -157,6 +157,25 @@ def test_the_text_tower_equals_torch_padded_or_not(bundle: Bundle, weights: Reci
     np.testing.assert_allclose(TextTower(bundle, 1).embed(texts), expected, atol=1e-5)
 
 
+def test_half_precision_keeps_the_text_tower_in_half_the_room(
+    bundle: Bundle, weights: RecipeWeights, tokenizer: bytes, case: GoldenCase, tmp_path: Path
+) -> None:
+    """The arithmetic stays float32: what differs from torch is the rounding of the weights, 2^-11 of each."""
+    config = dataclasses.replace(CONFIG, decoders=(), sources={}, scope=None)
+    model = RecipeModel(config).eval()
+    model.load_state_dict({k: v for k, v in weights.model.state_dict().items() if not k.startswith(("dec", "sco"))})
+    export_bundle(RecipeWeights(model, config, {}), case, tmp_path / "bundle", fp16=True, tokenizer=tokenizer)
+    half = open_bundle(tmp_path / "bundle")
+    assert half.file("text.onnx").stat().st_size < 0.6 * bundle.file("text.onnx").stat().st_size
+    assert half.manifest.text is not None
+    assert half.manifest.text.tolerance == 5e-2
+    assert half.manifest.heads == ()
+    difference = np.abs(TextTower(half, 1).embed(PROMPTS) - TextTower(bundle, 1).embed(PROMPTS)).max()
+    assert 0 < difference < 1e-2
+    for precision in ("fp32", "fp16"):
+        assert verify_bundle(half, "onnxruntime", precision, 1).passed
+
+
 def test_the_golden_case_holds_what_torch_gives(bundle: Bundle, weights: RecipeWeights) -> None:
     golden = read_case(bundle)
     with torch.no_grad():
@@ -237,7 +256,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(
     small |= {file: model.SerializeToString(), "tokenizer.json": tokenizer}
     encoder = bundle.file("encoder.onnx").read_bytes()
     monkeypatch.setattr(export_module, "encoder_graph", lambda *_: encoder)
-    monkeypatch.setattr(export_module, "small_graphs", lambda *_: small)
+    monkeypatch.setattr(export_module, "small_graphs", lambda *_, half_text: small)
     with pytest.raises(EngineError, match=said) as caught:
         export_bundle(weights, case, tmp_path / "bundle", fp16=False, tokenizer=tokenizer)
     assert "\n" not in str(caught.value)

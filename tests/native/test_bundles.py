@@ -79,6 +79,7 @@ BAD_MANIFESTS: dict[str, Change] = {
     "text with an unknown key": lambda m: m.update(text={**TEXT, "extra": 1}),
     "text of no tokens": lambda m: m.update(text={**TEXT, "max_tokens": 0}),
     "text without a scale": lambda m: m.update(text={**TEXT, "logit_scale": 0}),
+    "text without tolerance": lambda m: m.update(text={**TEXT, "tolerance": 0}),
     "text outside": lambda m: m.update(text={**TEXT, "file": "../text.onnx"}),
     "tokenizer absent": lambda m: m.update(text={**TEXT, "tokenizer": "none.json"}),
 }
@@ -93,6 +94,7 @@ GOOD_MANIFESTS: dict[str, Change] = {
     "segmentation": lambda m: m["heads"][0].update(SEGMENTATION),
     "localisation": lambda m: m["heads"][0].update(kind="localisation", threshold=1, labels=[]),
     "text": lambda m: m.update(text=TEXT),
+    "text with a tolerance": lambda m: m.update(text={**TEXT, "tolerance": 0.05}),
     "no text": lambda m: m.update(text=None),
 }
 

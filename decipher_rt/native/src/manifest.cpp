@@ -230,12 +230,14 @@ std::optional<Scope> read_scope(const Json& json) {
 }
 
 Text read_text(const Json& json) {
-    const Object object(json, "manifest.text", {"file", "tokenizer", "max_tokens", "logit_scale"}, {});
+    const Object object(json, "manifest.text", {"file", "tokenizer", "max_tokens", "logit_scale"}, {"tolerance"});
     if (object.integer("max_tokens") < 1)
         throw bundle_error("manifest.json: text.max_tokens is " + shown(object["max_tokens"]) + ", expected at least 1");
     if (!(object.number("logit_scale") > 0))
         throw bundle_error("manifest.json: text.logit_scale is " + shown(object["logit_scale"]) +
                            ", expected a positive number");
+    if (object.has("tolerance") && !(object.number("tolerance") > 0))
+        throw bundle_error("manifest.json: text.tolerance is " + shown(object["tolerance"]) + ", expected a positive number");
     return {object.text("file"), object.text("tokenizer")};
 }
 
