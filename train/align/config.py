@@ -24,8 +24,8 @@ class AlignConfig:
         Of an encoder that starts untrained; where ``encoder_from`` is given, that folder's.
     text : TextConfig
         Likewise, for ``text_from``.
-    encoder_from : weights folder whose image encoder training starts from; empty: untrained
-    text_from : folder of ``train text``, or of any BERT in Hugging Face's layout; its tokenizer is kept. Empty:
+    encoder_from : weights folder whose image encoder training starts from; none: untrained
+    text_from : folder of ``train text``, or of any BERT in Hugging Face's layout; its tokenizer is kept. None:
         untrained, with a tokenizer trained on the reports of the source
     by_region : share of the series that meet in batches of one region (hard negatives); the others meet any
     sentences : share of the loss that is on single sentences; the rest is on whole reports
@@ -45,8 +45,8 @@ class AlignConfig:
     run: RunConfig
     encoder: ViTConfig = field(default_factory=lambda: ViTConfig.PRESETS["tiny"])
     text: TextConfig = field(default_factory=lambda: TextConfig.PRESETS["tiny"])
-    encoder_from: str = ""
-    text_from: str = ""
+    encoder_from: str | None = None
+    text_from: str | None = None
     by_region: float = 0.5
     sentences: float = 0.5
     tokens: tuple[int, int] = (96, 256)

@@ -23,7 +23,7 @@ class TextPretrainingConfig:
     text : TextConfig
         Of an encoder that starts untrained, with a tokenizer trained on the reports; where ``text_from`` is given,
         that folder's.
-    text_from : a local BERT folder in Hugging Face's layout to go on from, its tokenizer included; empty: untrained
+    text_from : a local BERT folder in Hugging Face's layout to go on from, its tokenizer included; none: untrained
     reports : how many reports the simulator draws
     mask : share of the tokens that are hidden
     sentence_share : share of the texts that are one sentence; the others are whole reports
@@ -34,7 +34,7 @@ class TextPretrainingConfig:
     source: SourceConfig
     run: RunConfig
     text: TextConfig = field(default_factory=lambda: TextConfig.PRESETS["tiny"])
-    text_from: str = ""
+    text_from: str | None = None
     reports: int = 16384
     mask: float = 0.15
     sentence_share: float = 0.3

@@ -146,7 +146,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     figures = json.loads(call(text, texts, "-o", tmp_path / "text", "--json"))
     assert 1 < figures["perplexity"] < 400
     assert figures["tokens"] > 500
-    arguments = (pairs, "-o", tmp_path / "align", "--json", f"text_from={tmp_path / 'text'}")
+    arguments = (pairs, "-o", tmp_path / "align", "--json", "encoder_from=", f"text_from={tmp_path / 'text'}")
     recall = json.loads(call(align, *arguments))
     assert recall["pool"] == 12
     assert recall["chance_recall@1"] == pytest.approx(1 / 12, abs=1e-3)
