@@ -75,19 +75,19 @@ class Distillation(nn.Module):
             local_patches, local_tokens = batch.local_patches.flatten(0, 1), batch.local_tokens.flatten(0, 1)
             local, _ = student.encoder.features(student.encoder.project(local_patches, local_tokens))
             logits.append(student.whole(local, frozen=frozen))
+        said = student.patch(patch[mask], frozen=frozen)
         per_crop = mask.sum(dim=1, keepdim=True).expand(mask.shape)[mask]
-        parts = {
-            "dino": dino_loss(
-                torch.cat(logits).unflatten(0, (-1, B)),
-                whole_targets.unflatten(0, (VIEWS, B)),
-                config.student_temperature,
-            ),
-            "ibot": ibot_loss(
-                student.patch(patch[mask], frozen=frozen), patch_targets, per_crop, config.student_temperature, crops
-            ),
-            # Two crops of one series are meant to be alike: each view is spread out by itself.
-            "koleo": torch.stack([koleo_loss(view) for view in whole.chunk(VIEWS)]).mean(),
-        }
+        with torch.autocast(whole.device.type, enabled=False):
+            parts = {
+                "dino": dino_loss(
+                    torch.cat(logits).unflatten(0, (-1, B)),
+                    whole_targets.unflatten(0, (VIEWS, B)),
+                    config.student_temperature,
+                ),
+                "ibot": ibot_loss(said, patch_targets, per_crop, config.student_temperature, crops),
+                # Two crops of one series are meant to be alike: each view is spread out by itself.
+                "koleo": torch.stack([koleo_loss(view) for view in whole.chunk(VIEWS)]).mean(),
+            }
         total = weights.dino * parts["dino"] + weights.ibot * parts["ibot"] + VIEWS * weights.koleo * parts["koleo"]
         return {"loss": total, **parts, **watch(*seen, self.teacher_temperature(step))}
 

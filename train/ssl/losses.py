@@ -1,7 +1,8 @@
 """The losses of self-supervised pretraining, and Sinkhorn-Knopp centring of what the teacher says.
 
-All are computed in float32. Sinkhorn and KoLeo look at the whole batch, so they gather across processes; the others are
-means over the crops of one process, whose mean over processes is that over the batch.
+All are computed in float32 and are to be called outside autocast. Sinkhorn and KoLeo look at the whole batch, so they
+gather across processes; the others are means over the crops of one process, whose mean over processes is that over the
+batch.
 
 Sources: DINO (arXiv 2104.14294), iBOT (arXiv 2111.07832), SwAV (arXiv 2006.09882), KoLeo (arXiv 1806.03198), their
 union in DINOv2 (arXiv 2304.07193), masked autoencoders (arXiv 2111.06377).
