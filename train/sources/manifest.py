@@ -44,7 +44,9 @@ def read_manifest(path: Path) -> list[Row]:
     try:
         listed = read(path, errors)
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read ({type(error).__name__}); give a CSV or JSONL file") from None
+        raise SourceError(
+            f"{path}: cannot be read ({type(error).__name__}); give a CSV or JSONL file in UTF-8"
+        ) from None
     rows: list[Row] = []
     seen: dict[tuple[Path, int], str] = {}
     for place, cells, labels in listed:
@@ -76,7 +78,9 @@ def _read_csv(path: Path, errors: list[str]) -> Listed:
     header = [name.strip() for name in rows[0][1]]
     for column in REQUIRED:
         if column not in header:
-            raise SourceError(f"{path}, line 1: no column {column}; there are {', '.join(header)}")
+            raise SourceError(
+                f"{path}, line 1: no column {column}, expected names with commas between; there are {header}"
+            )
     for place, name in enumerate(header, start=1):
         if not name or header.count(name) > 1:
             raise SourceError(f"{path}, line 1: column {place} is {name!r}, expected a name that no other column has")
