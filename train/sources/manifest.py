@@ -78,9 +78,7 @@ def _read_csv(path: Path, errors: list[str]) -> Listed:
     header = [name.strip() for name in rows[0][1]]
     for column in REQUIRED:
         if column not in header:
-            raise SourceError(
-                f"{path}, line 1: no column {column}, expected names with commas between; there are {header}"
-            )
+            raise SourceError(f"{path}, line 1: no column {column}; with commas between, there are {', '.join(header)}")
     for place, name in enumerate(header, start=1):
         if not name or header.count(name) > 1:
             raise SourceError(f"{path}, line 1: column {place} is {name!r}, expected a name that no other column has")
