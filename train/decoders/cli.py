@@ -29,9 +29,9 @@ import click
 def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_json: bool) -> None:
     """Train decoders on the frozen encoder of encoder=RUN, one for each CONFIG, one after the other.
 
-    RUN is the folder of train ssl, align, first or decoder; decoders that it has are kept. The encoder's tokens are
-    computed once for all decoders. Killed at any moment, the same command goes on where it was. KEY=VALUE holds for
-    every CONFIG.
+    RUN is the folder of train ssl, align, first or decoder. Decoders that it or OUTPUT has are kept. The encoder's
+    tokens are computed once for all decoders. Killed at any moment, the same command goes on where it was. KEY=VALUE
+    holds for every CONFIG.
     """
     configs = [Path(a) for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]
@@ -39,8 +39,6 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
         raise click.UsageError("give one or more configurations, e.g. train/configs/tiny/decoder-sequence.yaml")
     # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from dataclasses import replace
-
     from ..cli import show
     from ..config import load_config
     from ..progress import Progress
@@ -48,11 +46,13 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
     from .train import train_decoder
 
     settings = [load_config(DecoderRunConfig, path, overrides) for path in configs]
+    if len(settings) > 1 and any(one.run.devices * one.run.nodes > 1 for one in settings):
+        raise click.UsageError(
+            "several processes (run.devices, run.nodes) train one decoder at a time: give one CONFIG"
+        )
     weights = None
-    for place, one in enumerate(settings):
-        # Every decoder joins those before it.
-        wanted = one if place == 0 else replace(one, encoder=str(output))
-        weights = train_decoder(wanted, output, cache or output / "samples", Progress())
+    for one in settings:
+        weights = train_decoder(one, output, cache or output / "samples", Progress())
     if weights is None:  # a process that helped
         return
     show(weights.metadata["metrics"], as_json)

@@ -14,13 +14,6 @@ from torch import Tensor, nn
 from ..model.vit import ViTConfig
 
 Answer = Literal["classification", "regression", "segmentation", "localisation"]
-# What the graph of each kind of answer gives, by name.
-OUTPUTS: Mapping[Answer, str] = {
-    "classification": "probabilities",
-    "regression": "value",
-    "segmentation": "labels_map",
-    "localisation": "boxes",
-}
 Rows = Mapping[str, NDArray[Any]]
 
 
@@ -90,7 +83,7 @@ class Decoder(nn.Module, ABC):
         """Turn ``raw`` into the answer of the bundle's contract."""
 
     def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:
-        """Answer: ``probabilities``, ``value``, ``labels_map`` or ``boxes``, see ``OUTPUTS``."""
+        """Answer: ``probabilities``, ``value``, ``labels_map`` or ``boxes``, named in `decipher_rt.heads.OUTPUTS`."""
         return self.finish(self.raw(patch, tokens, embedding))
 
     @abstractmethod

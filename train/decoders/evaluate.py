@@ -24,7 +24,7 @@ from ..sources import SourceConfig
 from ..text.tokenizer import load_tokenizer
 from ..weights import RecipeWeights
 from .contract import Decoder
-from .splits import EncodedSplit, encode_others, encode_split
+from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import answer_rows
 
 POOL = 512  # pairs that recall is measured among, at most
@@ -43,7 +43,7 @@ def evaluate_recipe(weights: RecipeWeights, folder: Path, cache_dir: Path, progr
     progress : Progress
     """
     model, config = weights.model, weights.config
-    encoder = model.encoder.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = model.requires_grad_(False).eval().to(best_device()).encoder
     tests: dict[str, EncodedSplit] = {}
 
     def test_of(source: SourceConfig) -> EncodedSplit:

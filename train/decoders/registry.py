@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -72,8 +71,3 @@ def build_decoder(config: DecoderConfig, encoder: ViTConfig) -> Decoder:
     kind = kind_of(config.kind)
     settings: Any = build_config(kind.settings, dict(config.options), "decoder.options")
     return kind(config.target, settings, encoder)
-
-
-def settings_of(config: DecoderConfig) -> dict[str, Any]:
-    """Return every option of a decoder, those that its configuration leaves out too."""
-    return dataclasses.asdict(build_config(kind_of(config.kind).settings, dict(config.options), "decoder.options"))

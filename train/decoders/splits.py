@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..model.vit import ViT
 from ..progress import Progress
 from ..samples import Split
@@ -25,6 +27,11 @@ class EncodedSplit:
         """Return what the scope sees: embeddings, which are heads, and their class by a label."""
         labels = [known.labels.get(label) for known in self.tokens.known]
         return Seen(self.tokens.embedding, self.tokens.head, [None if x is None else str(x) for x in labels])
+
+
+def best_device() -> torch.device:
+    """Return the GPU where CUDA finds one, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def encode_split(

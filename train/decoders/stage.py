@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 ORDER = 11  # what a generator is for
-ROWS_BATCH = 16
+ROWS_BATCH = 8
 
 
 class LossModule(nn.Module):

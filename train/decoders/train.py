@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from decipher_rt.errors import DecipherError
 from decipher_rt.manifest import Preprocessing
 
 from .. import distributed
-from ..checkpoint import WEIGHTS, load_state, read_tensors
+from ..checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors
 from ..config import ConfigError, dump_config
 from ..golden import GOLDEN, golden_case, save_golden
 from ..loop import run
@@ -29,7 +30,7 @@ from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
 from .registry import build_decoder
-from .splits import EncodedSplit, encode_others, encode_split
+from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
 from .tokens import fingerprint
 
@@ -48,8 +49,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     ----------
     config : DecoderRunConfig
     folder : Path
-        Becomes a weights folder; ``decoders/<name>`` in it holds the run, with its log and curve. It may be the
-        encoder's own folder.
+        Becomes a weights folder, or is one of the same encoder, whose other decoders are kept; ``decoders/<name>`` in
+        it holds the run, with its log and curve.
     cache_dir : Path
         Where series and tokens are kept.
     progress : Progress
@@ -63,6 +64,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     ------
     FrozenEncoderError
         If the encoder's weights differ from those before.
+    CheckpointError
+        If the folder holds a model of another encoder.
     ConfigError
         Where no series has the truth that the decoder needs, or the scope cannot be fitted.
     """
@@ -71,6 +74,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     base = load_stage(source)
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
+    base = _grown(folder, before) or base
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }
@@ -117,13 +121,27 @@ def load_encoder(stage: Stage, folder: Path) -> ViT:
     encoder = ViT(stage.encoder)
     own = {n.removeprefix("encoder."): t for n, t in stage.tensors.items() if n.startswith("encoder.")}
     load_state(encoder, own, folder / WEIGHTS)
-    return encoder.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return encoder.requires_grad_(False).eval().to(best_device())
+
+
+def _grown(folder: Path, encoder: str) -> Stage | None:
+    """Return what the output folder holds already; None where there is nothing yet."""
+    if not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
+        return None
+    stage = load_stage(folder)
+    if _fingerprint_of(stage.tensors) != encoder:
+        raise CheckpointError(f"{folder}: holds a model of another encoder; give another output folder or remove it")
+    return stage
+
+
+def _fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    return fingerprint({n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")})
 
 
 def prove_frozen(folder: Path, before: str) -> None:
     """Raise FrozenEncoderError unless the encoder in a weights folder has the fingerprint ``before``."""
     tensors, _ = read_tensors(folder / WEIGHTS)
-    after = fingerprint({n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")})
+    after = _fingerprint_of(tensors)
     if after != before:
         raise FrozenEncoderError(
             f"{folder / WEIGHTS}: the encoder was {before[:12]} before decoder training and is {after[:12]} after it; "
@@ -176,7 +194,7 @@ def _optimise(
     tensors, metadata = read_tensors(run_folder / WEIGHTS)
     trained = build_decoder(config.decoder, encoder)
     load_state(trained, tensors, run_folder / WEIGHTS)
-    return trained.eval(), metadata.get("provenance", {})
+    return trained.eval().to(best_device()), metadata.get("provenance", {})
 
 
 def _fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:

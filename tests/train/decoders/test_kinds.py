@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from decipher_rt.export.onnx import graph
+from decipher_rt.heads import OUTPUTS
 from decipher_rt.train.data.sample import LABELS
-from decipher_rt.train.decoders.contract import OUTPUTS, Answering, Decoder, Known
+from decipher_rt.train.decoders import kinds
+from decipher_rt.train.decoders.contract import Answering, Decoder, Known
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, known_series, read_batch
 from decipher_rt.train.decoders.tokens import Tokens, cache_tokens
@@ -311,6 +314,20 @@ def test_every_file_of_kinds_is_a_decoder() -> None:
         assert kind.answer == name
         assert dataclasses.is_dataclass(kind.settings)
         assert not inspect.isabstract(kind)
+
+
+def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "doubled.py").write_text(
+        "from decipher_rt.train.decoders.kinds.regression import Regression\n\n\n"
+        "class Doubled(Regression):\n"
+        "    def finish(self, raw):\n"
+        "        return 2 * super().finish(raw)\n"
+    )
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])
+    assert "doubled" in names()
+    decoder = build_decoder(dataclasses.replace(VOLUME, kind="doubled"), vit_config)
+    assert float(decoder.finish(torch.tensor([[3.0]]))) == 6.0
+    monkeypatch.delitem(sys.modules, f"{kinds.__name__}.doubled")
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_decoders_join_an_encoder_that_stays_what_it_was(aligned: Path, shapes: 
     folder, cache = tmp_path / "model", tmp_path / "cache"
     scope = ScopeConfig(neighbours=5, false_refusals=0.05)
     first = _train(_config(aligned, scope=scope), folder, cache)
-    second = _train(_config(folder, BALL), folder, cache)
+    second = _train(_config(aligned, BALL), folder, cache)
     after, metadata = read_tensors(folder / WEIGHTS)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
@@ -173,6 +173,18 @@ def test_a_decoder_is_trained_anew_in_place_of_the_old(aligned: Path, tmp_path: 
         _train(_config(folder, attention), folder, cache)
     weights = _train(_config(folder, attention), tmp_path / "other", cache)
     assert [d.options["pool"] for d in weights.config.decoders] == ["attention"]
+
+
+def test_an_output_of_another_encoder_is_not_touched(aligned: Path, tmp_path: Path) -> None:
+    tensors, metadata = read_tensors(aligned / WEIGHTS)
+    tensors["encoder.norm.bias"][0] += 1
+    other = tmp_path / "other"
+    write_tensors(other / WEIGHTS, tensors, metadata)
+    write_text(other / "config.yaml", (aligned / "config.yaml").read_text())
+    before = (other / WEIGHTS).read_bytes()
+    with pytest.raises(CheckpointError, match="other: holds a model of another encoder"):
+        _train(_config(aligned), other, tmp_path / "cache")
+    assert (other / WEIGHTS).read_bytes() == before
 
 
 def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:

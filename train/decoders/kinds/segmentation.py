@@ -136,7 +136,8 @@ class Segmentation(Decoder):
         logits = raw.float().flatten(2)  # (B, L, V)
         each = F.cross_entropy(logits, truth, reduction="none")
         entropy = ((each * kept).sum(dim=1) / kept.sum(dim=1)).mean()
-        right = F.one_hot(truth, len(self.labels)).transpose(1, 2).float()[:, 1:] * kept.unsqueeze(1)
+        tissues = torch.arange(1, len(self.labels), device=truth.device)[:, None]
+        right = (truth.unsqueeze(1) == tissues).float() * kept.unsqueeze(1)
         likely = logits.softmax(dim=1)[:, 1:] * kept.unsqueeze(1)
         voxels = right.sum(dim=2)
         overlap = (2 * (likely * right).sum(dim=2) + 1) / (likely.sum(dim=2) + voxels + 1)
