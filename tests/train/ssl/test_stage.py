@@ -36,7 +36,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def program_run(program: ModuleType, folder: Path, *overrides: str) -> list[dict[str, float]]:
     assert program.__file__
     done = subprocess.run(
-        [sys.executable, program.__file__, folder, *overrides], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, program.__file__, folder, *overrides], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return rows(folder)
