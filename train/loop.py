@@ -118,7 +118,6 @@ def run(stage: Stage, settings: RunConfig, folder: Path, config_text: str, progr
         progress.say(f"{folder}: already trained")
         return
     torch.set_num_threads(settings.threads)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who joined whom is no news
     fabric = _fabric(stage.model, settings)
     fabric.launch()
     try:
@@ -145,6 +144,7 @@ def _fabric(model: nn.Module, settings: RunConfig) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who joined whom is no news
     cuda = torch.cuda.is_available()
     if settings.strategy == "fsdp" and not cuda:
         raise TrainingError("run.strategy is fsdp, which needs GPUs, and CUDA finds none; set run.strategy=ddp")
