@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,16 +93,20 @@ class TokenPool(nn.Module):
     def __init__(self, encoder: ViTConfig, *, how: str, hidden: int) -> None:
         super().__init__()
         self.how = how
-        self.each = nn.Sequential(nn.Linear(encoder.width, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        self.last = nn.Linear(hidden, 1)
+        self.each = nn.Sequential(nn.Linear(encoder.width, hidden), nn.GELU())
         self.affine = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.register_buffer("typical_tokens", torch.ones(()))
 
     def start(self, pooled: Mapping[str, NDArray[Any]]) -> None:
-        """Take the usual number of tokens, so that sums start at the scale of one."""
-        self.typical_tokens.fill_(float(np.mean(pooled["count"])))
+        """Take the usual number of tokens: sums start at the scale of one, and the strongest at even odds."""
+        tokens = float(np.mean(pooled["count"]))
+        self.typical_tokens.fill_(tokens)
+        if self.how == "max":  # the log-sum-exp of so many that are alike is larger than each by this
+            nn.init.constant_(self.last.bias, -math.log(tokens))
 
     def forward(self, patch: Tensor) -> Tensor:
         """Map (B, K, C) to (B, 1)."""
-        each = self.each(patch)
+        each = self.last(self.each(patch))
         pooled = torch.logsumexp(each, dim=1) if self.how == "max" else each.sum(dim=1) / self.typical_tokens
         return self.affine[0] * pooled + self.affine[1]
