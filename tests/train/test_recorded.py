@@ -1,0 +1,295 @@
+"""Manifests and BIDS folders: what is listed is what is read, as the runtime reads it, and broken rows are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from decipher_rt.manifest import Preprocessing
+from decipher_rt.preprocess import Preprocessor
+from decipher_rt.series import find_series, read_series
+from decipher_rt.train.progress import Progress
+from decipher_rt.train.sources import Examples, SourceConfig, open_source
+from decipher_rt.train.sources.manifest import read_manifest
+from decipher_rt.train.sources.rows import SourceError, sentences
+
+SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
+PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=(8,) * 3, token_buckets=(8,))
+
+
+def opened(config: SourceConfig, folder: Path, split: Any = "train", spec: Preprocessing = PIECES) -> Examples:
+    return open_source(config, spec, split, folder, 1, Progress())
+
+
+# ---- manifests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, write_series: Callable[..., Path]) -> Path:
+    """Two DICOM series and a NIfTI file with two volumes."""
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", seed=1)
+    voxels = np.random.default_rng(2).integers(0, 900, (12, 10, 8, 2), np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "c.nii.gz")
+    return tmp_path
+
+
+def write_csv(folder: Path, *rows: str, header: str = "path,patient,split,sequence,age,report,region,volume") -> Path:
+    path = folder / "cohort.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+ROWS = (
+    'a,p1,train,T1w,61,"Normal ventricles. No lesion,',
+    'nothing else.",head,',
+    "b,p1,,T2w,n/a,,,",
+    "c.nii.gz,p2,train,,58.5,,,1",
+)
+
+
+def test_a_manifest_is_read_as_the_runtime_reads(cohort: Path) -> None:
+    examples = opened(SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS))), cohort / "cache")
+    assert len(examples) == 3
+    first, second, third = (examples[i] for i in range(3))
+    assert first.labels == {"sequence": "T1w", "age": 61.0}
+    assert first.report == ("Normal ventricles.", "No lesion,", "nothing else.")
+    assert (first.region, first.patient, first.boxes, first.tissue) == ("head", "p1", None, None)
+    assert (second.labels, second.report, second.region) == ({"sequence": "T2w"}, (), None)
+    assert third.labels == {"age": 58.5}
+    volume = read_series(find_series(cohort / "a")[0])
+    grid = Preprocessor(None, PIECES)(volume)
+    low, high = volume.percentiles(PIECES.window_percentiles)
+    expected = ((grid.volume - low) / (high - low)).clip(-0.5, 2.0)
+    assert np.abs(first.volume - expected).max() <= 2**-10  # half precision, of values up to 2
+    assert np.array_equal(first.affine_lps_mm, grid.affine_lps_mm)
+    (shard,) = (cohort / "cache").rglob("*.safetensors")
+    with safe_open(shard, framework="numpy") as file:
+        kept = file.metadata()["facts"]
+    # What is known of a series stays in the manifest.
+    assert "p1" not in kept
+    assert "ventricles" not in kept
+
+
+def test_a_corrected_label_reads_no_image_again(cohort: Path) -> None:
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS)))
+    opened(config, cohort / "cache")
+    before = {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")}
+    write_csv(cohort, *[row.replace("T2w", "FLAIR") for row in ROWS])
+    examples = opened(config, cohort / "cache")
+    assert examples.facts(1).labels == examples[1].labels == {"sequence": "FLAIR"}
+    assert {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")} == before
+
+
+def test_jsonl_says_the_same(cohort: Path) -> None:
+    path = cohort / "cohort.jsonl"
+    rows = [
+        {"path": "a", "patient": "p1", "split": "train", "report": ["One.", " Two. Still two."], "labels": {"age": 61}},
+        {"path": "b", "patient": "p1", "labels": {"age": None, "sex": "F"}, "region": "head"},
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    first, second = read_manifest(path)
+    assert first.facts.report == ("One.", "Two. Still two.")
+    assert (first.facts.labels, second.facts.labels) == ({"age": 61.0}, {"sex": "F"})
+    assert (first.split, second.split, second.facts.region) == ("train", None, "head")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("absent,p2,,,,,,", r"line 3, column path: .*absent does not exist"),
+        (",p2,,,,,,", r"line 3, column path: is empty"),
+        ("b,,,,,,,", r"line 3, column patient: is empty"),
+        ("b,p2,val,,,,,", r"line 3, column split: 'val', expected one of train, validation, test"),
+        ("b,p2,,,nan,,,", r"line 3, column age: 'nan', expected a finite number"),
+        ("b,p2,,,,,,-1", r"line 3, column volume: '-1', expected a whole number"),
+        ("b,p2,,,,Normal, but,,", r"line 3: 9 columns, expected 8 .*put text with commas in double quotes"),
+        ("a,p2,,,,,,", r"line 3, column path: the same series as .*line 2; list it once"),
+        ("b,p1,test,,,,,", r"line 3, column split: 'test', but .*line 2 puts the same patient in 'train'"),
+        ('b,p1,test,,,"unclosed,,', r"line 3: not CSV"),
+        ("c.nii.gz,p2,train,,,,,7", r"line 3, column path: .*c.nii.gz: .*has 2 volumes"),
+        (".,p2,train,,,,,", r"line 3, column path: .*: holds 3 series; give a folder or a file with one"),
+    ],
+)
+def test_broken_rows_are_named(cohort: Path, row: str, said: str) -> None:
+    path = write_csv(cohort, "a,p1,train,T1w,61,,,", row)
+    with pytest.raises(SourceError, match=said) as caught:
+        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "p1" not in str(caught.value).replace(str(cohort), "")  # whose it is
+
+
+def test_all_broken_rows_are_counted(cohort: Path) -> None:
+    path = write_csv(cohort, "a,p1,x,,,,,", "b,p2,,,,,,", "absent,p3,,,,,,")
+    with pytest.raises(SourceError, match=r"line 2, column split.* \(and 1 more broken rows\)"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"is empty"),
+        ("path,split\n", r"line 1: no column patient"),
+        ("path,patient,age,age\n", r"line 1: column 3 is 'age'"),
+        ("path,patient\n", r"lists no series"),
+        ("\xff", r"cannot be read \(UnicodeDecodeError\)"),
+    ],
+)
+def test_broken_manifests_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SourceError, match=said):
+        read_manifest(path)
+    with pytest.raises(SourceError, match=r"absent.csv: cannot be read \(FileNotFoundError\)"):
+        read_manifest(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", r"line 1: not JSON"),
+        ("[1]", r"line 1: holds list"),
+        ('{"path": "a", "patient": 7}', r"line 1, column patient: 7, expected text"),
+        ('{"path": "a", "patient": "p", "raport": ""}', r"line 1, column raport: no such key"),
+        ('{"path": "a", "patient": "p", "labels": [1]}', r"line 1, column labels: list"),
+        ('{"path": "a", "patient": "p", "labels": {"age": true}}', r"line 1, column labels.age: True"),
+        ('{"path": "a", "patient": "p", "labels": {"age": NaN}}', r"line 1, column labels.age: nan"),
+        ('{"path": "a", "patient": "p", "report": {}}', r"line 1, column report: dict"),
+        (
+            '{"path": "a", "patient": "p", "labels": {"age": 3}}\n{"path": "b", "patient": "q", "labels": {"age": "3"}}',
+            r"line 2, column labels.age: '3' is of another type than in .*line 1",
+        ),
+    ],
+)
+def test_broken_lines_of_jsonl_are_named(cohort: Path, row: str, said: str) -> None:
+    path = cohort / "cohort.jsonl"
+    path.write_text(row)
+    with pytest.raises(SourceError, match=said):
+        read_manifest(path)
+
+
+def test_patients_without_a_split_are_shared_out_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    from decipher_rt.train.sources.rows import share_out
+
+    for i in range(400):
+        (tmp_path / f"{i}.nii").touch()
+    rows = [f"{i}.nii,p{i // 2},," for i in range(400)]
+    listed = read_manifest(write_csv(tmp_path, *rows, header="path,patient,split,age"))
+    found = share_out(listed, 0, (0.5, 0.25, 0.25))
+    patients = {split: {row.facts.patient for row in rows} for split, rows in found.items()}
+    assert sum(len(p) for p in patients.values()) == len(set.union(*patients.values())) == 200
+    # 200 draws: three standard deviations of a binomial with p = 0.5.
+    assert abs(len(patients["train"]) - 100) <= 21
+    fewer = share_out(listed[:100], 0, (0.5, 0.25, 0.25))
+    assert all(row in found[split] for split, rows in fewer.items() for row in rows)
+    assert share_out(listed, 1, (0.5, 0.25, 0.25)) != found
+
+
+def test_a_split_without_series_is_refused(cohort: Path) -> None:
+    path = write_csv(cohort, "a,p1,train,,,,,")
+    with pytest.raises(SourceError, match="none of its 1 series is of the split validation"):
+        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache", "validation")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No lesion. Normal ventricles.", ("No lesion.", "Normal ventricles.")),
+        ("A lesion of 3.5 mm. It is new!", ("A lesion of 3.5 mm.", "It is new!")),
+        ("Seen by Dr. Miller. Cysts, e.g. Baker.", ("Seen by Dr. Miller.", "Cysts, e.g. Baker.")),
+        ("1. Normal.\n2. Small cyst", ("1. Normal.", "2. Small cyst")),
+        ("Befund: Ödem. Ärzte sagen nichts.", ("Befund: Ödem.", "Ärzte sagen nichts.")),
+        (" \n--\n", ()),
+    ],
+)
+def test_sentences(text: str, expected: tuple[str, ...]) -> None:
+    assert sentences(text) == expected
+
+
+def test_real_series_are_read(shared_data: Path, tmp_path: Path) -> None:
+    """A volume out of the middle of a series, and mosaics, as scanners wrote them."""
+    rows = ("ge_epi_fmri_ax,head,4", "siemens_epi_fmri,phantom,0")
+    listed = [f"{shared_data / 'dicom' / row}" for row in rows]
+    path = write_csv(tmp_path, *listed, header="path,patient,volume")
+    config = SourceConfig(kind="manifest", path=str(path), shares=(1.0, 0.0, 0.0))
+    examples = opened(config, tmp_path / "cache", spec=SPEC)
+    assert len(examples) == 2
+    for index, name in enumerate(("ge_epi_fmri_ax", "siemens_epi_fmri")):
+        example, series = examples[index], read_series(find_series(shared_data / "dicom" / name)[0])
+        # The middle of the grid is the middle of the field of view, within a voxel of the grid.
+        middle = [(n - 1) / 2 for n in series.voxels.shape]
+        inside = np.linalg.inv(example.affine_lps_mm) @ series.affine_lps_mm @ [*middle, 1]
+        assert np.abs(inside[:3] - 11.5).max() <= 1
+        assert 0.05 < (example.volume > 0.1).mean() < 0.9
+
+
+# ---- BIDS ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    folder = tmp_path / "bids"
+    names = (
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_angio.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-1_T2starw.nii",
+        "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    voxels = np.random.default_rng(2).integers(0, 900, (12, 10, 8), np.int16)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), folder / name)
+    (folder / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    (folder / "participants.tsv").write_text(
+        "participant_id\tage\tsex\tsplit\nsub-01\t34\tF\ttrain\nsub-02\tn/a\tM\ttrain\nsub-03\t40\tM\ttest\n"
+    )
+    return folder
+
+
+def test_a_bids_folder_is_read(bids: Path, tmp_path: Path) -> None:
+    examples = opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    assert len(examples) == 2
+    assert examples.facts(0).labels == {"sequence": "T1w", "age": 34.0, "sex": "F"}
+    assert examples.facts(1).labels == {"sequence": "T2*w", "sex": "M"}
+    assert [examples.facts(i).patient for i in range(2)] == ["sub-01", "sub-02"]
+    assert examples[1].volume.shape == PIECES.grid_shape
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sub-04\t3\tF", r"participants.tsv, line 5: 3 columns, expected 4"),
+        ("sub-01\t3\tF\ttrain", r"participants.tsv, line 5, column participant_id: also in .*line 2"),
+        ("04\t3\tF\ttrain", r"participants.tsv, line 5, column participant_id: expected sub-"),
+        ("sub-04\t3\tF\tdev", r"participants.tsv, line 5, column split: 'dev'"),
+        ("sub-04\tinf\tF\t", r"participants.tsv, line 5, column age: 'inf', expected a finite number"),
+    ],
+)
+def test_broken_participants_are_named(bids: Path, tmp_path: Path, line: str, said: str) -> None:
+    with (bids / "participants.tsv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(SourceError, match=said):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+
+
+def test_broken_bids_folders_are_refused(bids: Path, tmp_path: Path) -> None:
+    (bids / "sub-01/anat/sub-09_T1w.nii").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"sub-09_T1w.nii: lies in the folder of sub-01"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    (bids / "sub-01/anat/sub-09_T1w.nii").rename(bids / "sub-01/anat/sub-01_T2w.nii")
+    with pytest.raises(SourceError, match=r"^\S*sub-01_T2w.nii: (?!.*sub-01_T2w.nii: .*sub-01_T2w.nii: )"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    with pytest.raises(SourceError, match="with one of the suffixes bold"):
+        opened(SourceConfig(kind="bids", path=str(bids), sequences={"bold": "T2*w"}), tmp_path / "cache")
+    (bids / "dataset_description.json").unlink()
+    with pytest.raises(SourceError, match="give the root of a BIDS dataset"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
