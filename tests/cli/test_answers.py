@@ -132,3 +132,11 @@ def test_a_missing_package_is_named_with_its_extra(answering_bundle, package):
     assert finished.stdout.strip() == (
         f"this command needs {package}; install it with: pip install 'decipher-rt[text]'"
     ), finished.stderr
+
+
+def test_a_bundle_of_every_kind_is_profiled_cold_and_warm(answering_bundle, series):
+    report = json.loads(
+        run("profile", series, "-b", answering_bundle, "--runs", 2, "--cold", 1, "--threads", 1, "--json").stdout
+    )
+    assert (report["total"]["runs"], report["cold"]["runs"]) == (2, 1)
+    assert report["stages"]["heads"]["p50_ms"] > 0
