@@ -23,7 +23,7 @@ from decipher_rt.train.align.cli import align
 from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.embed import embed_images, embed_texts
 from decipher_rt.train.align.retrieval import retrieval
-from decipher_rt.train.align.stage import AlignModel
+from decipher_rt.train.align.stage import AlignModel, AlignStage
 from decipher_rt.train.checkpoint import CheckpointError, load_state, read_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.sources import ListedExamples
@@ -72,21 +72,18 @@ def test_it_learns_what_reports_say(tmp_path: Path) -> None:
 def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("run.steps=5")
     MADE_UP["train"](config, tmp_path / "whole")
-    from decipher_rt.train.align import stage
+    real = AlignStage.after_step
 
-    real = stage.AlignStage.after_step
-
-    def killed(self: Any, step: int) -> None:
+    def killed(self: AlignStage, step: int) -> None:
         if step == 3:
             raise KeyboardInterrupt
         real(self, step)
 
-    monkeypatch.setattr(stage.AlignStage, "after_step", killed)
-    MADE_UP["AlignStage"].after_step = killed
+    monkeypatch.setattr(AlignStage, "after_step", killed)
     with pytest.raises(KeyboardInterrupt):
         MADE_UP["train"](config, tmp_path / "killed")
     assert read_tensors(tmp_path / "killed" / "training.safetensors")[1]["step"] == 2
-    MADE_UP["AlignStage"].after_step = real
+    monkeypatch.setattr(AlignStage, "after_step", real)
     MADE_UP["train"](config, tmp_path / "killed")
     one, other = (read_tensors(tmp_path / run / "model.safetensors")[0] for run in ("whole", "killed"))
     assert list(one) == list(other)
@@ -113,7 +110,7 @@ def test_what_starts_trained_moves_more_slowly_and_nothing_is_left_out(tmp_path:
     optimised = [p for group in groups for p in group["params"]]
     assert len({id(p) for p in optimised}) == len(optimised) == len(list(stage.network.parameters()))
     assert max(group["rate_scale"] for group in groups) == 1.0
-    started = MADE_UP["AlignStage"](
+    started = AlignStage(
         dataclasses.replace(config, encoder_from="a", text_from="b"), stage._examples, stage._tokenizer
     )
     scales = {id(p): group["rate_scale"] for group in started.parameter_groups() for p in group["params"]}
