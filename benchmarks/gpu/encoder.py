@@ -133,13 +133,13 @@ def variants(model: Any) -> dict[str, Callable[[], contextlib.AbstractContextMan
         EAGER: ops.disabled,
         SDPA: lambda: attention_of(model, F.scaled_dot_product_attention),
         COMPILED: lambda: compiled_blocks(model),
-        KERNELS: lambda: with_kernels(model),
+        KERNELS: contextlib.nullcontext,  # where they are active the model takes them by itself
     }
 
 
 @contextlib.contextmanager
 def attention_of(model: Any, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Replace what every attention layer computes between its two projections."""
+    """Replace what every attention layer computes between its two projections; no kernel is used."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -150,31 +150,11 @@ def attention_of(model: Any, attend: Callable[[Tensor, Tensor, Tensor], Tensor])
     for layer in layers:
         layer.forward = types.MethodType(forward, layer)
     try:
-        yield
+        with ops.disabled():
+            yield
     finally:
         for layer in layers:
             del layer.forward
-
-
-@contextlib.contextmanager
-def with_kernels(model: Any) -> Iterator[None]:
-    """Use both kernels where they are active."""
-
-    def embed(volume: Tensor, window: Tensor, tokens: Tensor) -> Tensor:
-        linear, patch = model.patch_embed, list(model.config.patch_shape)
-        if not ops.active(linear.weight):
-            return type(model).embed(model, volume, window, tokens)
-        return ops.patch_embed3d(volume[:, 0], window, tokens, linear.weight, linear.bias, model.position, patch)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.attention(q, k, v) if ops.active(q, k, v) else F.scaled_dot_product_attention(q, k, v)
-
-    model.embed = embed
-    try:
-        with attention_of(model, attend):
-            yield
-    finally:
-        del model.embed
 
 
 @contextlib.contextmanager
