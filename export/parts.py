@@ -25,6 +25,7 @@ from decipher_rt.train.weights import RecipeWeights, Weights
 from .onnx import Probabilities
 
 TEXT_GRAPH, TOKENIZER = "text.onnx", "tokenizer.json"
+USEFUL_AUROC = 0.7  # a head below it is described with a warning
 SCOPE_GRAPH = "scope.onnx"
 # What the golden case says of the text tower; words that any report of a head holds.
 PROMPTS = (
@@ -115,7 +116,8 @@ def parts_of(
     heads: tuple[HeadPart, ...]
     scope: ScopePart | None
     if isinstance(weights, Weights):
-        heads, scope, text = _first_heads(weights.model), _first_scope(weights.model), None
+        heads, scope = _first_heads(weights.model, weights.metadata.get("metrics", {})), _first_scope(weights.model)
+        text = None
     else:
         heads, scope = _decoders(weights.model, weights.config), _scope(weights.model, weights.config)
         text = _text(weights.model, weights.config, tokenizer, text_tolerance)
@@ -142,11 +144,13 @@ def parts_of(
     )
 
 
-def _first_heads(model: FirstModel) -> tuple[HeadPart, ...]:
+def _first_heads(model: FirstModel, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
     sequence = Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES)
-    lesion = Head(
-        "lesion", "classification", "heads/lesion.onnx", "Whether a focal lesion of the brain is visible.", LESION
-    )
+    asked = "Whether a focal lesion of the brain is visible."
+    auroc = metrics.get("lesion", {}).get("auroc")
+    if auroc is not None and auroc < USEFUL_AUROC:  # whoever sees the answer shall see this
+        asked += f" NOT TO BE RELIED ON: hardly better than chance on simulated heads (AUROC {auroc:.2f})."
+    lesion = Head("lesion", "classification", "heads/lesion.onnx", asked, LESION)
     return (
         HeadPart(sequence, Probabilities(model.sequence), ("embedding",)),
         HeadPart(lesion, Probabilities(model.lesion), ("patch",)),

@@ -14,9 +14,10 @@ from decipher_rt.series import ReadOptions, find_series, read_series
 from decipher_rt.session import Session
 from decipher_rt.volume import SeriesInfo, Volume
 
-# onnxruntime and OpenVINO sum in another order; half precision rounds after each operator in both.
-MIN_COSINE = 0.9999
-PROBABILITY_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3}
+# onnxruntime and OpenVINO sum in another order; half precision rounds after each operator in both; in int8 a value near
+# the middle of two steps goes either way.
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.9999, "int8": 0.999}
+PROBABILITY_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "int8": 2e-2}
 
 REAL_SERIES = (
     "ge_epi_fmri_ax",
@@ -57,7 +58,7 @@ def agree(native: Any, python: Session, volume: Volume, precision: str) -> None:
     embedding = native.embedding()
     assert isinstance(result.embedding, np.ndarray)
     cosine = embedding @ result.embedding / np.linalg.norm(embedding) / np.linalg.norm(result.embedding)
-    assert cosine >= MIN_COSINE
+    assert cosine >= MIN_COSINE[precision]
     assert len(native.token_indices()) == result.tokens["kept"]
     scope = native.scope()
     assert bool(scope.inside) == result.scope.inside
