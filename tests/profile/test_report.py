@@ -2,7 +2,6 @@
 
 import copy
 import json
-import statistics
 
 import pytest
 
@@ -66,12 +65,9 @@ def report(session, warm, cold, saturated):
 
 
 def test_the_stages_sum_to_the_total_of_every_run(warm):
-    runs = (*warm.warm_up, *warm.runs)
-    assert all([span.stage for span in run.spans] == list(STAGES) for run in runs)
-    shares = [sum(span.wall_ms for span in run.spans) / run.total_ms for run in runs]
-    assert max(shares) <= 1 + 1e-9
-    # The machine may pause between the last stage and the total of one run; a stage that is left out lacks in all.
-    assert statistics.median(shares) == pytest.approx(1, abs=SUM_TOLERANCE)
+    for run in (*warm.warm_up, *warm.runs):
+        assert [span.stage for span in run.spans] == list(STAGES)
+        assert sum(span.wall_ms for span in run.spans) == pytest.approx(run.total_ms, rel=SUM_TOLERANCE)
     assert warm.volume_bytes == 16 * 48 * 48 * 2
 
 
