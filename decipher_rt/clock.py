@@ -69,9 +69,26 @@ class StageClock:
         self._waited += now - self._last
         self._last, self._cpu = now, time.process_time()
 
-    def timings_ms(self) -> dict[str, float]:
-        """Return the stages of a result, and the total, which is measured from start to now; waiting is left out."""
+    def extend(self) -> None:
+        """Let the last stage last until now: what came after its end, such as freeing memory, belongs to it."""
+        now, cpu = time.perf_counter(), time.process_time()
+        last = self.spans[-1]
+        wall_ms, cpu_ms = last.wall_ms + (now - self._last) * 1e3, last.cpu_ms + (cpu - self._cpu) * 1e3
+        self.spans[-1] = Span(last.stage, last.start_s, wall_ms, cpu_ms)
+        self._last, self._cpu = now, cpu
+
+    def timings_ms(self, running: str | None = None) -> dict[str, float]:
+        """Return the stages of a result, and the total, which is measured from start to now; waiting is left out.
+
+        Parameters
+        ----------
+        running : str, optional
+            The stage that the time since the last one's end belongs to; default: the last one.
+        """
+        now = time.perf_counter()
         times = {stage: 0.0 for stage in STAGES if stage not in PART_OF}
         for span in self.spans:
             times[PART_OF.get(span.stage, span.stage)] += span.wall_ms
-        return {**times, "total": (time.perf_counter() - self._start - self._waited) * 1e3}
+        running = running or (self.spans[-1].stage if self.spans else STAGES[0])
+        times[PART_OF.get(running, running)] += (now - self._last) * 1e3
+        return {**times, "total": (now - self._start - self._waited) * 1e3}

@@ -70,3 +70,28 @@ def test_who_watches_hears_of_every_stage():
     for stage in ("read", "encode"):
         clock.finish(stage)
     assert heard == ["read", "encode"]
+
+
+def test_what_comes_after_the_last_stage_belongs_to_it():
+    """Freeing memory, or a pause of the collector: it is in the total, so it must be in a part."""
+    clock = StageClock()
+    clock.finish("read")
+    clock.finish("write")
+    time.sleep(0.02)
+    times = clock.timings_ms()
+    assert times["write"] >= 20
+    assert sum(times[stage] for stage in times if stage != "total") == pytest.approx(times["total"], abs=1e-6)
+    clock.extend()
+    assert clock.spans[-1].wall_ms >= times["write"]
+    assert clock.timings_ms()["total"] == pytest.approx(sum(span.wall_ms for span in clock.spans), abs=1.0)
+
+
+def test_a_stage_that_is_not_over_has_its_time_so_far():
+    clock = StageClock()
+    clock.finish("heads")
+    time.sleep(0.02)
+    times = clock.timings_ms("write")
+    assert times["write"] >= 20
+    assert times["heads"] < 20
+    clock.finish("write")
+    assert clock.spans[-1].wall_ms >= times["write"]

@@ -97,6 +97,7 @@ def measure_warm(
         clock = StageClock(on_finish=nvtx_ranges(on_gpu))
         start, cpu = time.perf_counter(), time.process_time()
         result = session.infer(path, options, write=write_json, clock=clock)
+        clock.extend()
         run = Run(tuple(clock.spans), (time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3)
         progress()
         return result, run

@@ -41,7 +41,7 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
             if png:
                 from decipher_rt.writers.views import draw_views
 
-                timed = replace(filed, timings_ms=clock.timings_ms())
+                timed = replace(filed, timings_ms=clock.timings_ms("write"))
                 (staging / VIEWS).write_bytes(draw_views(timed, volume))
             clock.finish("write")
             written = replace(filed, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
