@@ -144,6 +144,8 @@ def read_index(path: Path) -> SeriesIndex:
         raise DecipherError(f"{path}: larger than {MAX_BYTES >> 30} GiB, no index of this program; {ADVICE}")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in stored.zip.infolist()):
+                raise ValueError("compressed: a small file could fill the memory")
             vectors, about = stored["vectors"], json.loads(stored["about"].tobytes())
     except DAMAGE:
         raise DecipherError(f"{path}: is damaged, or no index of decipher-rt; {ADVICE}") from None

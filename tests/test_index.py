@@ -198,3 +198,14 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
         assert failed.stdout == ""
+
+
+def test_a_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
+    path = tmp_path / "bomb.index"
+    np.savez_compressed(
+        path.with_suffix(".npz"), vectors=np.zeros((1 << 20, 64), np.float32), about=np.zeros(2, np.uint8)
+    )
+    path.with_suffix(".npz").rename(path)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DecipherError, match="is damaged, or no index"):
+        read_index(path)
