@@ -15,7 +15,7 @@ from decipher_rt.errors import EngineError
 from decipher_rt.heads import OUTPUTS
 from decipher_rt.manifest import Encoder, Head, Preprocessing, Scope, Text
 from decipher_rt.train.config import dump_config
-from decipher_rt.train.decoders.contract import Decoder
+from decipher_rt.train.decoders.contract import Answering, Decoder
 from decipher_rt.train.model.first import FirstModel
 from decipher_rt.train.model.heads import LESION, SEQUENCES
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
@@ -177,7 +177,7 @@ def _decoders(model: RecipeModel, config: RecipeConfig) -> tuple[HeadPart, ...]:
             stride=int(decoder.stride),
             threshold=float(getattr(decoder, "threshold", Head.threshold)),
         )
-        parts.append(HeadPart(entry, decoder, ("patch", "tokens", "embedding")))
+        parts.append(HeadPart(entry, Answering(decoder), decoder.inputs))
     return tuple(parts)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from decipher_rt.train.data.lesions import KINDS as LESION_KINDS
+from decipher_rt.train.data.report import FAMILY_WORDS, SEQUENCE_WORDS
 from decipher_rt.train.data.sample import Lesion, Sample, Truth
 from decipher_rt.train.text.findings import (
     Findings,
@@ -18,7 +19,7 @@ from decipher_rt.train.text.findings import (
     findings_to_json,
     sample_findings,
 )
-from decipher_rt.train.text.wordings import ADJECTIVES, FAMILY_WORDS, NOT_A_HEAD, SEQUENCE_WORDS, write_report
+from decipher_rt.train.text.wordings import ADJECTIVES, NOT_A_HEAD, write_report
 from decipher_rt.volume import Acquisition
 
 HEAD = Findings(
