@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,20 +31,42 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename: it is whole or not there. A file already there is replaced."""
-    with _beside(target) as beside:
-        staging = beside / target.name
+    """Write a file that is whole or not there. A file already there is replaced."""
+    with whole_file(target, writer=f"{os.getpid()}.") as staging:
         staging.write_bytes(content)
-        staging.replace(target)
+
+
+@contextmanager
+def whole_file(target: Path, *, writer: str = "") -> Iterator[Path]:
+    """Yield a path beside ``target`` that takes its place when the block ends without an error; else it is removed.
+
+    What a killed process left under that path the next one writes over. Where several may write the same file at once,
+    ``writer`` tells them apart.
+    """
+    with _named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = target.with_name(f".{target.name}.{writer}part")
+        try:
+            yield staging
+            staging.replace(target)
+        finally:
+            staging.unlink(missing_ok=True)
 
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the same file system. An error that names no file (disk full) names ``target``."""
-    try:
+    """Yield a temporary folder on the same file system."""
+    with _named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
             yield Path(beside)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let an error that names no file, as of a full disk, name ``target``."""
+    try:
+        yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(target)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 import decipher_rt
+from decipher_rt.atomic import whole_file
 from decipher_rt.errors import DecipherError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -28,17 +29,28 @@ class CheckpointError(DecipherError):
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata; after a crash the file is the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
     # Contiguous copies: safetensors refuses tensors that share memory.
-    save_file(
-        {k: v.detach().clone().contiguous() for k, v in tensors.items()},
-        beside,
-        {k: json.dumps(v) for k, v in metadata.items()},
-    )
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    contiguous = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+    about = {k: json.dumps(v) for k, v in metadata.items()}
+    write_safetensors(path, lambda staging: save_file(contiguous, staging, about))
+
+
+def write_safetensors(path: Path, save: Callable[[Path], object], *, writer: str = "") -> None:
+    """Let ``save`` write a file beside ``path``, then rename it; ``writer`` as ``whole_file`` has it.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written: what safetensors says of a full disk is no OSError.
+    """
+    with whole_file(path, writer=writer) as staging:
+        try:
+            save(staging)
+        except SafetensorError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{path}: cannot be written ({reason}); make room or choose another folder") from None
+        with staging.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -96,16 +108,3 @@ def load_training(path: Path, model: nn.Module, optimiser: optim.Optimizer, conf
             states.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict(optimiser.state_dict() | {"state": states})
     return int(metadata["step"])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)

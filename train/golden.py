@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.atomic import write_bytes
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 
-from .checkpoint import CheckpointError, write_bytes
+from .checkpoint import CheckpointError
 from .data import load_anatomy, simulate
 from .first_config import FirstConfig
 from .samples import sample_seed

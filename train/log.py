@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .checkpoint import write_text
+from decipher_rt.atomic import whole_file, write_text
 
 SMOOTH = 25  # steps that the curve averages over
 FIRST_LOSSES = ("loss", "sequence", "lesion", "evidence", "tissue", "headness")
@@ -67,7 +67,6 @@ def draw_curve(log: Path, picture: Path, names: Sequence[str] = FIRST_LOSSES) ->
     axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", yscale=scale)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    beside = picture.with_name(f".{picture.name}.part")
-    figure.savefig(beside, format="png", metadata={"Software": None})
+    with whole_file(picture) as staging:
+        figure.savefig(staging, format="png", metadata={"Software": None})
     plt.close(figure)
-    beside.replace(picture)

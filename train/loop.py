@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
+from decipher_rt.atomic import write_text
 from decipher_rt.errors import DecipherError
 
 from . import distributed
-from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_training, save_training, write_tensors, write_text
+from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_training, save_training, write_tensors
 from .log import StepLog, draw_curve
 from .memory import Held, compute_blocks_again, move
 from .progress import Progress

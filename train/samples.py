@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from decipher_rt.manifest import Preprocessing
 
 from . import data
+from .checkpoint import write_safetensors
 from .data import load_anatomy, simulate
 from .data.sample import KINDS
 from .model.heads import SEQUENCES
@@ -169,14 +170,12 @@ def _shard_file(folder: Path, shard: int) -> Path:
 def _write_shard(source: SampleSource, split: Split, shard: int, folder: Path) -> None:
     series = [_simulate(source, sample_seed(source.seed, split, shard * SHARD + row)) for row in range(SHARD)]
     path = _shard_file(folder, shard)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     arrays: dict[str, NDArray[Any]] = {
         "volume": np.stack([s.volume for s in series]),
         "tissue": np.stack([s.tissue for s in series]),
         "labels": np.array([[s.sequence, s.lesion, s.kind] for s in series], np.int8),
     }
-    save_file(arrays, beside)
-    beside.replace(path)
+    write_safetensors(path, lambda staging: save_file(arrays, staging), writer=f"{os.getpid()}.")
 
 
 def _simulate(source: SampleSource, seed: int) -> Series:

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors, write_tensors, write_text
+from decipher_rt.atomic import write_text
+
+from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors, write_tensors
 from .config import ConfigError, build_config, dump_config, load_config, read_document
 from .first_config import FirstConfig
 from .model.first import FirstModel

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.train import samples as module
+from decipher_rt.train.checkpoint import CheckpointError, write_safetensors
 from decipher_rt.train.data import load_anatomy, simulate
 from decipher_rt.train.model.heads import SEQUENCES
 from decipher_rt.train.samples import SampleSource, Split, draw_kind, make_samples, sample_seed
@@ -83,3 +85,15 @@ def test_the_folder_follows_what_decides_the_content(tmp_path: Path) -> None:
     assert len(folders) == 5
     patches = dataclasses.replace(SPEC, patch_shape=(4,) * 3, token_buckets=(216,))
     assert dataclasses.replace(SOURCE, spec=patches).folder(tmp_path, "train") in folders
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
+    """What safetensors raises there is no OSError."""
+
+    def full(staging):
+        staging.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(CheckpointError, match=r"file: cannot be written \(I/O error: No space left"):
+        write_safetensors(tmp_path / "file", full)
+    assert list(tmp_path.iterdir()) == []

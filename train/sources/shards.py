@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, write_safetensors
 from ..workers import run_jobs
 from .example import Box, Example, Facts
 
@@ -110,12 +110,8 @@ def write_shard(make: MakeExample, indices: range, path: Path) -> None:
     if with_tissue:
         arrays["tissue"] = np.stack([t for example in examples if (t := example.tissue) is not None])
     documents = [_document(example) for example in examples]
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(arrays, beside, {"facts": json.dumps(documents), "with_tissue": json.dumps(with_tissue)})
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    about = {"facts": json.dumps(documents), "with_tissue": json.dumps(with_tissue)}
+    write_safetensors(path, lambda staging: save_file(arrays, staging, about), writer=f"{os.getpid()}.")
 
 
 def shard_file(folder: Path, shard: int) -> Path:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.atomic import write_text
 from decipher_rt.errors import DecipherError
-
-from ..checkpoint import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,9 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from decipher_rt.atomic import write_text
 from decipher_rt.train import loop
 from decipher_rt.train.align.train import measure
-from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, read_tensors, write_tensors, write_text
+from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.decoders import evaluate as evaluating
 from decipher_rt.train.decoders import splits as splitting

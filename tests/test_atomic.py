@@ -1,0 +1,45 @@
+"""Files and folders that are whole or not there."""
+
+import errno
+
+import pytest
+
+from decipher_rt.atomic import whole_file, whole_folder, write_bytes
+
+
+def fill_the_disk(whole, target):
+    with whole(target) as staging:
+        (staging / "part" if staging.is_dir() else staging).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_full_disk_names_the_place_and_leaves_nothing(tmp_path, whole):
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill_the_disk(whole, tmp_path / "target")
+    assert caught.value.filename == str(tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "file"
+    write_bytes(target, b"old")
+    with pytest.raises(OSError, match="No space left"):
+        fill_the_disk(whole_file, target)
+    assert target.read_bytes() == b"old"
+    with whole_file(target) as staging:
+        staging.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"new"]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path):
+    target = tmp_path / "file"
+    with whole_file(target) as staging:
+        left = staging
+        staging.write_bytes(b"first")
+    left.write_bytes(b"half of something longer, left by a killed process")
+    with whole_file(target) as staging:
+        assert staging == left
+        staging.write_bytes(b"second")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"second"]
