@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -61,16 +62,22 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
         click.echo(f"wrote {output}: next, decipher-rt export {output}")
 
 
-@click.command(epilog="Example: decipher-rt evaluate --json | jq .lesion.auroc")
+@click.command(
+    epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=/usr/share/mricron/templates/ch2bet.nii.gz"
+)
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[source.KEY=VALUE]...")
 @click.option("--cache", default=".cache/samples", show_default=True, type=click.Path(path_type=Path), help=CACHE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def evaluate(weights: Path | None, cache: Path, as_json: bool) -> None:
-    """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on."""
+def evaluate(weights: Path | None, overrides: tuple[str, ...], cache: Path, as_json: bool) -> None:
+    """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on.
+
+    source.KEY=VALUE changes that: another anatomy under the simulator's heads, more series, a manifest.
+    """
     import torch
 
     from .checkpoint import DEFAULT_WEIGHTS
-    from .decoders.evaluate import evaluate_recipe
+    from .decoders.evaluate import change_sources, evaluate_recipe
     from .evaluate import evaluate as measure
     from .first import simulated
     from .progress import Progress
@@ -79,6 +86,7 @@ def evaluate(weights: Path | None, cache: Path, as_json: bool) -> None:
     loaded = load_weights(weights or DEFAULT_WEIGHTS)
     torch.set_num_threads(loaded.config.threads)
     if isinstance(loaded, RecipeWeights):
+        loaded = replace(loaded, config=change_sources(loaded.config, overrides))
         show(evaluate_recipe(loaded, weights or DEFAULT_WEIGHTS, cache, Progress()), as_json)
         return
     test = simulated(loaded.config, cache, Progress(), ("test",))["test"]

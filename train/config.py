@@ -50,6 +50,22 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def override_config(config: C, overrides: Sequence[str], key: str) -> C:
+    """Return a configuration, known to its user as ``key``, with other values, each given as ``key.name=value``.
+
+    Raises
+    ------
+    ConfigError
+    """
+    document = {key: _plain(dataclasses.asdict(typing.cast("Any", config)))}
+    for override in overrides:
+        _override(document, override)
+    try:
+        return build_config(type(config), document[key], key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def build_config(cls: type[C], document: Mapping[str, Any], key: str = "") -> C:
     """Build a configuration, or the part of one that lies under ``key``, from plain keys and values.
 

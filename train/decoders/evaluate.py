@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from ..align.embed import embed_texts
 from ..align.retrieval import KS, retrieval
 from ..align.stage import with_report
+from ..config import ConfigError, override_config
 from ..data.sample import KINDS
 from ..metrics import auroc, rounded
+from ..model.recipe import RecipeConfig
 from ..model.scope import Scope
 from ..model.text import TextTower
 from ..progress import Progress
@@ -28,6 +31,22 @@ from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import answer_rows
 
 POOL = 512  # pairs that recall is measured among, at most
+
+
+def change_sources(config: RecipeConfig, overrides: Sequence[str]) -> RecipeConfig:
+    """Return a configuration whose sources have other values, each given as ``source.key=value``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key.
+    """
+    for override in overrides:
+        if not override.startswith("source."):
+            raise ConfigError(f"{override!r}: expected source.KEY=VALUE; the model itself cannot be changed")
+    changed = {name: override_config(source, overrides, "source") for name, source in config.sources.items()}
+    scope = config.scope_source and override_config(config.scope_source, overrides, "source")
+    return replace(config, sources=changed, scope_source=scope)
 
 
 def evaluate_recipe(weights: RecipeWeights, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:

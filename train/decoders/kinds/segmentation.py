@@ -131,19 +131,26 @@ class Segmentation(Decoder):
         Dice is the mean over the labels that the series has, background left out (arXiv 1606.04797; the sum of both
         after nnU-Net, arXiv 1904.08128).
         """
-        kept = self.kept(tokens).float().flatten(1)  # (B, V)
-        truth = target["map"].long().flatten(1)
-        logits = raw.float().flatten(2)  # (B, L, V)
-        each = F.cross_entropy(logits, truth, reduction="none")
-        entropy = ((each * kept).sum(dim=1) / kept.sum(dim=1)).mean()
+        logits = self._kept_voxels(raw.float(), tokens)  # (B, K, L, P): the dropped patches are known already
+        truth = self._kept_voxels(target["map"].unsqueeze(1), tokens).squeeze(2).long()  # (B, K, P)
+        entropy = F.cross_entropy(logits.transpose(1, 2), truth)
         tissues = torch.arange(1, len(self.labels), device=truth.device)[:, None]
-        right = (truth.unsqueeze(1) == tissues).float() * kept.unsqueeze(1)
-        likely = logits.softmax(dim=1)[:, 1:] * kept.unsqueeze(1)
-        voxels = right.sum(dim=2)
-        overlap = (2 * (likely * right).sum(dim=2) + 1) / (likely.sum(dim=2) + voxels + 1)
+        right = (truth.unsqueeze(2) == tissues).float()
+        likely = logits.softmax(dim=2)[:, :, 1:]
+        voxels = right.sum(dim=(1, 3))  # (B, L - 1)
+        overlap = (2 * (likely * right).sum(dim=(1, 3)) + 1) / (likely.sum(dim=(1, 3)) + voxels + 1)
         there = (voxels > 0).float()
         loss = ((1 - overlap) * there).sum(dim=1) / there.sum(dim=1).clamp_min(1)
         return {"loss": entropy + loss.mean(), "cross_entropy": entropy, "dice_loss": loss.mean()}
+
+    def _kept_voxels(self, volume: Tensor, tokens: Tensor) -> Tensor:
+        """Return the voxels of the patches (B, K) of a volume (B, L, D, H, W) as (B, K, L, P)."""
+        (gd, gh, gw), (pd, ph, pw) = self.patch_grid, self.patch_shape
+        B, L = volume.shape[:2]
+        rows = volume.reshape(B, L, gd, pd, gh, ph, gw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        rows = rows.reshape(B * gd * gh * gw, L, pd * ph * pw)
+        first = torch.arange(B, device=tokens.device).unsqueeze(1) * (gd * gh * gw)
+        return rows.index_select(0, (tokens + first).flatten()).unflatten(0, tokens.shape)
 
     def rows(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> Rows:  # noqa: ARG002
         """Return ``counts`` (B, L, 3) over the whole grid, what lies in dropped patches included."""
