@@ -30,10 +30,15 @@ class Tokens:
     total: int
 
 
+def tissue_threshold(window: NDArray[np.float32], spec: Preprocessing) -> np.float32:
+    """Return what a voxel of tissue is above: ``spec.tissue_level`` of the way from one percentile to the other."""
+    low, high = (np.float32(x) for x in window)
+    return low + np.float32(spec.tissue_level) * (high - low)
+
+
 def tissue_counts(grid: Grid, spec: Preprocessing) -> NDArray[np.int64]:
     """Count the tissue voxels of every patch; shape (patches,), row-major over the patch grid."""
-    low, high = (np.float32(x) for x in grid.window)
-    tissue = (grid.volume > low + np.float32(spec.tissue_level) * (high - low)).view(np.uint8)
+    tissue = (grid.volume > tissue_threshold(grid.window, spec)).view(np.uint8)
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
     # The outer axes first: the sums then run along whole rows, and little is left for the innermost axis.
     rows = tissue.reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32).sum(axis=2, dtype=np.uint32)
@@ -42,11 +47,21 @@ def tissue_counts(grid: Grid, spec: Preprocessing) -> NDArray[np.int64]:
 
 
 def select_tokens(grid: Grid, spec: Preprocessing) -> Tokens:
+    """Choose the K best patches of a grid by tissue; see `rank_patches`."""
+    return rank_patches(tissue_counts(grid, spec), spec)
+
+
+def rank_patches(counts: NDArray[np.integer], spec: Preprocessing) -> Tokens:
     """Choose the K best patches by tissue, where K is the smallest bucket that holds all n tissue patches.
 
     A patch is a tissue patch when at least ``spec.min_tissue`` of its voxels are tissue. Equal patches rank by index.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (patches,)
+        Tissue voxels of every patch, row-major over the patch grid.
+    spec : Preprocessing
     """
-    counts = tissue_counts(grid, spec)
     kept = int((counts >= spec.min_tissue * np.prod(spec.patch_shape)).sum())
     size = next(bucket for bucket in spec.token_buckets if bucket >= kept)
     best = np.argsort(-counts, kind="stable")[:size]

@@ -84,7 +84,7 @@ def compile_kernels(
 
     Parameters
     ----------
-    specs : PatchEmbed3dSpec or AttentionSpec
+    specs : PatchEmbed3dSpec, AttentionSpec or TissueCountsSpec
     architectures : compute capability * 10
     workers : processes; one for each CPU that this process may use by default
     cache : folder; ``~/.cache/decipher-rt/kernels`` by default (``DECIPHER_RT_CACHE``, ``XDG_CACHE_HOME`` are heeded)
@@ -206,6 +206,10 @@ def _kernel_function(kernel: str) -> Any:
         from .patch_embed3d import patch_embed3d_kernel
 
         return patch_embed3d_kernel
+    if kernel == "tissue_counts":
+        from .tissue_counts import tissue_counts_kernel
+
+        return tissue_counts_kernel
     from .attention import attention_kernel
 
     return attention_kernel

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,8 +35,7 @@ def check_patch_embed3d(
         found = f"volume {tuple(volume.shape)}, tokens {tuple(tokens.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"patch_embed3d: {found}; expected (B, D, H, W), (B, K), (C, P)")
     B, *grid = volume.shape
-    if len(patch) != 3 or any(p < 1 or g < 1 or g % p for g, p in zip(grid, patch, strict=True)):
-        raise ValueError(f"patch_embed3d: volume {tuple(grid)} is not a positive multiple of the patch {tuple(patch)}")
+    _check_patches("patch_embed3d", grid, patch)
     N, P, C = 1, 1, weight.shape[0]
     for g, p in zip(grid, patch, strict=True):
         N, P = N * (g // p), P * p
@@ -52,9 +54,23 @@ def check_patch_embed3d(
     for name, dtypes in allowed.items():
         _dtype("patch_embed3d", name, tensors[name], dtypes)
     # Offsets within one volume, the weights and the table are 32-bit in the kernel; the volume's own start is 64-bit.
-    reach = sum((size - 1) * stride for size, stride in zip(grid, volume.stride()[1:], strict=True))
-    if max(reach, N * C, C * P, tokens.numel()) > INT32_MAX:
+    if max(_reach(volume), N * C, C * P, tokens.numel()) > INT32_MAX:
         raise ValueError(f"patch_embed3d: more than {INT32_MAX} elements in one volume, weight, position or tokens")
+
+
+def check_tissue_counts(volume: Tensor, threshold: Tensor, patch: tuple[int, int, int]) -> None:
+    """Raise ValueError, naming the argument, where the arguments of ``tissue_counts`` do not fit together."""
+    _same_device("tissue_counts", {"volume": volume, "threshold": threshold})
+    if volume.ndim != 4:
+        raise ValueError(f"tissue_counts: volume {tuple(volume.shape)}; expected (B, D, H, W)")
+    B, *grid = volume.shape
+    _check_patches("tissue_counts", grid, patch)
+    if tuple(threshold.shape) != (B,):
+        raise ValueError(f"tissue_counts: threshold is {tuple(threshold.shape)}, expected {(B,)}")
+    _dtype("tissue_counts", "volume", volume, VOLUME_DTYPES)
+    _dtype("tissue_counts", "threshold", threshold, (torch.float32,))
+    if _reach(volume) > INT32_MAX or volume.numel() // math.prod(patch) > INT32_MAX:
+        raise ValueError(f"tissue_counts: more than {INT32_MAX} elements in one volume, or patches in all")
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -75,6 +91,16 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"attention: one head of {name} spans more than {INT32_MAX} elements")
     if max(q.shape[:2]) > 65535:
         raise ValueError(f"attention: {q.shape[0]} volumes of {q.shape[1]} heads, at most 65535 of each")
+
+
+def _check_patches(kernel: str, grid: Sequence[int], patch: tuple[int, int, int]) -> None:
+    if len(patch) != 3 or any(p < 1 or g < 1 or g % p for g, p in zip(grid, patch, strict=True)):
+        raise ValueError(f"{kernel}: volume {tuple(grid)} is not a positive multiple of the patch {tuple(patch)}")
+
+
+def _reach(volume: Tensor) -> int:
+    """Return the offset of the last voxel of a volume from its first, in elements."""
+    return sum((size - 1) * stride for size, stride in zip(volume.shape[1:], volume.stride()[1:], strict=True))
 
 
 def _dtype(kernel: str, name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:

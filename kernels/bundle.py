@@ -23,7 +23,7 @@ def write_kernels(folder: Path, specs: Iterable[Spec], architectures: Sequence[i
     ----------
     folder : Path
         ``kernels/`` of the bundle; made where absent.
-    specs : PatchEmbed3dSpec or AttentionSpec
+    specs : PatchEmbed3dSpec, AttentionSpec or TissueCountsSpec
     architectures : compute capability * 10
 
     Returns

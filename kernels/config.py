@@ -45,6 +45,24 @@ class AttentionConfig:
     num_stages: int
 
 
+TISSUE_COUNTS_WARPS = 4
+TISSUE_COUNTS_VOXELS = 4096
+"""Voxels that a program of ``tissue_counts`` has in flight: a patch of 16^3, 32 values a thread. Nothing is tuned: the
+kernel reads each voxel once and is done."""
+
+
+def tissue_counts_blocks(patch_shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a tile of ``tissue_counts``: powers of two, a row of the patch in each."""
+    depth, height, width = patch_shape
+    columns = power_of_two(width)
+    return power_of_two(min(depth * height, max(1, TISSUE_COUNTS_VOXELS // columns))), columns
+
+
+def power_of_two(size: int) -> int:
+    """Return the smallest power of two that is at least ``size``: the length of a Triton range."""
+    return 1 << (size - 1).bit_length()
+
+
 Config = TypeVar("Config", PatchEmbed3dConfig, AttentionConfig)
 
 

@@ -65,6 +65,33 @@ def patch_embed3d_reference(
     return out.masked_fill(~inside.unsqueeze(-1), math.nan)
 
 
+def tissue_counts_reference(
+    volume: Tensor, threshold: Tensor, patch: tuple[int, int, int], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Count the voxels of each patch that are above a threshold; every type of voxel is exact in ``dtype``.
+
+    Parameters
+    ----------
+    volume : Tensor, shape (B, D, H, W)
+        The resampled grid, not normalised.
+    threshold : Tensor, shape (B,)
+        Of each volume, in the volume's units.
+    patch : (pd, ph, pw)
+        Patch size in voxels.
+    dtype : torch.dtype
+        In which is compared.
+
+    Returns
+    -------
+    Tensor of int32, shape (B, N)
+        Row-major over the patch grid (D/pd, H/ph, W/pw). NaN is above nothing.
+    """
+    (B, D, H, W), (pd, ph, pw) = volume.shape, patch
+    above = volume.to(dtype) > threshold.to(dtype).reshape(B, 1, 1, 1)
+    split = above.reshape(B, D // pd, pd, H // ph, ph, W // pw, pw)
+    return split.sum(dim=(2, 4, 6), dtype=torch.int32).flatten(1)
+
+
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Full softmax attention, ``softmax(q kᵀ / sqrt(d)) v``, written out.
 

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 
 from .aot import CompiledKernel, compile_kernels
 from .config import ARCHITECTURES
-from .specs import AttentionSpec, PatchEmbed3dSpec, Spec
+from .specs import AttentionSpec, PatchEmbed3dSpec, Spec, TissueCountsSpec
 
 PRESETS: tuple[Spec, ...] = (
     PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192),
     PatchEmbed3dSpec((128, 128, 128), (16, 16, 16), 768),
+    TissueCountsSpec((96, 96, 96), (12, 12, 12)),
+    TissueCountsSpec((128, 128, 128), (16, 16, 16)),
     AttentionSpec(6, 32),
     AttentionSpec(12, 64),
     AttentionSpec(8, 96),

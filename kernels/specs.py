@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .arguments import HEAD_DIMS
-from .config import AttentionConfig, PatchEmbed3dConfig, attention_config, patch_embed3d_config, tuning
+from .config import (
+    TISSUE_COUNTS_WARPS,
+    AttentionConfig,
+    PatchEmbed3dConfig,
+    attention_config,
+    patch_embed3d_config,
+    tissue_counts_blocks,
+    tuning,
+)
 from .reference import WINDOW_EPS, softmax_scale
 
 DType = Literal["int16", "uint16", "float16", "bfloat16", "float32", "int32", "int64"]
@@ -76,7 +84,16 @@ class AttentionSpec:
     tokens: int = 512
 
 
-Spec = PatchEmbed3dSpec | AttentionSpec
+@dataclass(frozen=True)
+class TissueCountsSpec:
+    """``tissue_counts`` for contiguous volumes of one grid, with the dtype of its voxels."""
+
+    grid_shape: tuple[int, int, int]
+    patch_shape: tuple[int, int, int]
+    volume: DType = "float32"
+
+
+Spec = PatchEmbed3dSpec | AttentionSpec | TissueCountsSpec
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,7 @@ class Specialisation:
     multiples_of_16 : int32 arguments that always are
     grid : x, y, z
     num_warps, num_stages : launch and pipelining
-    tuning : where the tile sizes come from
+    tuning : where the tile sizes come from; ``fixed`` where there is nothing to tune
     """
 
     kernel: str
@@ -129,6 +146,8 @@ def specialise(spec: Spec, architecture: int) -> Specialisation:
     ValueError
         A spec that no kernel serves, or bfloat16 on Turing, which has none.
     """
+    if isinstance(spec, TissueCountsSpec):
+        return _tissue_counts(spec)
     dtypes = (spec.operand, spec.output, spec.table) if isinstance(spec, PatchEmbed3dSpec) else (spec.dtype,)
     if architecture < 80 and "bfloat16" in dtypes:
         raise ValueError(f"{spec}: sm_{architecture} has no bfloat16; use float16")
@@ -142,22 +161,12 @@ def specialise(spec: Spec, architecture: int) -> Specialisation:
 
 
 def _patch_embed3d(spec: PatchEmbed3dSpec, config: PatchEmbed3dConfig, source: str) -> Specialisation:
-    (D, H, W), (pd, ph, pw) = spec.grid_shape, spec.patch_shape
-    if D % pd or H % ph or W % pw or min(D, H, W, pd, ph, pw, spec.width) < 1:
-        raise ValueError(f"{spec}: the grid is not a positive multiple of the patch")
-    if spec.operand not in ("float16", "bfloat16") or spec.volume not in ("int16", "uint16", "float16", "float32"):
-        raise ValueError(f"{spec}: operand must be float16 or bfloat16, volume int16, uint16, float16 or float32")
+    if spec.operand not in ("float16", "bfloat16") or spec.width < 1:
+        raise ValueError(f"{spec}: operand must be float16 or bfloat16, width at least 1")
+    strides, patches = _volume_constants(spec)
     constants: dict[str, int | float] = {
-        "stride_b": D * H * W,
-        "stride_d": H * W,
-        "stride_h": W,
-        "stride_w": 1,
-        "GRID_D": D // pd,
-        "GRID_H": H // ph,
-        "GRID_W": W // pw,
-        "PATCH_D": pd,
-        "PATCH_H": ph,
-        "PATCH_W": pw,
+        **strides,
+        **patches,
         "C": spec.width,
         "EPS": WINDOW_EPS,
         "BLOCK_T": config.block_t,
@@ -176,12 +185,11 @@ def _patch_embed3d(spec: PatchEmbed3dSpec, config: PatchEmbed3dConfig, source: s
     }
     scalars = {"rows": Scalar("rows"), "tokens_per_volume": Scalar("tokens")}
     order = ("volume_ptr", "window_ptr", "tokens_ptr", "weight_ptr", "bias_ptr", "position_ptr", *scalars)
-    order = (*order, "stride_b", "stride_d", "stride_h", "stride_w", "out_ptr", *list(constants)[4:])
+    order = (*order, *strides, "out_ptr", *list(constants)[len(strides) :])
     blocks_c = math.ceil(spec.width / config.block_c)
-    grid, patch = ("x".join(map(str, shape)) for shape in (spec.grid_shape, spec.patch_shape))
     return Specialisation(
         kernel="patch_embed3d",
-        name=f"patch_embed3d-{grid}-{patch}-{spec.width}-{spec.volume}-{spec.operand}",
+        name=f"patch_embed3d-{_sizes(spec)}-{spec.width}-{spec.volume}-{spec.operand}",
         signature=_signature(order, pointers, scalars, constants),
         constants=constants,
         scalars=scalars,
@@ -190,6 +198,42 @@ def _patch_embed3d(spec: PatchEmbed3dSpec, config: PatchEmbed3dConfig, source: s
         num_stages=config.num_stages,
         tuning=source,
     )
+
+
+def _tissue_counts(spec: TissueCountsSpec) -> Specialisation:
+    strides, patches = _volume_constants(spec)
+    block_r, block_w = tissue_counts_blocks(spec.patch_shape)
+    constants: dict[str, int | float] = {**strides, **patches, "BLOCK_R": block_r, "BLOCK_W": block_w}
+    pointers: dict[str, DType] = {"volume_ptr": spec.volume, "threshold_ptr": "float32", "out_ptr": "int32"}
+    order = ("volume_ptr", "threshold_ptr", *strides, "out_ptr", *list(constants)[len(strides) :])
+    programs = patches["GRID_D"] * patches["GRID_H"] * patches["GRID_W"]
+    return Specialisation(
+        kernel="tissue_counts",
+        name=f"tissue_counts-{_sizes(spec)}-{spec.volume}",
+        signature=_signature(order, pointers, {}, constants),
+        constants=constants,
+        scalars={},
+        grid=(Scalar("batch", programs), Scalar(None), Scalar(None)),
+        num_warps=TISSUE_COUNTS_WARPS,
+        num_stages=1,
+        tuning="fixed",
+    )
+
+
+def _volume_constants(spec: PatchEmbed3dSpec | TissueCountsSpec) -> tuple[dict[str, int], dict[str, int]]:
+    """Return strides of a contiguous volume, and the patches along each axis with their size."""
+    (D, H, W), (pd, ph, pw) = spec.grid_shape, spec.patch_shape
+    if min(D, H, W, pd, ph, pw) < 1 or D % pd or H % ph or W % pw:
+        raise ValueError(f"{spec}: the grid is not a positive multiple of the patch")
+    if spec.volume not in ("int16", "uint16", "float16", "float32"):
+        raise ValueError(f"{spec}: volume must be int16, uint16, float16 or float32")
+    strides = {"stride_b": D * H * W, "stride_d": H * W, "stride_h": W, "stride_w": 1}
+    patches = {"GRID_D": D // pd, "GRID_H": H // ph, "GRID_W": W // pw}
+    return strides, {**patches, "PATCH_D": pd, "PATCH_H": ph, "PATCH_W": pw}
+
+
+def _sizes(spec: PatchEmbed3dSpec | TissueCountsSpec) -> str:
+    return "-".join("x".join(map(str, shape)) for shape in (spec.grid_shape, spec.patch_shape))
 
 
 def _attention(spec: AttentionSpec, config: AttentionConfig, source: str) -> Specialisation:
