@@ -1,0 +1,106 @@
+"""What the tables of evidence share: held-out series, features of an encoder, and a file of results that can go on."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from latency.provenance import provenance
+
+from decipher_rt.atomic import write_text
+from decipher_rt.train.decoders.tokens import encode
+from decipher_rt.train.decoders.train import load_encoder
+from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.model.whiten import whiten_patch_embed
+from decipher_rt.train.pool import fit_pool
+from decipher_rt.train.progress import Progress
+from decipher_rt.train.samples import Split
+from decipher_rt.train.sources import Example, Examples, SourceConfig, open_source
+from decipher_rt.train.views import to_patches
+from decipher_rt.train.weights import load_stage
+
+POOL_SERIES = 256  # that fix the mean and variance of an untrained encoder's pooled vectors
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a linear probe sees of N series (N, E + C), the embedding beside the mean token, and their labels."""
+
+    rows: NDArray[np.float64]
+    labels: list[dict[str, Any]]
+
+
+def open_heads(source: SourceConfig, encoder: ViTConfig, split: Split, count: int, cache: Path) -> list[Example]:
+    """Return the first ``count`` series of a split of the simulator, all of them heads."""
+    source = replace(source, not_heads=0.0, **{split: count})
+    examples = open_source(source, encoder.preprocessing, split, cache, 2, Progress())
+    return [examples[i] for i in range(count)]
+
+
+def pretrained(folder: Path) -> ViT:
+    """Return the encoder of a folder of the recipe."""
+    return load_encoder(load_stage(folder), folder)
+
+
+def untrained(config: ViTConfig, series: Sequence[Example], seed: int, *, whitened: bool) -> ViT:
+    """Return an encoder as training finds it: random, or with the patch embedding that ``train ssl`` begins from."""
+    torch.manual_seed(seed)
+    encoder = ViT(replace(config, pool="fixed"))
+    if whitened:
+        spec = config.preprocessing
+        patches = np.concatenate([to_patches(one.volume, spec) for one in series[:64]]).astype(np.float32)
+        whiten_patch_embed(encoder.patch_embed, torch.from_numpy(patches[patches.mean(axis=1) > 0.1] * 2 - 1))
+    fit_pool(encoder, (one.volume for one in series[:POOL_SERIES]))
+    return encoder.eval().requires_grad_(False)
+
+
+def features(encoder: ViT, series: Sequence[Example]) -> Features:
+    """Encode series as at inference."""
+    rows = []
+    for first in range(0, len(series), BATCH):
+        some = encode(encoder, [one.volume for one in series[first : first + BATCH]])
+        rows += [np.concatenate([one.embedding.numpy(), one.patch.mean(dim=0).numpy()]) for one in some]
+    return Features(np.stack(rows).astype(np.float64), [dict(one.labels) for one in series])
+
+
+class Results:
+    """A JSON file that is written after every part, so that a killed run goes on with the next one."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        found = json.loads(path.read_text()) if path.exists() else {}
+        self.parts: dict[str, Any] = found.get("parts", {}) if found.get("settings") == settings else {}
+        self.settings = settings
+
+    def part(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return a part, measured now unless the file has it."""
+        if name not in self.parts:
+            self.parts[name] = make()
+            document = {"provenance": provenance(), "settings": self.settings, "parts": self.parts}
+            write_text(self.path, json.dumps(document, indent=1) + "\n")
+        return self.parts[name]
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Return mean and standard deviation of what seeds gave."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    digits = 1 if max(map(abs, known)) > 2 else 3
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{deviation}"
+
+
+__all__ = ["Examples", "Features", "Results", "features", "open_heads", "pretrained", "spread", "untrained"]

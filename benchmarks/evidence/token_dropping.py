@@ -1,0 +1,137 @@
+"""What dropping background patches costs and saves: every figure of a model with all tokens and with foreground only.
+
+    python benchmarks/evidence/token_dropping.py runs/tiny/model --cache runs/cache
+
+The same held-out series go through the encoder and every decoder twice. Times are of the encoder in PyTorch, one
+series at a time, both ways in turns; the ratio is the median of the ratios within a series. The spread of a figure is
+its standard deviation over bootstrap samples of the series.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from arms import Results, open_heads
+
+from decipher_rt.preprocess import Grid
+from decipher_rt.tokens import select_tokens
+from decipher_rt.train.decoders.contract import Decoder
+from decipher_rt.train.decoders.tokens import known_of
+from decipher_rt.train.sources import Example
+from decipher_rt.train.views import UNIT_WINDOW
+from decipher_rt.train.weights import RecipeWeights, load_weights
+
+# The figure that says most of each kind of decoder.
+FIGURES = {
+    "classification": ("accuracy", "auroc"),
+    "regression": ("mean_absolute_error",),
+    "segmentation": ("dice",),
+    "localisation": ("presence_auroc", "iou"),
+}
+BOOTSTRAPS = 200
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments()
+    torch.set_num_threads(2)
+    weights = load_weights(options.model)
+    if not isinstance(weights, RecipeWeights):
+        raise SystemExit(f"{options.model}: not a model of the recipe")
+    model, config = weights.model, weights.config
+    source = next(iter(config.sources.values()))
+    test = open_heads(source, config.encoder, "test", options.test, options.cache)
+    results = Results(options.json, {"test": options.test, "model": f"{config.name} {config.version}"})
+    found = results.part("figures", lambda: both_ways(model, config.encoder.preprocessing, test))
+    print(json.dumps(found["time"]))
+    print("| figure | foreground tokens | all tokens | spread |\n|---|---|---|---|")
+    for name, row in found["figures"].items():
+        print(f"| {name} | {row['foreground']:.3f} | {row['all']:.3f} | {row['spread']:.3f} |")
+
+
+@torch.no_grad()
+def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
+    """Encode and answer with foreground tokens and with all of them."""
+    ways: dict[str, dict[str, list[Any]]] = {
+        way: {name: [] for name in model.decoders} for way in ("foreground", "all")
+    }
+    seconds: dict[str, list[float]] = {"foreground": [], "all": []}
+    counts = []
+    for example in test:
+        volume = example.volume.astype(np.float32)
+        kept = select_tokens(Grid(volume, UNIT_WINDOW, np.eye(4)), spec).indices
+        counts.append(len(kept))
+        for way, tokens in (("foreground", kept), ("all", np.arange(spec.patches))):
+            indices = torch.from_numpy(tokens.astype(np.int64))[None]
+            began = time.perf_counter()
+            patch, embedding = model.encoder(
+                torch.from_numpy(volume)[None, None], torch.from_numpy(UNIT_WINDOW)[None], indices
+            )
+            seconds[way].append(time.perf_counter() - began)
+            for name, module in model.decoders.items():
+                decoder = typing.cast("Decoder", module)
+                known = known_of(example)
+                if not decoder.knows(known):
+                    continue
+                target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)
+                batch = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in target.items()}
+                ways[way][name].append(decoder.rows(decoder.raw(patch, indices, embedding), batch, indices))
+    figures: dict[str, Any] = {}
+    for name, module in model.decoders.items():
+        decoder = typing.cast("Decoder", module)
+        rows = {way: {k: np.concatenate([row[k] for row in of[name]]) for k in of[name][0]} for way, of in ways.items()}
+        measured = {way: flat(decoder, decoder.figures(some)) for way, some in rows.items()}
+        rng = np.random.default_rng(0)
+        samples = []
+        for _ in range(BOOTSTRAPS):
+            chosen = rng.integers(len(test), size=len(test)) % len(next(iter(rows["all"].values())))
+            samples.append(flat(decoder, decoder.figures({k: v[chosen] for k, v in rows["foreground"].items()})))
+        for key in measured["all"]:
+            drawn = [sample[key] for sample in samples if sample.get(key) is not None]
+            figures[f"{name}, {key}"] = {
+                **{way: measured[way][key] for way in measured},
+                "spread": statistics.stdev(drawn),
+            }
+    ratios = [a / f for a, f in zip(seconds["all"], seconds["foreground"], strict=True)]
+    return {
+        "time": {
+            "tokens_foreground_median": int(statistics.median(counts)),
+            "tokens_all": int(spec.patches),
+            "ms_foreground_median": round(1000 * statistics.median(seconds["foreground"]), 1),
+            "ms_all_median": round(1000 * statistics.median(seconds["all"]), 1),
+            "ratio_median": round(statistics.median(ratios), 2),
+            "ratio_spread": [round(float(q), 2) for q in np.percentile(ratios, [10, 90])],
+        },
+        "figures": figures,
+    }
+
+
+def flat(decoder: Decoder, figures: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that count, the Dice of each tissue by its name."""
+    found: dict[str, float] = {}
+    for name in FIGURES[decoder.answer]:
+        value = figures[name]
+        found |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of train decoder")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/samples"))
+    parser.add_argument("--test", type=int, default=128)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/evidence-token-dropping.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
