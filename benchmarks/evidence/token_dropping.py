@@ -32,7 +32,7 @@ from decipher_rt.train.weights import RecipeWeights, load_weights
 # The figure that says most of each kind of decoder.
 FIGURES = {
     "classification": ("accuracy", "auroc"),
-    "regression": ("mean_absolute_error",),
+    "regression": ("mae",),
     "segmentation": ("dice",),
     "localisation": ("presence_auroc", "iou"),
 }
