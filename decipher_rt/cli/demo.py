@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEMO_SERIES = Path(__file__).parent.parent / "default" / "demo_series"
 DEMO_TRUTH = DEMO_SERIES.with_suffix(".txt")
+DEMO_PROMPTS = ("a FLAIR scan with a lesion", "a T1-weighted scan", "a T2-weighted scan")
 
 
 @click.command(
@@ -34,12 +35,14 @@ Examples:
 def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
     """Answer for a small simulated head that ships as DICOM files (or for SERIES), and explain each step."""
     start = time.perf_counter()
-    import decipher_rt
+    from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.result import NOTICE, Failure
+    from decipher_rt.session import Session
     from decipher_rt.writers.folder import VIEWS, folder_writer
 
-    session = decipher_rt.load(bundle)
-    manifest = session.bundle.manifest
+    opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
+    manifest = opened.manifest
+    session = Session(opened, prompts=DEMO_PROMPTS if manifest.text else ())
     encoder = manifest.encoder
     _step("Open", f"bundle {manifest.name} {manifest.version}: its files have the sums they were written with.")
     _step(
@@ -64,7 +67,7 @@ def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
 
 
 def _explain(outcome: Result, spec: Preprocessing) -> None:
-    from decipher_rt.cli.infer import say_answer
+    from decipher_rt.cli.infer import say_answer, say_prompt
 
     described, times, tokens = outcome.series, outcome.timings_ms, outcome.tokens
     shape = " x ".join(map(str, described["shape_ras"]))
@@ -78,6 +81,8 @@ def _explain(outcome: Result, spec: Preprocessing) -> None:
         _step("Answer", f"{head}: {say_answer(answer)}")
         if answer.note:
             _step("", f"({one_line(answer.note)})")
+    for prompt, near in outcome.prompts.items():
+        _step("Words", f"{say_prompt(near)}  {prompt}")
     _step("Total", f"{times['total']:.0f} ms, writing included.")
 
 
