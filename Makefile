@@ -8,7 +8,7 @@ CONSTRAINTS := constraints.txt
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint offline-kit bench gpu-check clean
+.PHONY: help demo test lint model evidence offline-kit bench gpu-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,30 @@ lint: $(VENV)/dev ## ruff, mypy (strict) and the import contracts
 
 test: lint sdk-test ## Install everything and pass lint, types, import contracts, ctest and pytest, with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+# Killed at any moment, both go on where they were.
+RUNS ?= runs/tiny
+TINY := train/configs/tiny
+CACHED := --cache $(RUNS)/cache
+model: $(VENV)/dev ## Train the model that ships, on the CPU, and export it to runs/tiny/bundle
+	$(BIN)/decipher-rt train ssl $(TINY)/ssl.yaml -o $(RUNS)/ssl $(CACHED)
+	$(BIN)/decipher-rt train text $(TINY)/text.yaml -o $(RUNS)/text
+	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text
+	for name in sequence brain_volume_ml lesion lesion_box tissue; do \
+		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align || exit; done
+	$(BIN)/decipher-rt export $(RUNS)/model -o $(RUNS)/bundle --fp16 --int8
+
+CH2 ?= /usr/share/mricron/templates/ch2bet.nii.gz
+evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model'
+	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/zero_shot.py $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/token_dropping.py $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --also "without alignment=$(RUNS)/ssl"
+	$(BIN)/python benchmarks/evidence/segmentation.py $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/ablations.py $(TINY)/align.yaml --ssl $(RUNS)/ssl --text $(RUNS)/text $(CACHED)
+	@test -e $(CH2) || { echo "no $(CH2): apt-get install mricron-data for the figures on another brain"; exit 1; }
+	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) source.anatomy=$(CH2)
+	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --anatomy $(CH2) --json benchmarks/results/evidence-probe-ch2.json
 
 offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-offline-kit; installs without a network
 	$(BIN)/python scripts/offline_kit.py dist/decipher-rt-offline-kit
