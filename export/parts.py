@@ -25,7 +25,7 @@ from decipher_rt.train.weights import RecipeWeights, Weights
 from .onnx import Probabilities
 
 TEXT_GRAPH, TOKENIZER = "text.onnx", "tokenizer.json"
-USEFUL_AUROC = 0.7  # a head below it is described with a warning
+USEFUL_AUROC, USEFUL_R_SQUARED, USEFUL_DICE = 0.7, 0.2, 0.3  # a head below them is described with a warning
 SCOPE_GRAPH = "scope.onnx"
 # What the golden case says of the text tower; words that any report of a head holds.
 PROMPTS = (
@@ -119,7 +119,10 @@ def parts_of(
         heads, scope = _first_heads(weights.model, weights.metadata.get("metrics", {})), _first_scope(weights.model)
         text = None
     else:
-        heads, scope = _decoders(weights.model, weights.config), _scope(weights.model, weights.config)
+        heads, scope = (
+            _decoders(weights.model, weights.config, weights.metadata.get("metrics", {})),
+            _scope(weights.model, weights.config),
+        )
         text = _text(weights.model, weights.config, tokenizer, text_tolerance)
     return Parts(
         name=config.name,
@@ -144,12 +147,32 @@ def parts_of(
     )
 
 
+def unreliable(figures: Mapping[str, Any] | None) -> str:
+    """Return the warning that goes with a head's answers where its figures on held-out series are poor, or nothing.
+
+    Parameters
+    ----------
+    figures : mapping
+        ``auroc``, ``presence_auroc``, ``r_squared`` or ``dice`` by label, as the evaluation gives them.
+    """
+    figures = figures or {}
+    aurocs = [figures[name] for name in ("auroc", "presence_auroc") if figures.get(name) is not None]
+    if aurocs and min(aurocs) < USEFUL_AUROC:
+        return f" NOT TO BE RELIED ON: hardly better than chance on held-out series (AUROC {min(aurocs):.2f})."
+    explained = figures.get("r_squared")
+    if explained is not None and explained < USEFUL_R_SQUARED:
+        return f" NOT TO BE RELIED ON: explains {max(explained, 0):.0%} of the variance of held-out series."
+    poor = {label: dice for label, dice in (figures.get("dice") or {}).items() if dice is None or dice < USEFUL_DICE}
+    if poor:
+        said = ", ".join(f"{label} (Dice {dice or 0:.2f})" for label, dice in poor.items())
+        return f" NOT TO BE RELIED ON for {said} on held-out series."
+    return ""
+
+
 def _first_heads(model: FirstModel, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
     sequence = Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES)
     asked = "Whether a focal lesion of the brain is visible."
-    auroc = metrics.get("lesion", {}).get("auroc")
-    if auroc is not None and auroc < USEFUL_AUROC:  # whoever sees the answer shall see this
-        asked += f" NOT TO BE RELIED ON: hardly better than chance on simulated heads (AUROC {auroc:.2f})."
+    asked += unreliable(metrics.get("lesion"))
     lesion = Head("lesion", "classification", "heads/lesion.onnx", asked, LESION)
     return (
         HeadPart(sequence, Probabilities(model.sequence), ("embedding",)),
@@ -162,7 +185,7 @@ def _first_scope(model: FirstModel) -> ScopePart:
     return ScopePart(entry, model.scope)
 
 
-def _decoders(model: RecipeModel, config: RecipeConfig) -> tuple[HeadPart, ...]:
+def _decoders(model: RecipeModel, config: RecipeConfig, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
     """Every decoder of a recipe's model; what it answers is its own to say."""
     parts = []
     for described in config.decoders:
@@ -171,7 +194,7 @@ def _decoders(model: RecipeModel, config: RecipeConfig) -> tuple[HeadPart, ...]:
             name=described.name,
             kind=decoder.answer,
             file=f"heads/{described.name}.onnx",
-            description=described.description,
+            description=described.description + unreliable(metrics.get(described.name)),
             labels=tuple(decoder.labels),
             unit=decoder.unit,
             stride=int(decoder.stride),

@@ -16,7 +16,7 @@ from decipher_rt.errors import EngineError
 from decipher_rt.export import bundle as export_module
 from decipher_rt.export import evaluate as evaluate_module
 from decipher_rt.export.bundle import export_bundle
-from decipher_rt.export.parts import PROMPTS
+from decipher_rt.export.parts import PROMPTS, unreliable
 from decipher_rt.session import Session
 from decipher_rt.text import TextTower
 from decipher_rt.train.decoders.registry import DecoderConfig
@@ -261,3 +261,21 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(
         export_bundle(weights, case, tmp_path / "bundle", fp16=False, tokenizer=tokenizer)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"auroc": 0.91}, ""),
+        ({"auroc": 0.55}, "AUROC 0.55"),
+        ({"presence_auroc": 0.5, "iou": 0.4}, "AUROC 0.50"),
+        ({"r_squared": 0.05}, "5% of the variance"),
+        ({"r_squared": 0.8}, ""),
+        ({"dice": {"grey": 0.6, "lesion": 0.02}}, "lesion (Dice 0.02)"),
+        (None, ""),
+    ],
+)
+def test_a_head_of_poor_figures_says_so_with_every_answer(figures: dict | None, said: str) -> None:
+    warning = unreliable(figures)
+    assert said in warning
+    assert warning.startswith(" NOT TO BE RELIED ON") == bool(said)
