@@ -16,18 +16,19 @@ from decipher_rt.bundle import Bundle
 from decipher_rt.clock import StageClock
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.base import TakesGridsOnDevice
 from decipher_rt.engines.select import CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
 from decipher_rt.heads import answer_of, head_threads
 from decipher_rt.manifest import Head, Precision
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
-from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler
+from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, find_series
 from decipher_rt.streaming import SeriesStream, blank_volume
-from decipher_rt.tokens import Tokens, select_tokens
+from decipher_rt.tokens import Tokens, rank_patches, select_tokens, tissue_threshold
 from decipher_rt.verify import golden_fault
 from decipher_rt.volume import SeriesInfo, Volume
 
@@ -141,9 +142,11 @@ class Session:
         return described | ({"fallback": self.fallback} if self.fallback else {})
 
     def _load_preprocessor(self, threads: int, device: Device) -> Preprocessor:
-        spec = self.bundle.manifest.preprocessing
-        graph = self.bundle.file(spec.graphs[device]).read_bytes() if device in spec.graphs else None
-        return Preprocessor(graph, spec, device, threads=threads)
+        return Preprocessor(self._read_graph(device), self.bundle.manifest.preprocessing, device, threads=threads)
+
+    def _read_graph(self, device: Device) -> bytes | None:
+        graphs = self.bundle.manifest.preprocessing.graphs
+        return self.bundle.file(graphs[device]).read_bytes() if device in graphs else None
 
     def infer(
         self,
@@ -235,9 +238,15 @@ class Session:
 
     def _grid_and_tokens(self, grid: Grid, clock: StageClock) -> tuple[Grid, Tokens]:
         clock.finish("preprocess")
-        tokens = select_tokens(grid, self.bundle.manifest.preprocessing)
+        tokens = self._choose_tokens(grid)
         clock.finish("tokens")
         return grid, tokens
+
+    def _choose_tokens(self, grid: Grid) -> Tokens:
+        spec = self.bundle.manifest.preprocessing
+        if grid.device is not None and isinstance(self.encoder, TakesGridsOnDevice):  # only the counts leave the GPU
+            return rank_patches(self.encoder.tissue_counts(grid.device, tissue_threshold(grid.window, spec)), spec)
+        return select_tokens(grid, spec)
 
     def _finish(self, prepared: _Prepared, write: Write | None) -> Result:
         volume, clock = prepared.opened.volume, prepared.opened.clock
@@ -273,7 +282,10 @@ class Session:
         """
         volume = blank_volume(shape, dtype, affine_lps_mm, series, slope, intercept)
         if self._slices is None:
-            self._slices = SliceResampler(self.preprocessor.graph)
+            # Slices are resampled on the CPU as they arrive, wherever the rest happens.
+            self._slices = SliceResampler(
+                self._read_graph("cpu") or build_graph(self.bundle.manifest.preprocessing, "cpu")
+            )
 
         def answer(arrived: Volume, grid: Callable[[], Grid]) -> Result:
             clock = StageClock()
@@ -284,7 +296,7 @@ class Session:
 
     def _answer_grid(self, volume: Volume, grid: Grid, tokens: Tokens, clock: StageClock) -> Result:
         spec = self.bundle.manifest.preprocessing
-        on_device = grid.device is not None and self.encoder.name in GPU_PLANS
+        on_device = grid.device is not None and isinstance(self.encoder, TakesGridsOnDevice)
         volume_in: Any = grid.device if on_device else grid.volume[None, None]
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from decipher_rt.manifest import Numerics
+
+WIDE = 10_000  # columns: no table reaches it, and rich fills none that it does not need
 EVALUATED = 512  # series: one changed answer among the heads of so many is a quarter of a point
 
 
@@ -40,7 +50,7 @@ EVALUATED = 512  # series: one changed answer among the heads of so many is a qu
     "--evaluate",
     "evaluated",
     type=click.IntRange(0),
-    help="Judge every encoder on so many simulated series (default: 512 with --int8, otherwise 0).",
+    help="Judge every encoder on so many simulated series (default: 512 with --int8 or --engine tensorrt, otherwise 0).",
 )
 @click.option(
     "--max-drop",
@@ -102,7 +112,8 @@ def export(
     checkpoint = checkpoint or DEFAULT_WEIGHTS
     weights, tokenizer = load_weights(checkpoint), checkpoint / TOKENIZER
     config, progress = weights.config, Progress()
-    count = evaluated if evaluated is not None else EVALUATED * int8
+    # Two builds of one network differ, so that an engine that is built for this card is judged like a new precision.
+    count = evaluated if evaluated is not None else EVALUATED * (int8 or engine == "tensorrt")
     numerics = export_bundle(
         weights,
         load_golden(checkpoint),
@@ -116,20 +127,8 @@ def export(
     if as_json:
         click.echo(json.dumps({"bundle": str(output), "numerics": [dataclasses.asdict(row) for row in numerics]}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="against torch fp32: smallest cosine, largest absolute differences")
-    metrics = list(numerics[0].metrics)
-    for column in ("encoder", "cosine", "embedding", "tokens", "heads", "allowed", *(f"{name} %" for name in metrics)):
-        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
-    for row in numerics:
-        errors = (row.embedding_max_error, row.patch_max_error, row.heads_max_error, row.tolerance)
-        name = row.precision if row.target == "onnx" else f"{row.precision} {row.target.removeprefix('onnx-')}"
-        figures = (f"{row.metrics[head]:.2f}" for head in metrics)
-        table.add_row(name, f"{row.embedding_cosine:.5f}", *(f"{e:.1g}" for e in errors), *figures)
-    console = Console()
-    console.print(table)
+    console = _console()
+    console.print(_comparison(numerics))
     if plans is not None and not any(row.target.startswith(plans.flavour) for row in numerics):
         console.print(
             f"{plans.flavour} engines are built and not run: no card for them here. Each is checked on the golden case "
@@ -138,3 +137,30 @@ def export(
         )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     console.print(f"wrote {output} ({size / 1e6:.1f} MB)", highlight=False)
+
+
+def _console() -> Console:
+    """Return the console; in a pipe or a file, where no terminal sets a width, lines are as long as they need to be."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)
+
+
+def _comparison(numerics: Sequence[Numerics]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="against torch fp32: smallest cosines, largest absolute differences")
+    metrics = list(numerics[0].metrics)
+    judged = any(row.patch_cosine is not None for row in numerics)
+    columns = ["encoder", "cosine", *(["of tokens"] if judged else []), "embedding", "tokens", "heads", "allowed"]
+    for column in (*columns, *(f"{name} %" for name in metrics)):
+        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
+    for row in numerics:
+        errors = (row.embedding_max_error, row.patch_max_error, row.heads_max_error, row.tolerance)
+        name = row.precision if row.target == "onnx" else f"{row.precision} {row.target.removeprefix('onnx-')}"
+        cosines = (row.embedding_cosine, row.patch_cosine)[: 1 + judged]
+        figures = (f"{row.metrics[head]:.2f}" for head in metrics)
+        table.add_row(
+            name, *("" if c is None else f"{c:.5f}" for c in cosines), *(f"{e:.1g}" for e in errors), *figures
+        )
+    return table

@@ -30,7 +30,7 @@ from .specs import POINTER_ALIGNMENT, Spec, Specialisation, specialise
 
 STATIC_SHARED_MEMORY = 48 * 1024
 """Bytes a block may use on every architecture without asking (CUDA C++ Programming Guide, Technical Specifications)."""
-SHARED_MEMORY_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_MEMORY_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
 """KiB a block may use after asking, with cudaFuncAttributeMaxDynamicSharedMemorySize, by architecture (same source)."""
 HIDDEN_PARAMETERS = 2
 """Triton 3.9 appends two pointers, global and profile scratch. Both sizes are 0 here, so null pointers are passed."""

@@ -57,8 +57,9 @@ def tissue_counts_kernel(
         step = (row // PATCH_H * stride_d + row % PATCH_H * stride_h)[:, None] + (column * stride_w)[None, :]
         # Every type of voxel is exact in fp32. A NaN is above nothing, as for the host.
         voxels = tl.load(volume_ptr + corner + step, mask=inside, other=0).to(tl.float32)
-        count += (inside & (voxels > threshold)).to(tl.int32)
-    tl.store(out_ptr + program, tl.sum(tl.sum(count, 1), 0))
+        count += tl.where(inside & (voxels > threshold), 1, 0)
+    # Columns last: the other way round LLVM makes one population count of a thread's bits, by way of its stack.
+    tl.store(out_ptr + program, tl.sum(tl.sum(count, 0), 0))
 
 
 def tissue_counts(

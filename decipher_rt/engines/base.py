@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
+
+from decipher_rt.device_array import DeviceArray
 
 
 class Engine(Protocol):
@@ -23,4 +26,13 @@ class Engine(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph on named arrays and return its named outputs."""
+        ...
+
+
+@runtime_checkable
+class TakesGridsOnDevice(Protocol):
+    """An engine that reads grids where DALI left them on its GPU, and counts their tissue there."""
+
+    def tissue_counts(self, volume: DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
+        """Count the voxels of each patch that are above a threshold; shape (patches,), row-major."""
         ...

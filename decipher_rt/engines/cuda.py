@@ -1,4 +1,4 @@
-"""The CUDA driver by ctypes: what runs an engine and one kernel on a GPU, without PyTorch or CuPy.
+"""The CUDA driver by ctypes: what runs an engine and the kernels of a bundle on a GPU, without PyTorch or CuPy.
 
 Function names and signatures are those of ``cuda.h`` (CUDA Driver API, 12 and later); ``_v2`` is what the header's
 macros make of a name. Every call is checked, and an error says which call failed and how the driver names it.
@@ -11,6 +11,7 @@ import functools
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,21 @@ CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
 
+
+class KernelNodeParams(ctypes.Structure):
+    """``CUDA_KERNEL_NODE_PARAMS_v2``."""
+
+    _fields_ = [
+        ("func", c_void_p),
+        *((f"{what}Dim{axis}", c_uint) for what in ("grid", "block") for axis in "XYZ"),
+        ("sharedMemBytes", c_uint),
+        ("kernelParams", POINTER(c_void_p)),
+        ("extra", POINTER(c_void_p)),
+        ("kern", c_void_p),  # read only where func is null
+        ("ctx", c_void_p),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDriverGetVersion": (POINTER(c_int),),
@@ -39,6 +55,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamBeginCapture_v2": (c_void_p, c_int),
     "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuGraphCreate": (POINTER(c_void_p), c_uint),
+    "cuGraphAddChildGraphNode": (POINTER(c_void_p), c_void_p, POINTER(c_void_p), c_size_t, c_void_p),
+    "cuGraphAddKernelNode_v2": (POINTER(c_void_p), c_void_p, POINTER(c_void_p), c_size_t, POINTER(KernelNodeParams)),
+    "cuGraphExecKernelNodeSetParams_v2": (c_void_p, c_void_p, POINTER(KernelNodeParams)),
     "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, ctypes.c_ulonglong),
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphDestroy": (c_void_p,),
@@ -171,45 +191,42 @@ class Driver:
 
 
 class Kernel:
-    """A kernel of a cubin."""
+    """A kernel of a cubin; ``shared_memory`` is what each of its blocks gets, in bytes."""
 
     def __init__(self, driver: Driver, cubin: bytes, entry: str, shared_memory: int, *, raise_limit: bool) -> None:
-        self._driver, self._shared_memory = driver, shared_memory
+        self._driver, self.shared_memory = driver, shared_memory
         module = c_void_p()
         driver.call("cuModuleLoadData", byref(module), cubin)
         weakref.finalize(self, driver.free, "cuModuleUnload", module)
-        self._function = c_void_p()
-        driver.call("cuModuleGetFunction", byref(self._function), module, entry.encode())
+        self.function = c_void_p()
+        driver.call("cuModuleGetFunction", byref(self.function), module, entry.encode())
         if raise_limit:
-            driver.call("cuFuncSetAttribute", self._function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_memory)
+            driver.call("cuFuncSetAttribute", self.function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_memory)
 
-    def launch(self, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]) -> None:
-        """Launch on the driver's stream; ``arguments`` are ctypes values in the kernel's order."""
-        pointers = (c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+    def launch(self, grid: tuple[int, int, int], threads: int, pointers: ctypes.Array[c_void_p]) -> None:
+        """Launch on the driver's stream; ``pointers`` are the addresses of its arguments."""
         self._driver.call(
             "cuLaunchKernel",
-            self._function, *grid, threads, 1, 1, self._shared_memory, self._driver.stream, pointers, None,
+            self.function, *grid, threads, 1, 1, self.shared_memory, self._driver.stream, pointers, None,
         )  # fmt: skip
 
 
-class Graph:
-    """Work recorded on the driver's stream, launched as one."""
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with what it is launched on; ``arguments`` are ctypes values in the kernel's order."""
 
-    def __init__(self, driver: Driver, record: Any) -> None:
-        self._driver = driver
-        recorded, self._executable = c_void_p(), c_void_p()
-        driver.call("cuStreamBeginCapture_v2", driver.stream, CAPTURE_THREAD_LOCAL)
-        try:
-            record()
-        finally:
-            driver.call("cuStreamEndCapture", driver.stream, byref(recorded))
-        driver.call("cuGraphInstantiateWithFlags", byref(self._executable), recorded, 0)
-        driver.call("cuGraphDestroy", recorded)
-        weakref.finalize(self, driver.free, "cuGraphExecDestroy", self._executable)
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    threads: int
+    arguments: tuple[Any, ...]
 
-    def launch(self) -> None:
+    def run(self) -> None:
         """Launch on the driver's stream."""
-        self._driver.call("cuGraphLaunch", self._executable, self._driver.stream)
+        self.kernel.launch(self.grid, self.threads, self.pointers())
+
+    def pointers(self) -> ctypes.Array[c_void_p]:
+        """Return the arguments' addresses, as the driver takes them; it copies what they point to at the call."""
+        return (c_void_p * len(self.arguments))(*(ctypes.addressof(argument) for argument in self.arguments))
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX: the encoder on a GPU, from a grid in device memory to embedding and tokens on one stream.
 
-The patch-embedding kernel reads the grid where DALI left it; the engine, recorded as a CUDA graph for each token
-bucket, reads what the kernel wrote. All memory is taken when the engine is loaded, and each bucket is run once then.
+The patch-embedding kernel reads the grid where DALI left it, the engine what the kernel wrote; for each token bucket
+uploads, kernel, engine and downloads are one CUDA graph. All memory is taken when the engine is loaded, and each bucket
+is run once then.
 
 Written against the documented API of TensorRT 10 and 11 and TensorRT-RTX 1.7. ``docs/engines.md`` says what of it has
 run on a GPU.
@@ -9,9 +10,7 @@ run on a GPU.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.device_array import DeviceArray
-from decipher_rt.engines.cuda import Buffer, Driver, Graph
+from decipher_rt.engines.cuda import Buffer, Driver, Launch
+from decipher_rt.engines.cuda_graph import GridStep
 from decipher_rt.engines.patch_embed import PatchEmbed
+from decipher_rt.engines.tensorrt_cache import RuntimeCache, cache_file
 from decipher_rt.engines.tensorrt_log import failure, message_log
+from decipher_rt.engines.tissue import TissueCounter
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing
 
@@ -49,15 +51,15 @@ class Plan:
     tokens: tuple[int, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Bucket:
-    """What one number of tokens needs: buffers, the context with their addresses, and its recorded graph."""
+    """What one number of tokens needs: buffers, the context with their addresses, and the step that uses them."""
 
     context: trt.IExecutionContext
     tokens: Buffer
     embedded: Buffer
     outputs: dict[str, Buffer]
-    graph: Graph | None = None
+    step: GridStep
 
 
 class TensorRtEngine:
@@ -75,6 +77,14 @@ class TensorRtEngine:
     embedding_size : int
     device : int
         Index of the card.
+
+    Attributes
+    ----------
+    load_ms : float
+    compiled : bool
+        Whether this load compiled what a later one finds on disk (TensorRT-RTX).
+    not_recorded : str or None
+        Why CUDA graphs are not used, where recording one was refused.
 
     Raises
     ------
@@ -105,19 +115,24 @@ class TensorRtEngine:
         self._embed = PatchEmbed(kernels, self.driver)
         self._volume = Buffer(self.driver, (1, 1, *spec.grid_shape), SINGLE)
         self._window = Buffer(self.driver, (1, 2), SINGLE)
+        self._count = TissueCounter(kernels, self.driver, spec.patches)
+        self._prepare_warm_up()
         self._log = message_log(self._trt)
         self._runtime: trt.Runtime = self._trt.Runtime(self._log)
         self._engines: list[trt.ICudaEngine] = []  # contexts need theirs alive
         self._buckets: dict[int, _Bucket] = {}
+        self.not_recorded: str | None = None
+        self._count(self._volume.array, np.float32(0))
+        self._record(self._count.step)
         cached = True
         for plan in plans:
             engine = self._deserialize(plan)
             self._engines.append(engine)
-            cache = _RuntimeCache(plan, self.driver, self._trt) if hasattr(engine, "create_runtime_config") else None
+            cache = self._cache(plan) if hasattr(engine, "create_runtime_config") else None
             for profile, tokens in enumerate(plan.tokens):
                 context = self._context(engine, cache)
                 self._buckets[tokens] = self._bucket(context, profile, tokens, embedding_size)
-                self._warm_up(tokens, (1, tokens, self._embed.width))
+                self._warm_up(self._buckets[tokens])
             if cache is not None:
                 cached = cached and cache.found
                 cache.save()
@@ -147,33 +162,39 @@ class TensorRtEngine:
             known = ", ".join(map(str, self._buckets))
             raise EngineError(f"{self.name}: {tokens.shape[-1]} tokens, the engine was built for {known}")
         _check("tokens", tokens, bucket.tokens.array)
-        stream = self.driver.stream
         bucket.tokens.host[...] = tokens
-        bucket.tokens.upload(stream)
         self._window.host[...] = window
-        self._window.upload(stream)
         if isinstance(volume, DeviceArray):
             grid = volume
         else:
             self._volume.host[...] = volume
-            self._volume.upload(stream)
+            self._volume.upload(self.driver.stream)
             grid = self._volume.array
-        self._embed(grid, self._window.array, bucket.tokens.array, bucket.embedded.array)
-        self._launch(bucket)
-        for output in bucket.outputs.values():
-            output.download(stream)
+        bucket.step.run(grid)
         self.driver.synchronize()
         return {name: output.host.copy() for name, output in bucket.outputs.items()}
 
-    def _launch(self, bucket: _Bucket) -> None:
-        if bucket.graph is not None:
-            bucket.graph.launch()
-        else:
-            self._enqueue(bucket)
+    def tissue_counts(self, volume: DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
+        """Count the voxels of each patch of a grid on this device that are above a threshold.
 
-    def _enqueue(self, bucket: _Bucket) -> None:
-        if not bucket.context.execute_async_v3(self.driver.stream_handle):
-            raise failure(f"{self.name}: the engine does not run", self._log)
+        Parameters
+        ----------
+        volume : (1, 1, D, H, W) float32
+        threshold : float32
+            From ``decipher_rt.tokens.tissue_threshold``.
+
+        Returns
+        -------
+        ndarray, shape (patches,), int32
+
+        Raises
+        ------
+        EngineError
+            If the grid has another type or shape, or CUDA fails.
+        """
+        self.driver.make_current()
+        _check("volume", volume, self._volume.array)
+        return self._count(volume, threshold)
 
     def _deserialize(self, plan: Plan) -> trt.ICudaEngine:
         content = plan.path.read_bytes()
@@ -183,7 +204,10 @@ class TensorRtEngine:
             raise failure(f"{where} refuses it", self._log, rebuild(self.name, self.driver.architecture))
         return engine
 
-    def _context(self, engine: trt.ICudaEngine, cache: _RuntimeCache | None) -> trt.IExecutionContext:
+    def _cache(self, plan: Plan) -> RuntimeCache:
+        return RuntimeCache(cache_file(plan.sha256, self._trt.__version__, self.driver.version, self.driver.name))
+
+    def _context(self, engine: trt.ICudaEngine, cache: RuntimeCache | None) -> trt.IExecutionContext:
         if cache is None:
             context = engine.create_execution_context()
         else:
@@ -197,12 +221,10 @@ class TensorRtEngine:
     def _bucket(self, context: trt.IExecutionContext, profile: int, tokens: int, embedding_size: int) -> _Bucket:
         width = self._embed.width
         shapes = {"patch": (1, tokens, width), "embedding": (1, embedding_size)}
-        bucket = _Bucket(
-            context=context,
-            tokens=Buffer(self.driver, (1, tokens), INDEX),
-            embedded=Buffer(self.driver, (1, tokens, width), HALF),
-            outputs={name: Buffer(self.driver, shapes[name], SINGLE) for name in OUTPUTS},
-        )
+        indices = Buffer(self.driver, (1, tokens), INDEX)
+        embedded = Buffer(self.driver, (1, tokens, width), HALF)
+        outputs = {name: Buffer(self.driver, shapes[name], SINGLE) for name in OUTPUTS}
+        bucket = _Bucket(context, indices, embedded, outputs, self._step(context, indices, embedded, outputs))
         good = context.set_optimization_profile_async(profile, self.driver.stream_handle)
         self.driver.synchronize()
         good = good and context.set_input_shape(INPUT, (1, tokens, width))
@@ -213,53 +235,52 @@ class TensorRtEngine:
             raise failure(f"{self.name}: the engine is not this bundle's encoder", self._log)
         return bucket
 
-    def _warm_up(self, tokens: int, shape: tuple[int, ...]) -> None:
+    def _step(
+        self, context: trt.IExecutionContext, indices: Buffer, embedded: Buffer, outputs: dict[str, Buffer]
+    ) -> GridStep:
+        """Return what a bucket does. Nothing in it holds this object: memory is freed with its last reference."""
+        driver, name, log, window, kernel = self.driver, self.name, self._log, self._window, self._embed
+
+        def upload() -> None:
+            indices.upload(driver.stream)
+            window.upload(driver.stream)
+
+        def embed(grid: DeviceArray) -> Launch:
+            return kernel.bind(grid, window.array, indices.array, embedded.array)
+
+        def encode() -> None:
+            if not context.execute_async_v3(driver.stream_handle):
+                raise failure(f"{name}: the engine does not run", log)
+            for output in outputs.values():
+                output.download(driver.stream)
+
+        return GridStep(driver, upload, embed, encode)
+
+    def _prepare_warm_up(self) -> None:
+        """Give the first runs something to read."""
+        self._volume.host[...] = 0
+        self._volume.upload(self.driver.stream)
+        self._window.host[...] = (0, 1)
+
+    def _warm_up(self, bucket: _Bucket) -> None:
         """Run a bucket once, so that everything is compiled and allocated, then record it where that is possible."""
-        bucket = self._buckets[tokens]
-        bucket.embedded.host[...] = np.zeros(shape, HALF)
-        bucket.embedded.upload(self.driver.stream)
-        self._enqueue(bucket)
+        bucket.tokens.host[...] = 0
+        bucket.step.run(self._volume.array)
         self.driver.synchronize()
         capturable = getattr(bucket.context, "is_stream_capturable", None)
         if capturable is None or capturable(self.driver.stream_handle):
-            bucket.graph = Graph(self.driver, lambda: self._enqueue(bucket))
-            bucket.graph.launch()
-            self.driver.synchronize()
+            self._record(bucket.step)
+        else:
+            self.not_recorded = f"{self.name} does not let its work be recorded"
 
-
-class _RuntimeCache:
-    """What TensorRT-RTX compiles on a card, kept on disk for the next process; one for all contexts of an engine."""
-
-    def __init__(self, plan: Plan, driver: Driver, trt: Any) -> None:
-        self._path = cache_file(plan.sha256, trt.__version__, driver.version, driver.name)
-        self._cache: Any = None
-        self.found = False
-
-    def attach(self, config: Any) -> None:
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            if self._path is not None and self._path.is_file():
-                self.found = bool(self._cache.deserialize(self._path.read_bytes()))
-        config.set_runtime_cache(self._cache)
-
-    def save(self) -> None:
-        """Write the cache beside its place and rename it; a machine without a writable cache compiles each time."""
-        if self._path is None or self.found or self._cache is None:
-            return
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside.write_bytes(bytes(self._cache.serialize()))
-            beside.replace(self._path)
-        except OSError:
-            beside.unlink(missing_ok=True)
-
-
-def cache_file(plan_sha256: str, library_version: str, driver_version: str, card: str) -> Path | None:
-    """Return where the runtime cache of an engine lies; another engine, library, driver or card has another file."""
-    key = hashlib.sha256("\n".join((plan_sha256, library_version, driver_version, card)).encode()).hexdigest()
-    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and f"{os.environ['HOME']}/.cache")
-    return Path(base) / "decipher-rt" / "tensorrt-rtx" / f"{key[:32]}.cache" if base else None
+    def _record(self, step: GridStep) -> None:
+        """Record a step and run it once; where that is refused it stays as it is, and works."""
+        refused = step.record(self._volume.array)
+        if refused is not None:
+            self.not_recorded = refused
+            self._log.errors.clear()  # the next error is about something else
+        step.run(self._volume.array)
+        self.driver.synchronize()
 
 
 def require_library(flavour: str) -> Any:

@@ -6,13 +6,14 @@ serialised graph does not need. The C interface is ready in a tenth of that, and
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
 import os
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,6 @@ class DaliGraph:
 
     def __init__(self, graph: bytes, *, batch: int, threads: int, device_id: int | None = None) -> None:
         self.batch = batch
-        self._on_device = device_id is not None
         self._held: c_void_p | None = None  # the last outputs, whose memory the next stage may still read
         self._library = load_library()
         params = _PipelineParams(present=HAS_BATCH | HAS_THREADS, max_batch_size=batch, num_threads=threads)
@@ -119,8 +119,8 @@ class DaliGraph:
         self._finalizer = weakref.finalize(self, self._library.daliPipelineDestroy, self._handle)
         self._call("daliPipelineBuild", self._handle)
 
-    def run(self, inputs: Mapping[str, Sequence[NDArray[Any]]], out: NDArray[np.float32]) -> int | None:
-        """Run once.
+    def run(self, inputs: Mapping[str, Sequence[NDArray[Any]]], out: NDArray[np.float32]) -> None:
+        """Run once, and copy the output to the host.
 
         Parameters
         ----------
@@ -128,34 +128,57 @@ class DaliGraph:
         out : ndarray, float32, C-contiguous
             Receives the samples of the output one after another; its size must be theirs.
 
+        Raises
+        ------
+        EngineError
+            Where DALI fails; the graph must then be made anew.
+        """
+        self._execute(inputs)
+        try:
+            self._copy_out(out)
+        finally:
+            self._release()
+
+    def run_on_device(
+        self, inputs: Mapping[str, Sequence[NDArray[Any]]], shape: tuple[int, ...]
+    ) -> tuple[int, Callable[[], NDArray[np.float32]]]:
+        """Run a graph for the GPU once, on one sample, and leave the output where it is.
+
+        Parameters
+        ----------
+        inputs : mapping
+            As for ``run``.
+        shape : tuple of int
+            Of the output.
+
         Returns
         -------
-        int or None
-            Of a graph for the GPU with one sample, the address of its output on the device, ready on every stream and
-            valid until the next run.
+        address : int
+            Of the output on the device, ready on every stream and valid until the next run.
+        to_host : callable
+            Copies it; an EngineError after the next run.
 
         Raises
         ------
         EngineError
             Where DALI fails; the graph must then be made anew.
         """
-        self._release()
-        lists = [self._feed(name, samples) for name, samples in inputs.items()]
+        self._execute(inputs)
         try:
-            self._call("daliPipelineRun", self._handle)
-            outputs = c_void_p()
-            self._call("daliPipelinePopOutputs", self._handle, byref(outputs))
-            self._held = outputs
-            address: int | None = None
-            try:
-                address = self._copy_out(outputs, out)
-            finally:
-                if address is None:
-                    self._release()
-            return address
-        finally:
-            for tensor_list in lists:
-                self._call("daliTensorListDecRef", tensor_list, None)
+            address = self._address(int(np.prod(shape)) * 4)
+        except EngineError:
+            self._release()
+            raise
+        held = self._held
+
+        def to_host() -> NDArray[np.float32]:
+            if self._held is not held:
+                raise EngineError("the grid is no longer on the GPU: the next volume has taken its place")
+            out = np.empty(shape, np.float32)
+            self._copy_out(out)
+            return out
+
+        return address, to_host
 
     def close(self) -> None:
         """Free the graph's threads and memory."""
@@ -166,6 +189,19 @@ class DaliGraph:
         held, self._held = self._held, None
         if held is not None:
             self._call("daliPipelineOutputsDestroy", held)
+
+    def _execute(self, inputs: Mapping[str, Sequence[NDArray[Any]]]) -> None:
+        """Run, and hold the outputs: they are on the device, or the host, until they are released."""
+        self._release()
+        lists = [self._feed(name, samples) for name, samples in inputs.items()]
+        try:
+            self._call("daliPipelineRun", self._handle)
+            outputs = c_void_p()
+            self._call("daliPipelinePopOutputs", self._handle, byref(outputs))
+            self._held = outputs
+        finally:
+            for tensor_list in lists:
+                self._call("daliTensorListDecRef", tensor_list, None)
 
     def _feed(self, name: str, samples: Sequence[NDArray[Any]]) -> c_void_p:
         first = samples[0]
@@ -190,25 +226,32 @@ class DaliGraph:
             raise
         return tensor_list
 
-    def _copy_out(self, outputs: c_void_p, out: NDArray[np.float32]) -> int | None:
+    def _copy_out(self, out: NDArray[np.float32]) -> None:
+        with self._output(out.nbytes) as tensor_list:
+            host = _BufferPlacement(CPU, 0, 0)
+            self._call("daliTensorListCopyOut", tensor_list, c_void_p(out.ctypes.data), host, None, COPY_SYNC)
+
+    def _address(self, nbytes: int) -> int:
+        with self._output(nbytes) as tensor_list:
+            description = _TensorDesc()
+            self._call("daliTensorListGetTensorDesc", tensor_list, byref(description), 0)
+            return int(description.data)
+
+    @contextlib.contextmanager
+    def _output(self, nbytes: int) -> Iterator[c_void_p]:
+        """Give the output that is held, after a look at its size and type."""
         tensor_list = c_void_p()
-        self._call("daliPipelineOutputsGet", outputs, byref(tensor_list), 0)
+        self._call("daliPipelineOutputsGet", self._held, byref(tensor_list), 0)
         try:
             size, dtype = c_size_t(), c_int()
             self._call("daliTensorListGetByteSize", tensor_list, byref(size))
             self._call("daliTensorListGetDType", tensor_list, byref(dtype))
-            if (size.value, dtype.value) != (out.nbytes, DATA_TYPES[out.dtype]) or not out.flags.c_contiguous:
+            if (size.value, dtype.value) != (nbytes, DATA_TYPES[np.dtype(np.float32)]):
                 raise EngineError(
-                    f"the DALI graph gave {size.value} bytes of type {dtype.value}, expected {out.nbytes} of float32: "
+                    f"the DALI graph gave {size.value} bytes of type {dtype.value}, expected {nbytes} of float32: "
                     "the bundle's graph does not match its manifest"
                 )
-            host = _BufferPlacement(CPU, 0, 0)
-            self._call("daliTensorListCopyOut", tensor_list, c_void_p(out.ctypes.data), host, None, COPY_SYNC)
-            if not self._on_device or self.batch != 1:
-                return None
-            description = _TensorDesc()
-            self._call("daliTensorListGetTensorDesc", tensor_list, byref(description), 0)
-            return int(description.data)
+            yield tensor_list
         finally:
             self._call("daliTensorListDecRef", tensor_list, None)
 

@@ -7,7 +7,9 @@ of the last, i + 0.5 the centre of voxel i. The field of view of the acquisition
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
@@ -34,26 +36,48 @@ SPACING_RANGE_MM = (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
+class VolumeOnDevice:
+    """A grid's voxels where DALI left them on the GPU, valid until the preprocessor's next volume.
+
+    Attributes
+    ----------
+    array : DeviceArray, shape (1, 1, D, H, W), float32
+    to_host : callable
+        Copies them, as (D, H, W); an EngineError once they are gone.
+    """
+
+    array: DeviceArray
+    to_host: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class Grid:
     """A volume on the encoder's grid.
 
     Attributes
     ----------
-    volume : ndarray, shape (D, H, W), float32
+    voxels : ndarray, shape (D, H, W), float32, or VolumeOnDevice
         Axes run to S, A, R. Values are the volume's stored values, interpolated; outside the field of view they are
-        ``window[0]``.
+        ``window[0]``. Use ``volume`` or ``device``.
     window : ndarray, shape (2,), float32
         The two percentiles of the spec, of all voxels of the volume, in the same units.
     affine_lps_mm : ndarray, shape (4, 4), float64
         Maps grid index (d, h, w, 1) to DICOM patient coordinates (LPS) in mm.
-    device : DeviceArray or None, shape (1, 1, D, H, W), float32
-        ``volume`` where DALI left it on the GPU, valid until the preprocessor's next volume.
     """
 
-    volume: NDArray[np.float32]
+    voxels: NDArray[np.float32] | VolumeOnDevice
     window: NDArray[np.float32]
     affine_lps_mm: NDArray[np.float64]
-    device: DeviceArray | None = None
+
+    @cached_property
+    def volume(self) -> NDArray[np.float32]:
+        """The voxels on the host; from a GPU they are copied when they are first asked for."""
+        return self.voxels.to_host() if isinstance(self.voxels, VolumeOnDevice) else self.voxels
+
+    @property
+    def device(self) -> DeviceArray | None:
+        """The voxels on the GPU, (1, 1, D, H, W); None where DALI ran on the CPU."""
+        return self.voxels.array if isinstance(self.voxels, VolumeOnDevice) else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess.dali import DaliGraph
 from decipher_rt.preprocess.graph import Device, build_graph
-from decipher_rt.preprocess.grid import Grid, GridPlan, graph_inputs, plan
+from decipher_rt.preprocess.grid import Grid, GridPlan, VolumeOnDevice, graph_inputs, plan
 from decipher_rt.preprocess.operators import check_operators
 from decipher_rt.volume import Volume
 
@@ -76,15 +76,22 @@ class Preprocessor:
         arguments = graph_inputs(grid_plan, self._spec.grid_shape, self._slabs)
         inputs = {name: [values[slab, ...] for slab in range(self._slabs)] for name, values in arguments.items()}
         inputs["voxels"] = [voxels] * self._slabs
-        grid = np.empty(self._spec.grid_shape, np.float32)
         pipeline = self._pipeline(voxels.dtype)
         try:
-            address = pipeline.run(inputs, grid)
+            grid = self._run(pipeline, inputs)
         except EngineError:
             del self._pipelines[voxels.dtype]  # DALI does not go on after an error
             raise
-        device = DeviceArray(address, (1, 1, *grid.shape), grid.dtype) if address else None
-        return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm, device)
+        return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm)
+
+    def _run(self, pipeline: DaliGraph, inputs: dict[str, list[NDArray[Any]]]) -> NDArray[np.float32] | VolumeOnDevice:
+        shape = self._spec.grid_shape
+        if self.device == "gpu":
+            address, to_host = pipeline.run_on_device(inputs, shape)
+            return VolumeOnDevice(DeviceArray(address, (1, 1, *shape), np.dtype(np.float32)), to_host)
+        grid = np.empty(shape, np.float32)
+        pipeline.run(inputs, grid)
+        return grid
 
     def _pipeline(self, dtype: np.dtype[np.generic]) -> DaliGraph:
         """Return the pipeline for a type of voxel: DALI's inputs keep theirs."""

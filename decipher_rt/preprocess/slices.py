@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from decipher_rt.errors import EngineError
 from decipher_rt.preprocess.dali import DaliGraph
 from decipher_rt.preprocess.grid import GridPlan
+from decipher_rt.preprocess.operators import check_operators
 
 
 class SliceResampler:
@@ -24,9 +25,15 @@ class SliceResampler:
     ----------
     graph : bytes
         The bundle's serialised graph for the CPU.
+
+    Raises
+    ------
+    BundleError
+        Where the graph is damaged or holds operators that preprocessing does not use.
     """
 
     def __init__(self, graph: bytes) -> None:
+        check_operators(graph)
         self._graph = graph
         self._pipelines: dict[np.dtype[np.generic], DaliGraph] = {}
 

@@ -21,7 +21,7 @@ from decipher_rt.engines.tensorrt import HALF, INPUT, OUTPUTS, SINGLE, require_l
 from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
 
-from .graph import with_attention_nodes, with_static_tokens
+from .graph import half_type, with_attention_nodes, with_static_tokens
 from .plugin import plugin_kernel, register_attention
 
 ROUNDS, WARM_UP = 30, 5
@@ -127,7 +127,7 @@ def _with_kernel(model: ModelProto, heads: int, head_dim: int, tokens: int, driv
         import tensorrt.plugin as trtp
 
         # The class token and the registers join the tokens of the bucket; the tiles hardly differ for them.
-        register_attention(trtp, plugin_kernel(heads, head_dim, tokens, driver.architecture))
+        register_attention(trtp, plugin_kernel(heads, head_dim, tokens, driver.architecture, half_type(model)))
         return build_one(with_attention_nodes(with_static_tokens(model, tokens), heads))
     except (ImportError, EngineError, ValueError):
         return None

@@ -24,7 +24,7 @@ from decipher_rt.engines.select import plan_target
 from decipher_rt.errors import EngineError
 from decipher_rt.kernels.bundle import write_kernels
 from decipher_rt.kernels.config import ARCHITECTURES as KERNEL_ARCHITECTURES
-from decipher_rt.kernels.specs import PatchEmbed3dSpec
+from decipher_rt.kernels.specs import PatchEmbed3dSpec, Spec, TissueCountsSpec
 from decipher_rt.manifest import EngineFile, Precision
 from decipher_rt.train.model.vit import ViT
 
@@ -33,6 +33,7 @@ from .graph import embedded_graph
 from .int8 import activation_ranges, symmetric_qdq, weight_only
 
 FIRST_WITH_BF16 = 80  # Ampere
+FIRST_WITHOUT_SUCCESSORS = 90  # Hopper: Triton compiles for sm_90a and the like, which run on no other card
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,14 @@ def embedded_tokens(encoder: ViT, calibration: Sequence[Mapping[str, NDArray[Any
 
 
 def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes]:
-    """Return the patch-embedding kernel for the cards, and the weights it reads."""
+    """Return the kernels that read the grid, for the cards, and the weights of the patch embedding."""
     config = encoder.config
-    spec = PatchEmbed3dSpec(config.grid_shape, config.patch_shape, config.width, rows=config.token_buckets[0])
+    specs: list[Spec] = [
+        PatchEmbed3dSpec(config.grid_shape, config.patch_shape, config.width, rows=config.token_buckets[0]),
+        TissueCountsSpec(config.grid_shape, config.patch_shape),
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_kernels(Path(folder), [spec], sorted({_cubin_architecture(a) for a in architectures}))
+        paths = write_kernels(Path(folder), specs, sorted({_cubin_architecture(a) for a in architectures}))
         files = {f"kernels/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
     arrays = io.BytesIO()
     with torch.no_grad():
@@ -195,8 +199,8 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
 
 
 def _cubin_architecture(architecture: int) -> int:
-    """Return what serves a card: its own cubin, or that of the nearest earlier card of its generation."""
+    """Return what serves a card: its own cubin, or before Hopper that of the nearest earlier card of its generation."""
     fitting = [known for known in KERNEL_ARCHITECTURES if known // 10 == architecture // 10 and known <= architecture]
-    if not fitting:
+    if not fitting or (architecture >= FIRST_WITHOUT_SUCCESSORS and architecture not in fitting):
         raise EngineError(f"there is no kernel for sm_{architecture}")
     return max(fitting)

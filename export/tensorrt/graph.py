@@ -6,12 +6,13 @@ Gather, normalisation and projection of the patches are the ``patch_embed3d`` ke
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from decipher_rt.errors import EngineError
@@ -19,6 +20,7 @@ from decipher_rt.train.model.vit import ViT
 
 from ..onnx import graph
 
+HalfType = Literal["float16", "bfloat16"]
 PLUGIN_NAMESPACE, PLUGIN_NAME = "decipher_rt", "attention"
 
 
@@ -53,6 +55,12 @@ def embedded_graph(encoder: ViT) -> bytes:
         outputs=("patch", "embedding"),
         dynamic={"embedded": {0: "B", 1: "K"}},
     )
+
+
+def half_type(model: ModelProto) -> HalfType:
+    """Return what a graph computes its attention in: bfloat16 where its weights are, otherwise float16."""
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    return "bfloat16" if TensorProto.BFLOAT16 in types else "float16"
 
 
 def with_static_tokens(model: ModelProto, tokens: int) -> ModelProto:

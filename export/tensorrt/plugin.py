@@ -15,14 +15,18 @@ from decipher_rt.errors import EngineError
 from decipher_rt.kernels.aot import HIDDEN_PARAMETERS, CompiledKernel, compile_kernels
 from decipher_rt.kernels.specs import AttentionSpec, Scalar
 
-from .graph import PLUGIN_NAME, PLUGIN_NAMESPACE
+from .graph import PLUGIN_NAME, PLUGIN_NAMESPACE, HalfType
 
 PLUGIN_ID = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME}"
 _ENTRY = re.compile(r"(\.visible\s+\.entry\s+\w+\s*\()(.*?)(\))", re.DOTALL)
 
 
-def plugin_kernel(heads: int, head_dim: int, tokens: int, architecture: int) -> CompiledKernel:
+def plugin_kernel(
+    heads: int, head_dim: int, tokens: int, architecture: int, dtype: HalfType = "float16"
+) -> CompiledKernel:
     """Compile the attention kernel as the plugin launches it: q, k and v apart, one bucket's tiles.
+
+    ``dtype`` is the graph's (``half_type``): TensorRT hands over what the graph computes in, and converts nothing.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def plugin_kernel(heads: int, head_dim: int, tokens: int, architecture: int) -> 
         If a plugin cannot launch the kernel: it would need scratch memory, or more shared memory than a launch gets
         without asking.
     """
-    spec = AttentionSpec(heads, head_dim, "float16", "separate", tokens)
+    spec = AttentionSpec(heads, head_dim, dtype, "separate", tokens)
     (kernel,) = compile_kernels([spec], [architecture])
     if kernel.global_scratch or kernel.profile_scratch:
         raise EngineError(

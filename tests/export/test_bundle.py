@@ -17,8 +17,9 @@ from decipher_rt.engines import load_engine
 from decipher_rt.errors import BundleError, EngineError
 from decipher_rt.export import bundle as export_module
 from decipher_rt.export.bundle import ENCODERS, export_bundle
+from decipher_rt.export import cli
 from decipher_rt.export.cli import export
-from decipher_rt.manifest import Precision
+from decipher_rt.manifest import Numerics, Precision
 from decipher_rt.train.first_config import FirstConfig
 from decipher_rt.train.golden import GoldenCase, save_golden
 from decipher_rt.train.model.first import FirstModel
@@ -270,3 +271,32 @@ def test_command_exports_and_prints_the_comparison(
     table = CliRunner().invoke(export, arguments[:-1], catch_exceptions=False)
     assert "fp32" in table.output
     assert "allowed" in table.output
+
+
+def test_the_comparison_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing cuts a column where no terminal says how wide it is; ``COLUMNS`` is what rich would heed otherwise."""
+    monkeypatch.setenv("COLUMNS", "60")
+    heads = {f"head_number_{index}": 90.0 + index for index in range(6)}
+    rows = [
+        Numerics("fp32", 1.0, 1e-6, 2e-6, 3e-6, 1e-3, "onnx", 1.0, heads),
+        Numerics("int8", 0.99951, 0.01, 0.2, 0.03, 0.5, "onnx-vnni", 0.99441, heads),
+    ]
+    cli._console().print(cli._comparison(rows))
+    printed = capsys.readouterr().out
+    title, _, header, *_ = printed.splitlines()
+    assert title.strip() == "against torch fp32: smallest cosines, largest absolute differences"
+    for name in (
+        "encoder",
+        "cosine",
+        "of tokens",
+        "embedding",
+        "tokens",
+        "heads",
+        "allowed",
+        *(f"{h} %" for h in heads),
+    ):
+        assert f" {name} " in header
+    for figure in ("int8 vnni", "0.99951", "0.99441", "0.2", "95.00"):
+        assert figure in printed
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert max(map(len, printed.splitlines())) < 250  # and no line is padded to that width

@@ -20,7 +20,7 @@ from decipher_rt.kernels.aot import (
 )
 from decipher_rt.kernels.bundle import describe, write_kernels
 from decipher_rt.kernels.config import ARCHITECTURES
-from decipher_rt.kernels.specs import AttentionSpec, PatchEmbed3dSpec, Scalar, Spec, specialise
+from decipher_rt.kernels.specs import AttentionSpec, PatchEmbed3dSpec, Scalar, Spec, TissueCountsSpec, specialise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The encoder presets (tiny: 12^3 patches, 32 channels a head; base: 16^3, 64), the third head dim, and the other voxel type.
@@ -36,6 +36,11 @@ MORE: list[Spec] = [
     PatchEmbed3dSpec((90, 90, 90), (15, 15, 15), 200, tokens="int32", table="float16"),
     AttentionSpec(12, 64, dtype="bfloat16", layout="separate"),
     *(AttentionSpec(32, d, tokens=4096) for d in (64, 96)),
+    # Every type of voxel; a tile that the patch fills, three quarters of one, and rows on no boundary.
+    TissueCountsSpec((128, 128, 128), (16, 16, 16)),
+    TissueCountsSpec((96, 96, 96), (12, 12, 12), "int16"),
+    TissueCountsSpec((90, 90, 90), (15, 15, 15), "float16"),
+    TissueCountsSpec((64, 64, 64), (8, 8, 8), "uint16"),
 ]
 
 
@@ -74,8 +79,8 @@ def check(kernel: CompiledKernel, architecture: int) -> None:
     assert kernel.threads * resources.registers <= 65536, "one block must fit the register file"
     assert kernel.shared_memory <= SHARED_MEMORY_LIMIT[architecture] * 1024
     assert kernel.asks_for_shared_memory == (kernel.shared_memory > STATIC_SHARED_MEMORY)
-    pointers = {"patch_embed3d": 6, "attention": 3}[kernel.specialisation.kernel]
-    scalars = {"patch_embed3d": 2, "attention": 5}[kernel.specialisation.kernel]
+    pointers = {"patch_embed3d": 6, "attention": 3, "tissue_counts": 2}[kernel.specialisation.kernel]
+    scalars = {"patch_embed3d": 2, "attention": 5, "tissue_counts": 0}[kernel.specialisation.kernel]
     # Inputs, int32 scalars, the output, and Triton's two hidden scratch pointers.
     assert kernel.entry.parameters == ("ptr",) * pointers + ("u32",) * scalars + ("ptr",) * 3
     # Nothing of the machine that compiled: no line table, no path.
@@ -147,11 +152,12 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_signatures_follow_the_kernels() -> None:
     """The order in which constants are written down is the kernel's."""
-    from decipher_rt.kernels import attention, patch_embed3d
+    from decipher_rt.kernels import attention, patch_embed3d, tissue_counts
 
     for spec, kernel in (
         (BASE_PATCH, patch_embed3d.patch_embed3d_kernel),
         (AttentionSpec(2, 96), attention.attention_kernel),
+        (TissueCountsSpec((8, 8, 8), (4, 4, 4)), tissue_counts.tissue_counts_kernel),
     ):
         assert list(specialise(spec, 80).signature) == list(inspect.signature(kernel.fn).parameters)
 
@@ -164,6 +170,9 @@ def test_signatures_follow_the_kernels() -> None:
         (AttentionSpec(2, 64), [70], "cannot compile for \\[70\\]"),
         (PatchEmbed3dSpec((10, 10, 10), (3, 5, 5), 8), [80], "not a positive multiple of the patch"),
         (PatchEmbed3dSpec((10, 10, 10), (5, 5, 5), 8, operand="float32"), [80], "operand must be"),
+        (PatchEmbed3dSpec((10, 10, 10), (5, 5, 5), 8, volume="int64"), [80], "volume must be"),
+        (TissueCountsSpec((10, 10, 10), (5, 5, 3)), [80], "not a positive multiple of the patch"),
+        (TissueCountsSpec((10, 10, 10), (5, 5, 5), "bfloat16"), [80], "volume must be"),
     ],
 )
 def test_what_no_kernel_serves_is_refused(spec: Spec, architectures: list[int], message: str) -> None:
@@ -240,6 +249,14 @@ def test_launch_data_says_what_the_wrapper_launches(bundle: Path) -> None:
     assert torch.empty(2, 128, 128, 128, device="meta").stride() == tuple(
         patch["constants"][f"stride_{x}"] for x in "bdhw"
     )
+
+
+def test_counting_is_launched_once_for_every_patch(compiled: Compiled) -> None:
+    launch = describe(compiled[TissueCountsSpec((96, 96, 96), (12, 12, 12), "int16"), 90])
+    assert [a["name"] for a in launch["arguments"]] == ["volume", "threshold", "out", "global_scratch", "profile_scratch"]
+    assert [a.get("pointer") for a in launch["arguments"]] == ["i16", "fp32", "i32", None, None]
+    assert [Scalar(**axis).value({"batch": 3}) for axis in launch["grid"]] == [3 * 512, 1, 1]
+    assert (launch["kernel"], launch["tuning"]) == ("tissue_counts", "fixed")
 
 
 def test_untuned_kernels_say_so(compiled: Compiled) -> None:

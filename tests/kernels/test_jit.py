@@ -40,6 +40,7 @@ JITFunction.run = compile_only
 
 from decipher_rt.kernels.attention import attention
 from decipher_rt.kernels.patch_embed3d import patch_embed3d
+from decipher_rt.kernels.tissue_counts import tissue_counts
 
 half, zeros = torch.float16, torch.zeros
 volume = zeros(2, 32, 32, 32, dtype=torch.uint16)
@@ -48,6 +49,8 @@ patch_embed3d(volume, *rest, (16, 16, 16))
 patch_embed3d(zeros(2, 32, 32, 32).permute(0, 3, 1, 2), *rest, (16, 16, 16), torch.float32)
 q, k, v = zeros(2, 37, 3, 4, 96, dtype=half).permute(2, 0, 3, 1, 4).unbind(0)
 attention(q, k, v)
+tissue_counts(volume, zeros(2), (16, 16, 16))
+tissue_counts(zeros(1, 30, 30, 30).permute(0, 2, 1, 3), zeros(1), (15, 15, 15))
 print(json.dumps(compiled))
 """
 
@@ -64,5 +67,8 @@ def test_wrappers_compile_just_in_time(architecture: int, tmp_path: Path) -> Non
         ("patch_embed3d_kernel", [1]),
         ("patch_embed3d_kernel", [1]),
         ("attention_kernel", [1, 4, 2]),
+        ("tissue_counts_kernel", [16]),
+        ("tissue_counts_kernel", [8]),
     ]
-    assert all(c["fp_fusion"] and c["global_scratch"] == 0 and c["cubin"] > 0 for c in compiled)
+    assert all(c["fp_fusion"] for c in compiled[:3])  # the counts have nothing to fuse
+    assert all(c["global_scratch"] == 0 and c["cubin"] > 0 for c in compiled)

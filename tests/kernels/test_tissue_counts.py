@@ -145,7 +145,9 @@ def test_counts_are_those_of_the_cpu(shape: Shape, patch: Shape, level: float, d
 def test_voxels_within_a_rounding_of_the_threshold() -> None:
     """The three floats around every threshold: fused arithmetic on the device would put some on the other side."""
     rng = np.random.default_rng(0)
-    for low, high, level in zip(rng.normal(0, 300, 50), rng.uniform(500, 4000, 50), rng.uniform(0, 0.3, 50), strict=True):
+    for low, high, level in zip(
+        rng.normal(0, 300, 50), rng.uniform(500, 4000, 50), rng.uniform(0, 0.3, 50), strict=True
+    ):
         spec = Preprocessing((2, 2, 2), (1.0,) * 3, (2, 2, 2), (1,), tissue_level=float(level), min_tissue=0.1)
         window = np.array([low, high], np.float32)
         at = tissue_threshold(window, spec)

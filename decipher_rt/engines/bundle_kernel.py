@@ -1,0 +1,124 @@
+"""A kernel of a bundle on this card, launched as ``kernels/kernels.json`` says; nothing of a kernel is known here."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decipher_rt.device_array import DeviceArray
+from decipher_rt.engines.cuda import Driver, Kernel, Launch
+from decipher_rt.errors import EngineError
+
+SCHEMA = "decipher-rt/kernels/1"
+# Triton's names of what the launch data calls ``pointer``.
+POINTERS = {
+    "i16": np.int16,
+    "u16": np.uint16,
+    "i32": np.int32,
+    "i64": np.int64,
+    "fp16": np.float16,
+    "fp32": np.float32,
+}
+
+
+class BundleKernel:
+    """A kernel for one card.
+
+    Parameters
+    ----------
+    folder : Path
+        ``kernels/`` of the bundle.
+    driver : Driver
+    name : str
+        Of the kernel, as the launch data has it.
+
+    Raises
+    ------
+    EngineError
+        If the bundle has no such kernel for this card.
+    """
+
+    def __init__(self, folder: Path, driver: Driver, name: str) -> None:
+        entry = find_kernel(folder, driver.architecture, name)
+        self._launch_data = entry
+        self._kernel = Kernel(
+            driver,
+            (folder / entry["cubin"]).read_bytes(),
+            entry["entry"],
+            entry["shared_memory_bytes"],
+            raise_limit=entry["raise_shared_memory_limit"],
+        )
+
+    def bind(self, given: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> Launch:
+        """Return the launch on arrays, by the names of the launch data, and sizes (``batch``, ``tokens``, ``rows``).
+
+        Raises
+        ------
+        EngineError
+            If an array is not what the kernel was compiled for.
+        """
+        data = self._launch_data
+        x, y, z = (evaluate(axis, sizes) for axis in data["grid"])
+        arguments = tuple(argument(data["kernel"], item, given, sizes) for item in data["arguments"])
+        return Launch(self._kernel, (x, y, z), data["threads"], arguments)
+
+
+def find_kernel(folder: Path, architecture: int, name: str) -> dict[str, Any]:
+    """Return the launch data of a kernel for an architecture.
+
+    A cubin runs on its own architecture and on later ones of the same major number, the nearest of which is taken; one
+    that is architecture-specific (sm_90a) on its own alone (CUDA Programming Guide, binary compatibility).
+
+    Raises
+    ------
+    EngineError
+        Naming those that there are.
+    """
+    path = folder / "kernels.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path}: cannot be read ({type(error).__name__}); export the bundle again") from None
+    if document.get("schema") != SCHEMA:
+        raise EngineError(f"{path}: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
+    kernels = [item for item in document["kernels"] if item["kernel"] == name]
+    for serving in range(architecture, architecture // 10 * 10 - 1, -1):
+        for item in kernels:
+            if item["architecture"] == f"sm_{serving}" or (
+                serving == architecture and item["architecture"] == f"sm_{serving}a"
+            ):
+                return dict(item)
+    known = ", ".join(item["architecture"] for item in kernels) or "no card"
+    raise EngineError(f"the bundle's {name} is for {known}, this card is sm_{architecture}; export it again")
+
+
+def evaluate(scalar: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
+    """Return ``times * ceil(size / block)``."""
+    size = 1 if scalar["size"] is None else sizes[scalar["size"]]
+    return int(scalar["times"]) * -(-size // int(scalar["block"]))
+
+
+def argument(kernel: str, item: Mapping[str, Any], given: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> Any:
+    """Return one argument of a kernel as a ctypes value.
+
+    Raises
+    ------
+    EngineError
+        If an array is not what the kernel was compiled for.
+    """
+    if item.get("null"):
+        return ctypes.c_void_p(None)
+    if "int32" in item:
+        return ctypes.c_int32(evaluate(item["int32"], sizes))
+    array = given[item["name"]]
+    if array.dtype != POINTERS[item["pointer"]] or array.pointer % item["align"]:
+        raise EngineError(
+            f"{kernel}: {item['name']} is {array.dtype} at address {array.pointer:#x}, "
+            f"the kernel takes {item['pointer']} aligned to {item['align']} bytes"
+        )
+    return ctypes.c_void_p(array.pointer)

@@ -1,0 +1,55 @@
+"""What TensorRT-RTX compiles on a card, kept on disk for the next process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+
+class RuntimeCache:
+    """The cache of one engine, for all its contexts.
+
+    Parameters
+    ----------
+    path : Path or None
+        From ``cache_file``.
+
+    Attributes
+    ----------
+    found : bool
+        Whether the file was there and the library took it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._cache: Any = None
+        self.found = False
+
+    def attach(self, config: Any) -> None:
+        """Let a runtime configuration use the cache."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._path is not None and self._path.is_file():
+                self.found = bool(self._cache.deserialize(self._path.read_bytes()))
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write the cache beside its place and rename it; a machine without a writable cache compiles each time."""
+        if self._path is None or self.found or self._cache is None:
+            return
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            beside.write_bytes(bytes(self._cache.serialize()))
+            beside.replace(self._path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+
+
+def cache_file(plan_sha256: str, library_version: str, driver_version: str, card: str) -> Path | None:
+    """Return where the runtime cache of an engine lies; another engine, library, driver or card has another file."""
+    key = hashlib.sha256("\n".join((plan_sha256, library_version, driver_version, card)).encode()).hexdigest()
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and f"{os.environ['HOME']}/.cache")
+    return Path(base) / "decipher-rt" / "tensorrt-rtx" / f"{key[:32]}.cache" if base else None
