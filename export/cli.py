@@ -50,7 +50,7 @@ EVALUATED = 512  # series: one changed answer among the heads of so many is a qu
     "--evaluate",
     "evaluated",
     type=click.IntRange(0),
-    help="Judge every encoder on so many simulated series (default: 512 with --int8 or --engine tensorrt, otherwise 0).",
+    help="Judge every encoder on so many simulated series (default: 512 with --int8 or --engine tensorrt).",
 )
 @click.option(
     "--max-drop",

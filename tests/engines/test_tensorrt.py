@@ -1,17 +1,16 @@
 """The TensorRT runtime without a GPU: a driver whose device memory is the host's, and an engine that is ONNX.
 
 What cannot be shown so is what a card does. What is shown: every call is one that ``cuda.h`` declares, with its number
-of arguments; the kernel is launched with the arguments, grid and addresses that its launch data ask for; buffers,
+of arguments; kernels are launched with the arguments, grid and addresses that their launch data ask for; buffers,
 profiles, graphs and the cache belong to the right bucket; the whole gives what the encoder in PyTorch gives.
 """
 
-# ruff: noqa: N802, N815 - handlers carry the names of cuda.h
 from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import gc
-import itertools
 import json
 import re
 from collections.abc import Callable
@@ -21,17 +20,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 
 from decipher_rt.device_array import DeviceArray
-from decipher_rt.engines import cuda, patch_embed
+from decipher_rt.engines import cuda
 from decipher_rt.engines import tensorrt as module
-from decipher_rt.engines.tensorrt import Plan, TensorRtEngine, cache_file
+from decipher_rt.engines.bundle_kernel import find_kernel
+from decipher_rt.engines.tensorrt import Plan, TensorRtEngine
+from decipher_rt.engines.tensorrt_cache import cache_file
 from decipher_rt.errors import EngineError
 from decipher_rt.export.tensorrt.files import _kernel_files
 from decipher_rt.export.tensorrt.graph import embedded_graph
+from decipher_rt.preprocess import Grid
+from decipher_rt.tokens import tissue_counts, tissue_threshold
 from decipher_rt.train.model.vit import ViT, ViTConfig
 
 CONFIG = ViTConfig(
@@ -39,211 +41,6 @@ CONFIG = ViTConfig(
     spacing_mm=(15.0,) * 3, token_buckets=(24, 96),
 )  # fmt: skip
 HALF_STEPS = 2e-2  # two layers of float16 from tokens of order 1
-
-
-def view(pointer: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer)).view(dtype).reshape(shape)
-
-
-class FakeCuda:
-    """The driver's functions on host memory. Work on a stream is done at once, or recorded while it is captured."""
-
-    def __init__(self, architecture: int = 89) -> None:
-        self.calls: list[str] = []
-        self.launches: list[dict[str, Any]] = []
-        self.live: dict[int, Any] = {}
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.recording: list[Callable[[], None]] | None = None
-        self.fail: str | None = None
-        self._attributes = {75: architecture // 10, 76: architecture % 10}
-        self._handles = itertools.count(1000)
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        if not name.startswith("cu"):
-            raise AttributeError(name)
-        handler = getattr(type(self), f"on_{name}", type(self)._nothing)
-
-        def call(*arguments: Any) -> int:
-            self.calls.append(name)
-            expected = cuda._SIGNATURES[name]
-            assert len(arguments) == len(expected), name
-            if name == self.fail:
-                return 2
-            handler(self, *arguments)
-            return 0
-
-        return call
-
-    def _nothing(self, *_: Any) -> None:
-        pass
-
-    def on_cuGetErrorName(self, _status: int, name: Any) -> None:
-        name._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"
-
-    def on_cuDriverGetVersion(self, number: Any) -> None:
-        number._obj.value = 13000
-
-    def on_cuDeviceGetName(self, name: Any, _length: int, _device: int) -> None:
-        name.value = b"Fake RTX"
-
-    def on_cuDeviceGetAttribute(self, value: Any, attribute: int, _device: int) -> None:
-        value._obj.value = self._attributes[attribute]
-
-    def _handle(self, out: Any, *_: Any) -> None:
-        out._obj.value = next(self._handles)
-
-    on_cuDevicePrimaryCtxRetain = on_cuStreamCreate = _handle
-
-    def _allocate(self, out: Any, size: int) -> None:
-        memory = (ctypes.c_uint8 * (size + 256))()
-        address = -(-ctypes.addressof(memory) // 256) * 256
-        ctypes.memset(address, 0xFF, size)  # NaN in every float type
-        out._obj.value = address
-        self.live[address] = memory
-
-    on_cuMemAlloc_v2 = on_cuMemAllocHost_v2 = _allocate
-
-    def _free(self, pointer: Any) -> None:
-        self.live.pop(pointer.value)
-
-    on_cuMemFree_v2 = on_cuMemFreeHost = _free
-
-    def enqueue(self, work: Callable[[], None]) -> None:
-        self.recording.append(work) if self.recording is not None else work()
-
-    def _copy(self, target: Any, source: Any, size: int, _stream: Any) -> None:
-        self.enqueue(lambda: ctypes.memmove(target.value, source.value, size))
-
-    on_cuMemcpyHtoDAsync_v2 = on_cuMemcpyDtoHAsync_v2 = _copy
-
-    def on_cuStreamBeginCapture_v2(self, _stream: Any, mode: int) -> None:
-        assert mode == cuda.CAPTURE_THREAD_LOCAL
-        self.recording = []
-
-    def on_cuStreamEndCapture(self, _stream: Any, graph: Any) -> None:
-        graph._obj.value = next(self._handles)
-        self.graphs[graph._obj.value], self.recording = self.recording or [], None
-
-    def on_cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, _flags: int) -> None:
-        executable._obj.value = next(self._handles)
-        self.graphs[executable._obj.value] = self.graphs[graph.value]
-
-    def on_cuGraphLaunch(self, executable: Any, _stream: Any) -> None:
-        for work in self.graphs[executable.value]:
-            work()
-
-    def on_cuModuleLoadData(self, out: Any, cubin: bytes) -> None:
-        assert cubin.startswith(b"\x7fELF")
-        out._obj.value = next(self._handles)
-
-    def on_cuModuleGetFunction(self, out: Any, _module: Any, _name: bytes) -> None:
-        out._obj.value = next(self._handles)
-
-    def on_cuLaunchKernel(self, _function: Any, *arguments: Any) -> None:
-        *sizes, _stream, pointers, _extra = arguments
-        self.launches.append({"grid": sizes[:3], "block": sizes[3:6], "shared": sizes[6]})
-        entry, given = self.kernel, {}
-        for index, item in enumerate(entry["arguments"]):
-            kind = ctypes.c_int32 if "int32" in item else ctypes.c_uint64
-            given[item["name"]] = kind.from_address(pointers[index]).value
-        self.enqueue(lambda: embed(given, entry["constants"]))
-
-
-def embed(given: dict[str, int], constants: dict[str, int]) -> None:
-    """The patch embedding in numpy, from nothing but the arguments of the launch."""
-    assert given["global_scratch"] == given["profile_scratch"] == 0
-    grid = (constants["GRID_D"], constants["GRID_H"], constants["GRID_W"])
-    patch = (constants["PATCH_D"], constants["PATCH_H"], constants["PATCH_W"])
-    rows, per_volume, C = given["rows"], given["tokens_per_volume"], constants["C"]
-    assert rows == per_volume  # one volume
-    P, N = int(np.prod(patch)), int(np.prod(grid))
-    volume = view(given["volume"], tuple(g * p for g, p in zip(grid, patch, strict=True)), np.float32)
-    low, high = view(given["window"], (2,), np.float32)
-    tokens = view(given["tokens"], (rows,), np.int64)
-    weight = view(given["weight"], (C, P), np.float16).astype(np.float32)
-    bias, position = view(given["bias"], (C,), np.float32), view(given["position"], (N, C), np.float32)
-    split = volume.reshape(grid[0], patch[0], grid[1], patch[1], grid[2], patch[2]).transpose(0, 2, 4, 1, 3, 5)
-    patches = np.clip((split.reshape(N, P)[tokens] - low) / (high - low), 0, 1) * 2 - 1
-    view(given["out"], (rows, C), np.float16)[...] = patches @ weight.T + bias + position[tokens]
-
-
-class FakeContext:
-    def __init__(self, driver: FakeCuda, session: ort.InferenceSession) -> None:
-        self._driver, self._session = driver, session
-        self.addresses: dict[str, int] = {}
-        self.profile = self.shape = None
-
-    def set_optimization_profile_async(self, profile: int, _stream: int) -> bool:
-        self.profile = profile
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
-        return name == "embedded"
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, _stream: int) -> bool:
-        self._driver.enqueue(self._run)
-        return True
-
-    def _run(self) -> None:
-        embedded = view(self.addresses["embedded"], self.shape, np.float16)
-        for name, array in zip(("patch", "embedding"), self._session.run(None, {"embedded": embedded}), strict=True):
-            view(self.addresses[name], array.shape, np.float32)[...] = array
-
-
-class FakeCache:
-    def __init__(self) -> None:
-        self.content: bytes | None = None
-
-    def deserialize(self, content: bytes) -> bool:
-        self.content = content
-        return content == b"compiled"
-
-    def serialize(self) -> bytes:
-        return b"compiled"
-
-
-def fake_library(driver: FakeCuda, *, rtx: bool) -> SimpleNamespace:
-    contexts: list[FakeContext] = []
-    caches: list[FakeCache] = []
-
-    class Logger:
-        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
-
-    class Engine:
-        def __init__(self, content: bytes) -> None:
-            self.session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-        def create_execution_context(self, *_: Any) -> FakeContext:
-            contexts.append(FakeContext(driver, self.session))
-            return contexts[-1]
-
-    def runtime_config(self: Any) -> SimpleNamespace:
-        def create() -> FakeCache:
-            caches.append(FakeCache())
-            return caches[-1]
-
-        return SimpleNamespace(create_runtime_cache=create, set_runtime_cache=lambda cache: cache in caches)
-
-    if rtx:
-        Engine.create_runtime_config = runtime_config  # type: ignore[attr-defined]
-
-    class Runtime:
-        def __init__(self, log: Any) -> None:
-            self._log = log
-
-        def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
-            if content.startswith(b"other"):
-                self._log.log(Logger.Severity.ERROR, "Version tag does not match.\n  expected 1.7")
-                return None
-            return Engine(content)
-
-    return SimpleNamespace(ILogger=Logger, Runtime=Runtime, __version__="1.7.1", contexts=contexts, caches=caches)
 
 
 @pytest.fixture(scope="module")
@@ -264,22 +61,41 @@ def folder(encoder: ViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> FakeCuda:
-    fake = FakeCuda()
-    fake.kernel = json.loads((folder / "kernels" / "kernels.json").read_text())["kernels"][0]
-    monkeypatch.setattr(cuda, "_library", lambda: fake)
+def driver(play_gpu: Callable[..., Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return fake
+    return play_gpu(folder / "kernels", monkeypatch)
 
 
-def load(folder: Path, driver: FakeCuda, monkeypatch: pytest.MonkeyPatch, rtx: bool = True) -> TensorRtEngine:
-    library = fake_library(driver, rtx=rtx)
-    monkeypatch.setattr(module, "require_library", lambda flavour: library)
-    plan = Plan(folder / "encoder.plan", "0" * 64, CONFIG.token_buckets)
-    return TensorRtEngine(
-        "tensorrt-rtx" if rtx else "tensorrt", [plan], folder / "kernels", CONFIG.preprocessing,
-        precision="fp16", embedding_size=CONFIG.embedding_size,
-    )  # fmt: skip
+@pytest.fixture
+def load(
+    folder: Path, driver: Any, monkeypatch: pytest.MonkeyPatch, play_library: Callable[..., SimpleNamespace]
+) -> Callable[..., TensorRtEngine]:
+    """Load the engine of ``folder``; ``module.require_library`` then gives the library that it was loaded with."""
+
+    def load(*, rtx: bool = True, **options: bool) -> TensorRtEngine:
+        library = play_library(driver, rtx=rtx, **options)
+        monkeypatch.setattr(module, "require_library", lambda flavour: library)
+        plan = Plan(folder / "encoder.plan", "0" * 64, CONFIG.token_buckets)
+        return TensorRtEngine(
+            "tensorrt-rtx" if rtx else "tensorrt", [plan], folder / "kernels", CONFIG.preprocessing,
+            precision="fp16", embedding_size=CONFIG.embedding_size,
+        )  # fmt: skip
+
+    return load
+
+
+@pytest.fixture
+def on_device(gpu_memory: Callable[..., np.ndarray]) -> Callable[[np.ndarray], DeviceArray]:
+    """Put an array somewhere in the memory of the played GPU."""
+    kept = []
+
+    def place(array: np.ndarray) -> DeviceArray:
+        kept.append((ctypes.c_uint8 * (array.nbytes + 256))())
+        address = -(-ctypes.addressof(kept[-1]) // 256) * 256
+        gpu_memory(address, array.shape, array.dtype)[...] = array
+        return DeviceArray(address, array.shape, array.dtype)
+
+    return place
 
 
 def inputs(K: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -297,8 +113,8 @@ def reference(encoder: ViT, given: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("rtx", [True, False])
-def test_every_bucket_gives_what_the_encoder_gives(encoder, folder, driver, monkeypatch, rtx) -> None:
-    engine = load(folder, driver, monkeypatch, rtx)
+def test_every_bucket_gives_what_the_encoder_gives(encoder, load, rtx) -> None:
+    engine = load(rtx=rtx)
     for seed, K in enumerate((24, 96, 24)):
         given = inputs(K, seed)
         outputs = engine.run(given)
@@ -308,61 +124,156 @@ def test_every_bucket_gives_what_the_encoder_gives(encoder, folder, driver, monk
     assert engine.device == "cuda:0 Fake RTX"
 
 
-def test_a_grid_on_the_device_is_read_where_it_lies(encoder, folder, driver, monkeypatch) -> None:
-    engine = load(folder, driver, monkeypatch)
+def test_a_grid_on_the_device_is_read_where_it_lies(encoder, driver, load, on_device) -> None:
+    engine = load()
     given = inputs(24)
-    memory = (ctypes.c_uint8 * (given["volume"].nbytes + 256))()
-    address = -(-ctypes.addressof(memory) // 256) * 256
-    view(address, given["volume"].shape, np.float32)[...] = given["volume"]
     driver.calls.clear()
-    on_device = DeviceArray(address, given["volume"].shape, np.dtype(np.float32))
-    outputs = engine.run(given | {"volume": on_device})
+    driver.done.clear()
+    outputs = engine.run(given | {"volume": on_device(given["volume"])})
     assert np.abs(outputs["embedding"] - reference(encoder, given)[1]).max() < HALF_STEPS
-    assert driver.calls.count("cuMemcpyHtoDAsync_v2") == 2  # window and tokens, and no volume
+    assert driver.calls.count("cuMemcpyHtoDAsync_v2") == 0  # window and tokens are in the graph, and no volume
+    assert driver.done == WHOLE
 
 
-def test_nothing_is_allocated_after_loading_and_the_engine_is_one_graph_launch(folder, driver, monkeypatch) -> None:
-    engine = load(folder, driver, monkeypatch)
+WHOLE = ["upload", "upload", "patch_embed3d", "engine", "download", "download"]
+NO_ALLOCATION = {"cuMemAlloc_v2", "cuMemAllocHost_v2", "cuModuleLoadData", "cuGraphCreate", "cuStreamBeginCapture_v2"}
+
+
+def test_after_loading_all_is_one_graph_launch_and_nothing_is_allocated(encoder, driver, load, on_device) -> None:
+    """The volumes are of one address: then nothing is left to say but "launch" and "wait"."""
+    engine = load()
+    assert engine.not_recorded is None
+    first = inputs(96)
+    volume = on_device(first["volume"])
+    engine.run(first | {"volume": volume})
     driver.calls.clear()
     driver.launches.clear()
-    for seed in range(3):
-        engine.run(inputs(96, seed))
-    assert not {"cuMemAlloc_v2", "cuMemAllocHost_v2", "cuModuleLoadData"} & set(driver.calls)
-    assert driver.calls.count("cuGraphLaunch") == driver.calls.count("cuLaunchKernel") == 3
-    assert driver.calls.count("cuStreamSynchronize") == 3
+    for seed, K in enumerate((96, 24, 96, 24)):
+        given = inputs(K, seed + 1) | {"volume": first["volume"], "window": np.array([[50 * seed, 700]], np.float32)}
+        if seed == 1:
+            engine.run(given | {"volume": volume})  # the other bucket's graph learns the address
+            driver.calls.clear()
+        driver.done.clear()
+        outputs = engine.run(given | {"volume": volume})
+        assert driver.done == WHOLE
+        assert np.abs(outputs["patch"] - reference(encoder, given)[0]).max() < HALF_STEPS  # new window, new indices
+    assert set(driver.calls) == {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+    assert driver.calls.count("cuGraphLaunch") == driver.calls.count("cuStreamSynchronize") == 3
+    assert driver.launches == []
 
 
-def test_the_launch_follows_the_launch_data(folder, driver, monkeypatch) -> None:
-    engine = load(folder, driver, monkeypatch)
-    driver.launches.clear()
-    engine.run(inputs(96))
-    entry, launch = driver.kernel, driver.launches[0]
-    blocks = -(-96 // entry["constants"]["BLOCK_T"]) * -(-CONFIG.width // entry["constants"]["BLOCK_C"])
-    assert launch["grid"] == [blocks, 1, 1]
-    assert launch["block"] == [entry["threads"], 1, 1]
-    assert launch["shared"] == entry["shared_memory_bytes"]
+def test_a_graph_follows_the_grid_to_another_address(encoder, driver, load, on_device) -> None:
+    engine = load()
+    places = [on_device(inputs(96, seed)["volume"]) for seed in (0, 1)]
+    driver.calls.clear()
+    for seed in (0, 0, 1, 1, 0):
+        given = inputs(96, seed)
+        outputs = engine.run(given | {"volume": places[seed]})
+        assert np.abs(outputs["patch"] - reference(encoder, given)[0]).max() < HALF_STEPS
+    outputs = engine.run(inputs(96, 2))  # from the host: the engine's own buffer
+    assert np.abs(outputs["patch"] - reference(encoder, inputs(96, 2))[0]).max() < HALF_STEPS
+    assert driver.calls.count("cuGraphExecKernelNodeSetParams_v2") == 4
+    assert driver.calls.count("cuGraphLaunch") == 6
+    assert not NO_ALLOCATION & set(driver.calls)
 
 
-def test_each_bucket_has_its_profile_and_its_addresses(folder, driver, monkeypatch) -> None:
-    load(folder, driver, monkeypatch)
+def test_a_grid_that_the_kernel_cannot_read_does_not_leave_the_graph_behind(encoder, driver, load, on_device) -> None:
+    engine = load()
+    given = inputs(24)
+    good = on_device(given["volume"])
+    engine.run(given | {"volume": good})
+    with pytest.raises(
+        EngineError, match=r"patch_embed3d: volume is float32 at address 0x\w+4, .* aligned to 16 bytes"
+    ):
+        engine.run(given | {"volume": dataclasses.replace(good, pointer=good.pointer + 4)})
+    driver.fail.add("cuGraphExecKernelNodeSetParams_v2")
+    with pytest.raises(EngineError, match="cuGraphExecKernelNodeSetParams_v2"):
+        engine.run(given | {"volume": on_device(np.zeros_like(given["volume"]))})
+    driver.fail.clear()
+    outputs = engine.run(given | {"volume": good})
+    assert np.abs(outputs["embedding"] - reference(encoder, given)[1]).max() < HALF_STEPS
+
+
+REFUSALS = ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphAddChildGraphNode", "cuGraphAddKernelNode_v2"]
+REFUSALS += ["cuGraphCreate", "cuGraphInstantiateWithFlags", "engine", "context"]
+
+
+@pytest.mark.parametrize("who", REFUSALS)
+def test_where_recording_is_refused_the_parts_run_one_by_one(encoder, driver, load, on_device, who) -> None:
+    """By a call of the driver, by the engine within a capture, or by a context that says so before (RTX)."""
+    if who.startswith("cu"):
+        driver.fail.add(who)
+    engine = load(refuses_capture=who in ("engine", "context"), says_so=who == "context")
+    assert driver.recording is None  # nobody leaves the stream in its capture
+    expected = {"engine": "the engine does not run", "context": "does not let its work be recorded"}.get(who, who)
+    assert expected in engine.not_recorded
+    for seed, K in enumerate((24, 96)):
+        given = inputs(K, seed)
+        driver.done.clear()
+        outputs = engine.run(given | {"volume": on_device(given["volume"])})
+        assert driver.done == WHOLE
+        assert np.abs(outputs["embedding"] - reference(encoder, given)[1]).max() < HALF_STEPS
+    assert not NO_ALLOCATION & set(driver.calls[-20:])
+
+
+def test_tissue_is_counted_on_the_device_and_only_the_counts_come_back(driver, load, on_device) -> None:
+    engine, spec = load(), dataclasses.replace(CONFIG.preprocessing, tissue_level=0.3)
+    for seed in (0, 1, 1):
+        given = inputs(24, seed)
+        grid = Grid(given["volume"][0, 0], given["window"][0], np.eye(4))
+        volume, threshold = on_device(given["volume"]), tissue_threshold(grid.window, spec)
+        driver.calls.clear()
+        driver.done.clear()
+        counts = engine.tissue_counts(volume, threshold)
+        assert driver.done == ["upload", "tissue_counts", "download"]
+        assert (counts.dtype, counts.shape) == (np.int32, (96,))
+        np.testing.assert_array_equal(counts, tissue_counts(grid, spec))
+        assert not NO_ALLOCATION & set(driver.calls)
+        assert driver.calls.count("cuGraphLaunch") == 1
+    with pytest.raises(EngineError, match=r"volume is float32 \(1, 1, 2, 2, 2\)"):
+        engine.tissue_counts(on_device(np.zeros((1, 1, 2, 2, 2), np.float32)), np.float32(0))
+
+
+def test_launches_follow_the_launch_data(driver, load) -> None:
+    load()
+    embed, count = driver.launch_data["patch_embed3d"], driver.launch_data["tissue_counts"]
+    grids = {("tissue_counts", 96)}
+    for tokens in CONFIG.token_buckets:
+        blocks = -(-tokens // embed["constants"]["BLOCK_T"]) * -(-CONFIG.width // embed["constants"]["BLOCK_C"])
+        grids.add(("patch_embed3d", blocks))
+    assert {(launch["kernel"], launch["grid"][0]) for launch in driver.launches} == grids
+    for launch in driver.launches:
+        entry = {"patch_embed3d": embed, "tissue_counts": count}[launch["kernel"]]
+        assert launch["grid"][1:] == [1, 1]
+        assert launch["block"] == [entry["threads"], 1, 1]
+        assert launch["shared"] == entry["shared_memory_bytes"]
+
+
+def test_each_bucket_has_its_profile_and_its_addresses(load) -> None:
+    load()
     contexts = module.require_library("tensorrt-rtx").contexts
     assert [(c.profile, c.shape) for c in contexts] == [(0, (1, 24, 48)), (1, (1, 96, 48))]
     addresses = [address for c in contexts for address in c.addresses.values()]
     assert len(set(addresses)) == len(addresses) == 6
 
 
-def test_memory_is_freed_with_the_engine(folder, driver, monkeypatch) -> None:
-    engine = load(folder, driver, monkeypatch)
-    assert driver.live
-    engine.run(inputs(24))
-    del engine
+def test_memory_and_graphs_are_freed_with_the_last_reference_to_the_engine(driver, load) -> None:
     gc.collect()
-    assert not driver.live
+    gc.disable()  # a cycle of references would keep what it holds until some later collection
+    try:
+        engine = load()
+        assert driver.live
+        assert len(driver.executables) == len(driver.graphs) == 3
+        engine.run(inputs(24))
+        del engine
+        assert not driver.live | driver.graphs | driver.executables
+    finally:
+        gc.enable()
 
 
-def test_rtx_compiles_once_for_a_card(folder, driver, monkeypatch) -> None:
-    first = load(folder, driver, monkeypatch)
-    second = load(folder, driver, monkeypatch)
+def test_rtx_compiles_once_for_a_card(load) -> None:
+    first = load()
+    second = load()
     assert (first.compiled, second.compiled) == (True, False)
     caches = module.require_library("tensorrt-rtx").caches
     assert len(caches) == 1  # one for all contexts of an engine
@@ -385,21 +296,23 @@ def test_the_cache_belongs_to_engine_library_driver_and_card(monkeypatch, tmp_pa
         ({"window": np.zeros((2, 2), np.float32)}, r"window is float32 \(2, 2\)"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(folder, driver, monkeypatch, change, message) -> None:
-    engine = load(folder, driver, monkeypatch)
+def test_what_does_not_fit_is_refused_by_name(load, change, message) -> None:
+    engine = load()
     with pytest.raises(EngineError, match=message):
         engine.run(inputs(24) | change)
 
 
-def test_a_call_that_fails_is_named(folder, driver, monkeypatch) -> None:
-    engine = load(folder, driver, monkeypatch)
-    driver.fail = "cuGraphLaunch"
+def test_a_call_that_fails_is_named(driver, load) -> None:
+    engine = load()
+    driver.fail.add("cuGraphLaunch")
     with pytest.raises(EngineError, match="cuGraphLaunch gives CUDA_ERROR_OUT_OF_MEMORY"):
         engine.run(inputs(24))
 
 
-def test_an_engine_of_another_version_says_how_to_rebuild_it(folder, driver, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(module, "require_library", lambda flavour: fake_library(driver, rtx=True))
+def test_an_engine_of_another_version_says_how_to_rebuild_it(
+    folder, driver, monkeypatch, tmp_path, play_library
+) -> None:
+    monkeypatch.setattr(module, "require_library", lambda flavour: play_library(driver, rtx=True))
     (tmp_path / "old.plan").write_bytes(b"other version")
     with pytest.raises(EngineError) as caught:
         TensorRtEngine(
@@ -412,13 +325,44 @@ def test_an_engine_of_another_version_says_how_to_rebuild_it(folder, driver, mon
     assert message.endswith("decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine tensorrt-rtx --arch sm_89")
 
 
-@pytest.mark.parametrize(("card", "cubin"), [(89, 89), (80, None), (120, None), (90, None)])
-def test_a_cubin_serves_its_own_generation(folder, card, cubin) -> None:
-    if cubin:
-        assert patch_embed.find_kernel(folder / "kernels", card)["architecture"] == f"sm_{cubin}"
-    else:
-        with pytest.raises(EngineError, match=rf"kernels are for sm_89, this card is sm_{card}"):
-            patch_embed.find_kernel(folder / "kernels", card)
+def kernels_json(folder: Path, *architectures: str) -> Path:
+    kernels = [{"kernel": k, "architecture": a} for k in ("patch_embed3d", "tissue_counts") for a in architectures]
+    folder.mkdir(exist_ok=True)
+    (folder / "kernels.json").write_text(json.dumps({"schema": "decipher-rt/kernels/1", "kernels": kernels}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("card", "cubin"),
+    [(75, "sm_75"), (80, "sm_80"), (86, "sm_86"), (88, "sm_86"), (89, "sm_89"), (90, "sm_90a"), (120, "sm_120a")],
+)
+def test_a_cubin_serves_its_own_generation(tmp_path: Path, card: int, cubin: str) -> None:
+    """As Triton names them: from sm_90 on they are for one architecture alone."""
+    folder = kernels_json(tmp_path, "sm_120a", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90a")
+    assert find_kernel(folder, card, "patch_embed3d")["architecture"] == cubin
+    assert find_kernel(folder, card, "tissue_counts")["kernel"] == "tissue_counts"
+
+
+@pytest.mark.parametrize("card", [72, 100, 121])
+def test_a_card_without_a_cubin_is_told_which_there_are(tmp_path: Path, card: int) -> None:
+    folder = kernels_json(tmp_path, "sm_89", "sm_90a", "sm_120a")
+    with pytest.raises(
+        EngineError, match=rf"tissue_counts is for sm_89, sm_90a, sm_120a, this card is sm_{card}; export"
+    ):
+        find_kernel(folder, card, "tissue_counts")
+
+
+def test_a_bundle_without_a_kernel_is_to_be_exported_again(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="attention is for no card"):
+        find_kernel(kernels_json(tmp_path, "sm_89"), 89, "attention")
+    (tmp_path / "kernels.json").write_text("{")
+    with pytest.raises(
+        EngineError, match=r"kernels\.json: cannot be read \(JSONDecodeError\); export the bundle again"
+    ):
+        find_kernel(tmp_path, 89, "patch_embed3d")
+    (tmp_path / "kernels.json").write_text('{"schema": "other"}')
+    with pytest.raises(EngineError, match="schema is 'other', this runtime reads 'decipher-rt/kernels/1'"):
+        find_kernel(tmp_path, 89, "patch_embed3d")
 
 
 def header() -> str:
@@ -449,3 +393,13 @@ def test_signatures_are_those_of_the_header(name: str) -> None:
         c_type = re.sub(r"\bconst\b|\w+$", "", parameter).strip()
         size = 8 if "*" in parameter else 4 if c_type in ENUMS else WIDTHS.get(c_type, 8)
         assert ctypes.sizeof(kind) == size, f"{name}: {parameter}"
+
+
+def test_the_parameters_of_a_kernel_node_are_those_of_the_header() -> None:
+    body = re.search(r"typedef struct CUDA_KERNEL_NODE_PARAMS_v2_st \{(.*?)\}", header(), re.DOTALL)
+    assert body is not None
+    fields = re.findall(r"^\s*([\w ]+?)\s*(\**)(\w+);", body[1], re.MULTILINE)
+    assert [name for _, _, name in fields] == [name for name, _ in cuda.KernelNodeParams._fields_]
+    for (c_type, stars, name), (_, kind) in zip(fields, cuda.KernelNodeParams._fields_, strict=True):
+        assert ctypes.sizeof(kind) == (8 if stars else WIDTHS.get(c_type, 8)), name
+    assert ctypes.sizeof(cuda.KernelNodeParams) == 72

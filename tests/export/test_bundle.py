@@ -16,8 +16,8 @@ from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.engines import load_engine
 from decipher_rt.errors import BundleError, EngineError
 from decipher_rt.export import bundle as export_module
-from decipher_rt.export.bundle import ENCODERS, export_bundle
 from decipher_rt.export import cli
+from decipher_rt.export.bundle import ENCODERS, export_bundle
 from decipher_rt.export.cli import export
 from decipher_rt.manifest import Numerics, Precision
 from decipher_rt.train.first_config import FirstConfig

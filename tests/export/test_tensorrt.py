@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,13 @@ from decipher_rt.export.tensorrt import builder, files, plugin, rtx
 from decipher_rt.export.tensorrt.files import Wanted, parse_wanted, plan_files
 from decipher_rt.export.tensorrt.graph import (
     embedded_graph,
+    half_type,
     plugin_nodes,
     with_attention_nodes,
     with_static_tokens,
 )
 from decipher_rt.export.tensorrt.int8 import activation_ranges, symmetric_qdq, weight_only
+from decipher_rt.kernels.aot import CompiledKernel
 from decipher_rt.kernels.specs import Scalar
 from decipher_rt.manifest import Encoder, Manifest
 from decipher_rt.train.model.vit import ViT, ViTConfig
@@ -148,6 +150,23 @@ def test_the_manifest_finds_the_plan_of_a_card_or_says_which_there_are(plans: tu
     assert plan_target("tensorrt", 89) == "tensorrt-sm_89"
 
 
+@pytest.mark.parametrize(
+    ("card", "cubin"), [(75, 75), (88, 87), (89, 89), (90, 90), (121, 121), (103, None), (72, None)]
+)
+def test_a_card_gets_a_cubin_that_runs_on_it(card: int, cubin: int | None) -> None:
+    """From sm_90 on Triton's cubins run on no later card, however near."""
+    if cubin is None:
+        with pytest.raises(EngineError, match=f"no kernel for sm_{card}"):
+            files._cubin_architecture(card)
+    else:
+        assert files._cubin_architecture(card) == cubin
+
+
+@needs_rtx
+def test_every_card_of_rtx_has_its_kernels() -> None:
+    assert [files._cubin_architecture(card) for card in rtx.ARCHITECTURES] == list(rtx.ARCHITECTURES)
+
+
 @needs_rtx
 def test_cards_without_bfloat16_are_left_out_of_its_plan(encoder: ViT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtx, "build_engine", lambda _model, _buckets, cards: bytes(cards))
@@ -250,17 +269,18 @@ def test_bfloat16_is_refused_on_a_card_without_it(
 
 
 class attention(OpRun):  # noqa: N801 - the reference evaluator finds it by this name
-    """What the plugin computes, from the definition of attention, in double precision."""
+    """What the plugin computes, from the definition of attention, in double precision; rounded to what q is of."""
 
     op_domain = ""
 
     def _run(self, q: Any, k: Any, v: Any, plugin_namespace: str, aot: int) -> tuple[np.ndarray]:
         assert (plugin_namespace, aot) == ("decipher_rt", 1)
+        dtype = q.dtype
         q, k, v = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v))
         scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         out = weights / weights.sum(axis=-1, keepdims=True) @ v
-        return (out.transpose(0, 2, 1, 3).astype(np.float16),)
+        return (out.transpose(0, 2, 1, 3).astype(dtype),)
 
 
 def test_attention_becomes_one_node_and_stays_the_same_function(model: ModelProto, tokens: np.ndarray) -> None:
@@ -270,6 +290,52 @@ def test_attention_becomes_one_node_and_stays_the_same_function(model: ModelProt
     evaluator = ReferenceEvaluator(fused, new_ops=[attention])
     for found, expected in zip(evaluator.run(None, {"embedded": tokens}), run(model, tokens), strict=True):
         assert np.abs(found - expected).max() < 2 * HALF_STEPS
+
+
+def test_attention_of_a_bfloat16_graph_is_given_bfloat16(encoder: ViT, tokens: np.ndarray) -> None:
+    graph = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).bfloat16()))
+    fused = with_attention_nodes(graph, CONFIG.heads)
+    assert len(list(plugin_nodes(fused))) == CONFIG.depth
+    assert not any(node.op_type == "Softmax" for node in fused.graph.node)
+    seen = []
+
+    class noted(attention):  # noqa: N801
+        def _run(self, q: Any, k: Any, v: Any, **attributes: Any) -> tuple[np.ndarray]:
+            seen.extend(str(x.dtype) for x in (q, k, v))
+            return super()._run(q, k, v, **attributes)
+
+    noted.__name__ = attention.__name__
+    with torch.no_grad():
+        expected = encoder.encode(torch.from_numpy(tokens).float())
+    found = ReferenceEvaluator(fused, new_ops=[noted]).run(None, {"embedded": tokens})
+    assert seen == ["bfloat16"] * 3 * CONFIG.depth
+    for ours, wanted in zip(found, expected, strict=True):
+        assert np.abs(ours - wanted.numpy()).max() < 16 * HALF_STEPS
+
+
+def test_the_plugin_is_compiled_for_what_the_graph_computes_in(
+    encoder: ViT, model: ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel of the other half type would read the bits of one as the other."""
+    bfloat16 = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).bfloat16()))
+    assert (half_type(model), half_type(weight_only(model)), half_type(bfloat16)) == ("float16", "float16", "bfloat16")
+    registered: list[CompiledKernel] = []
+    trtp = ModuleType("tensorrt.plugin")
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", trtp)
+    monkeypatch.setattr(sys.modules["tensorrt"], "plugin", trtp, raising=False)
+    monkeypatch.setattr(builder, "register_attention", lambda _, kernel: registered.append(kernel))
+    monkeypatch.setattr(builder, "build_one", lambda model: b"plan")
+    for graph in (model, bfloat16):
+        assert builder._with_kernel(graph, CONFIG.heads, 32, 64, SimpleNamespace(architecture=89)) == b"plan"
+    half, brain = registered
+    for kernel, dtype in ((half, "fp16"), (brain, "bf16")):
+        signature = kernel.specialisation.signature
+        assert {signature[name] for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr")} == {f"*{dtype}"}
+        ptx = plugin.without_hidden_parameters(kernel.ptx)
+        assert re.search(rf"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.{dtype.replace('fp', 'f')}", ptx)
+    with pytest.raises(ValueError, match="sm_75 has no bfloat16"):
+        plugin.plugin_kernel(CONFIG.heads, 32, 64, 75, "bfloat16")
 
 
 def test_a_softmax_that_is_no_attention_is_named(model: ModelProto) -> None:

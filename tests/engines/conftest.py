@@ -1,0 +1,364 @@
+"""A machine with a GPU, played: a driver whose device memory is the host's, and an engine that is ONNX."""
+
+# ruff: noqa: N802, N815 - handlers carry the names of cuda.h
+from __future__ import annotations
+
+import copy
+import ctypes
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from decipher_rt.engines import cuda
+
+Work = Callable[[], None]
+
+
+def view(pointer: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer)).view(dtype).reshape(shape)
+
+
+class FakeCuda:
+    """The driver's functions on host memory. Work on a stream is done at once, or recorded while it is captured.
+
+    ``done`` names the copies and kernels that were carried out, in order; ``launches`` are those of kernels outside of
+    graphs. A call in ``fail`` does nothing and gives an error.
+    """
+
+    def __init__(self, kernels: Path, architecture: int = 89) -> None:
+        self.calls: list[str] = []
+        self.done: list[str] = []
+        self.launches: list[dict[str, Any]] = []
+        self.live: dict[int, Any] = {}
+        self.graphs: dict[int, FakeGraph] = {}
+        self.executables: dict[int, FakeGraph] = {}
+        self.recording: list[Work] | None = None
+        self.fail: set[str] = set()
+        launch_data = json.loads((kernels / "kernels.json").read_text())["kernels"]
+        self.launch_data = {item["kernel"]: item for item in launch_data}
+        self._kernel_of: dict[int, str] = {}
+        self._attributes = {75: architecture // 10, 76: architecture % 10}
+        self._handles = itertools.count(1000)
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        handler = getattr(type(self), f"on_{name}", type(self)._nothing)
+
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            expected = cuda._SIGNATURES[name]
+            assert len(arguments) == len(expected), name
+            if name in self.fail:
+                if name == "cuStreamEndCapture":
+                    self.recording = None  # also a capture that became invalid is over
+                return 2
+            return int(handler(self, *arguments) or 0)
+
+        return call
+
+    def _nothing(self, *_: Any) -> None:
+        pass
+
+    def on_cuGetErrorName(self, _status: int, name: Any) -> None:
+        name._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"
+
+    def on_cuDriverGetVersion(self, number: Any) -> None:
+        number._obj.value = 13000
+
+    def on_cuDeviceGetName(self, name: Any, _length: int, _device: int) -> None:
+        name.value = b"Fake RTX"
+
+    def on_cuDeviceGetAttribute(self, value: Any, attribute: int, _device: int) -> None:
+        value._obj.value = self._attributes[attribute]
+
+    def _handle(self, out: Any, *_: Any) -> None:
+        out._obj.value = next(self._handles)
+
+    on_cuDevicePrimaryCtxRetain = on_cuStreamCreate = _handle
+
+    def _allocate(self, out: Any, size: int) -> None:
+        memory = (ctypes.c_uint8 * (size + 256))()
+        address = -(-ctypes.addressof(memory) // 256) * 256
+        ctypes.memset(address, 0xFF, size)  # NaN in every float type
+        out._obj.value = address
+        self.live[address] = memory
+
+    on_cuMemAlloc_v2 = on_cuMemAllocHost_v2 = _allocate
+
+    def _free(self, pointer: Any) -> None:
+        self.live.pop(pointer.value)
+
+    on_cuMemFree_v2 = on_cuMemFreeHost = _free
+
+    def enqueue(self, name: str, work: Callable[[], None]) -> None:
+        def noted() -> None:
+            self.done.append(name)
+            work()
+
+        self.recording.append(noted) if self.recording is not None else noted()
+
+    def on_cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: int, _stream: Any) -> None:
+        self.enqueue("upload", lambda: ctypes.memmove(target.value, source.value, size))
+
+    def on_cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: int, _stream: Any) -> None:
+        self.enqueue("download", lambda: ctypes.memmove(target.value, source.value, size))
+
+    def on_cuStreamSynchronize(self, _stream: Any) -> None:
+        assert self.recording is None, "a stream that is being captured cannot be waited for"
+
+    def on_cuStreamBeginCapture_v2(self, _stream: Any, mode: int) -> None:
+        assert mode == cuda.CAPTURE_THREAD_LOCAL
+        assert self.recording is None
+        self.recording = []
+
+    def on_cuStreamEndCapture(self, _stream: Any, graph: Any) -> None:
+        recorded, self.recording = self.recording, None
+        assert recorded is not None, "no capture has begun"
+        self._new_graph(graph).nodes[next(self._handles)] = recorded
+
+    def _new_graph(self, out: Any) -> FakeGraph:
+        out._obj.value = next(self._handles)
+        return self.graphs.setdefault(out._obj.value, FakeGraph())
+
+    def on_cuGraphCreate(self, graph: Any, flags: int) -> None:
+        assert flags == 0
+        self._new_graph(graph)
+
+    def _add(self, node: Any, graph: Any, dependencies: Any, count: int, work: list[Work]) -> None:
+        node._obj.value = next(self._handles)
+        assert count == (0 if dependencies is None else 1)
+        self.graphs[graph.value].add(node._obj.value, work, dependencies._obj.value if count else None)
+
+    def on_cuGraphAddChildGraphNode(self, node: Any, graph: Any, dependencies: Any, count: int, child: Any) -> None:
+        self._add(node, graph, dependencies, count, self.graphs[child.value].work())
+
+    def on_cuGraphAddKernelNode_v2(self, node: Any, graph: Any, dependencies: Any, count: int, params: Any) -> None:
+        self._add(node, graph, dependencies, count, [self._kernel_of_node(params._obj)])
+
+    def on_cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, _flags: int) -> None:
+        executable._obj.value = next(self._handles)
+        self.executables[executable._obj.value] = copy.deepcopy(self.graphs[graph.value])
+
+    def on_cuGraphExecKernelNodeSetParams_v2(self, executable: Any, node: Any, params: Any) -> None:
+        assert any(node.value in graph.nodes for graph in self.graphs.values()), "its graph was destroyed"
+        self.executables[executable.value].nodes[node.value] = [self._kernel_of_node(params._obj)]
+
+    def on_cuGraphLaunch(self, executable: Any, _stream: Any) -> None:
+        for work in self.executables[executable.value].work():
+            work()
+
+    def on_cuGraphDestroy(self, graph: Any) -> int:
+        return 0 if graph.value and self.graphs.pop(graph.value) else 1
+
+    def on_cuGraphExecDestroy(self, executable: Any) -> None:
+        self.executables.pop(executable.value)
+
+    def on_cuModuleLoadData(self, out: Any, cubin: bytes) -> None:
+        assert cubin.startswith(b"\x7fELF")
+        out._obj.value = next(self._handles)
+
+    def on_cuModuleGetFunction(self, out: Any, _module: Any, name: bytes) -> None:
+        out._obj.value = next(self._handles)
+        (kernel,) = (item["kernel"] for item in self.launch_data.values() if item["entry"] == name.decode())
+        self._kernel_of[out._obj.value] = kernel
+
+    def on_cuLaunchKernel(self, function: Any, *arguments: Any) -> None:
+        *sizes, _stream, pointers, _extra = arguments
+        kernel = self._kernel_of[function.value]
+        self.launches.append({"kernel": kernel, "grid": sizes[:3], "block": sizes[3:6], "shared": sizes[6]})
+        self.enqueue(kernel, self._compute(kernel, pointers))
+
+    def _kernel_of_node(self, params: cuda.KernelNodeParams) -> Work:
+        """Read the parameters now, as the driver does: what they point to may be gone later."""
+        kernel = self._kernel_of[params.func]
+        data = self.launch_data[kernel]
+        assert (params.blockDimX, params.blockDimY, params.blockDimZ) == (data["threads"], 1, 1)
+        assert params.sharedMemBytes == data["shared_memory_bytes"]
+        assert not params.extra
+        compute = self._compute(kernel, params.kernelParams)
+
+        def work() -> None:
+            self.done.append(kernel)
+            compute()
+
+        return work
+
+    def _compute(self, kernel: str, pointers: Any) -> Work:
+        data, given = self.launch_data[kernel], {}
+        for index, item in enumerate(data["arguments"]):
+            kind = ctypes.c_int32 if "int32" in item else ctypes.c_uint64
+            given[item["name"]] = kind.from_address(pointers[index]).value
+        return lambda: KERNELS[kernel](given, data["constants"])
+
+
+class FakeGraph:
+    """Nodes in the order in which their dependencies let them run: here each depends on the one before."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, list[Work]] = {}
+
+    def add(self, node: int, work: list[Work], after: int | None) -> None:
+        assert after == (list(self.nodes)[-1] if self.nodes else None), "two nodes could run at once"
+        self.nodes[node] = work
+
+    def work(self) -> list[Work]:
+        return [work for node in self.nodes.values() for work in node]
+
+    def __deepcopy__(self, _memo: Any) -> FakeGraph:
+        made = FakeGraph()
+        made.nodes = {node: list(work) for node, work in self.nodes.items()}
+        return made
+
+
+def embed(given: dict[str, int], constants: dict[str, int]) -> None:
+    """The patch embedding in numpy, from nothing but the arguments of the launch."""
+    assert given["global_scratch"] == given["profile_scratch"] == 0
+    grid = (constants["GRID_D"], constants["GRID_H"], constants["GRID_W"])
+    patch = (constants["PATCH_D"], constants["PATCH_H"], constants["PATCH_W"])
+    rows, per_volume, C = given["rows"], given["tokens_per_volume"], constants["C"]
+    assert rows == per_volume  # one volume
+    P, N = int(np.prod(patch)), int(np.prod(grid))
+    volume = view(given["volume"], tuple(g * p for g, p in zip(grid, patch, strict=True)), np.float32)
+    low, high = view(given["window"], (2,), np.float32)
+    tokens = view(given["tokens"], (rows,), np.int64)
+    weight = view(given["weight"], (C, P), np.float16).astype(np.float32)
+    bias, position = view(given["bias"], (C,), np.float32), view(given["position"], (N, C), np.float32)
+    split = volume.reshape(grid[0], patch[0], grid[1], patch[1], grid[2], patch[2]).transpose(0, 2, 4, 1, 3, 5)
+    patches = np.clip((split.reshape(N, P)[tokens] - low) / (high - low), 0, 1) * 2 - 1
+    view(given["out"], (rows, C), np.float16)[...] = patches @ weight.T + bias + position[tokens]
+
+
+def count(given: dict[str, int], constants: dict[str, int]) -> None:
+    """The tissue counts by a loop over patches, from nothing but the arguments of the launch."""
+    assert given["global_scratch"] == given["profile_scratch"] == 0
+    grid = (constants["GRID_D"], constants["GRID_H"], constants["GRID_W"])
+    patch = (constants["PATCH_D"], constants["PATCH_H"], constants["PATCH_W"])
+    volume = view(given["volume"], tuple(g * p for g, p in zip(grid, patch, strict=True)), np.float32)
+    (threshold,) = view(given["threshold"], (1,), np.float32)
+    out = view(given["out"], (int(np.prod(grid)),), np.int32)
+    for index, corner in enumerate(np.ndindex(*grid)):
+        block = tuple(slice(c * p, (c + 1) * p) for c, p in zip(corner, patch, strict=True))
+        out[index] = np.count_nonzero(volume[block] > threshold)
+
+
+KERNELS = {"patch_embed3d": embed, "tissue_counts": count}
+
+
+class FakeContext:
+    def __init__(self, driver: FakeCuda, session: ort.InferenceSession) -> None:
+        self._driver, self._session = driver, session
+        self.refuses_capture = False
+        self.addresses: dict[str, int] = {}
+        self.profile = self.shape = None
+
+    def set_optimization_profile_async(self, profile: int, _stream: int) -> bool:
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return name == "embedded"
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        if self.refuses_capture and self._driver.recording is not None:
+            return False
+        self._driver.enqueue("engine", self._run)
+        return True
+
+    def _run(self) -> None:
+        embedded = view(self.addresses["embedded"], self.shape, np.float16)
+        for name, array in zip(("patch", "embedding"), self._session.run(None, {"embedded": embedded}), strict=True):
+            view(self.addresses[name], array.shape, np.float32)[...] = array
+
+
+class FakeCache:
+    def __init__(self) -> None:
+        self.content: bytes | None = None
+
+    def deserialize(self, content: bytes) -> bool:
+        self.content = content
+        return content == b"compiled"
+
+    def serialize(self) -> bytes:
+        return b"compiled"
+
+
+def fake_library(
+    driver: FakeCuda, *, rtx: bool, refuses_capture: bool = False, says_so: bool = False
+) -> SimpleNamespace:
+    """With ``refuses_capture`` no context runs while its stream is captured; with ``says_so`` it can be asked before."""
+    contexts: list[FakeContext] = []
+    caches: list[FakeCache] = []
+
+    class Logger:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
+
+    class Engine:
+        def __init__(self, content: bytes) -> None:
+            self.session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+        def create_execution_context(self, *_: Any) -> FakeContext:
+            contexts.append(FakeContext(driver, self.session))
+            contexts[-1].refuses_capture = refuses_capture
+            if says_so:
+                contexts[-1].is_stream_capturable = lambda _stream: not refuses_capture  # type: ignore[attr-defined]
+            return contexts[-1]
+
+    def runtime_config(self: Any) -> SimpleNamespace:
+        def create() -> FakeCache:
+            caches.append(FakeCache())
+            return caches[-1]
+
+        return SimpleNamespace(create_runtime_cache=create, set_runtime_cache=lambda cache: cache in caches)
+
+    if rtx:
+        Engine.create_runtime_config = runtime_config  # type: ignore[attr-defined]
+
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            self._log = log
+
+        def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
+            if content.startswith(b"other"):
+                self._log.log(Logger.Severity.ERROR, "Version tag does not match.\n  expected 1.7")
+                return None
+            return Engine(content)
+
+    return SimpleNamespace(ILogger=Logger, Runtime=Runtime, __version__="1.7.1", contexts=contexts, caches=caches)
+
+
+@pytest.fixture(scope="session")
+def gpu_memory() -> Callable[[int, tuple[int, ...], Any], np.ndarray]:
+    """An array on what an address of the played GPU holds."""
+    return view
+
+
+@pytest.fixture(scope="session")
+def play_gpu() -> Callable[[Path, pytest.MonkeyPatch], FakeCuda]:
+    """Put the played driver in the place of the machine's, for the kernels of a folder."""
+
+    def play(kernels: Path, patch: pytest.MonkeyPatch) -> FakeCuda:
+        driver = FakeCuda(kernels)
+        patch.setattr(cuda, "_library", lambda: driver)
+        return driver
+
+    return play
+
+
+@pytest.fixture(scope="session")
+def play_library() -> Callable[..., SimpleNamespace]:
+    """Make a TensorRT, of either flavour, whose plans are ONNX graphs and whose work goes to a played driver."""
+    return fake_library

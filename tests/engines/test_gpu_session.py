@@ -1,0 +1,236 @@
+"""A session on a played GPU: what goes where between DALI, the kernels and the engine, and what comes back.
+
+DALI runs its graph on the CPU here, as nothing else can; where it leaves the grid is, to the played driver, the device.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from decipher_rt.bundle import DEFAULT_BUNDLE, Bundle, open_bundle, write_bundle
+from decipher_rt.engines import tensorrt
+from decipher_rt.errors import BundleError, EngineError
+from decipher_rt.export.tensorrt.files import _kernel_files
+from decipher_rt.export.tensorrt.graph import embedded_graph
+from decipher_rt.manifest import EngineFile
+from decipher_rt.preprocess import Grid, run
+from decipher_rt.preprocess.dali import DaliGraph
+from decipher_rt.result import Result
+from decipher_rt.session import Session
+from decipher_rt.tokens import select_tokens
+from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
+from decipher_rt.train.weights import load_weights
+from decipher_rt.volume import SeriesInfo, Volume
+
+BUCKETS = (256, 384, 512, 640)  # of the plan; what is tested here fits
+FP16_COSINE = 0.999
+COUNTED = ["upload", "tissue_counts", "download"]
+ENCODED = ["upload", "upload", "patch_embed3d", "engine", "download", "download"]
+
+
+class PlayedDali(DaliGraph):
+    """A graph for the GPU, run on the CPU; ``copies`` counts the grids that came to the host all the same."""
+
+    copies = 0
+
+    def __init__(self, graph: bytes, *, batch: int, threads: int, device_id: int | None = None) -> None:
+        assert (b"gpu" in graph) == (device_id is not None), "a graph for one device on the other"
+        super().__init__(graph.replace(b"gpu", b"cpu"), batch=batch, threads=threads)
+        self._played = device_id is not None
+
+    def _copy_out(self, out: np.ndarray) -> None:
+        PlayedDali.copies += self._played
+        super()._copy_out(out)
+
+
+@dataclass(frozen=True)
+class Machine:
+    bundle: Bundle
+    driver: Any
+    library: Any
+
+
+@pytest.fixture(scope="module")
+def machine(
+    tmp_path_factory: pytest.TempPathFactory, play_gpu: Callable[..., Any], play_library: Callable[..., Any]
+) -> Iterator[Machine]:
+    """A card of sm_89 and TensorRT-RTX, with the shipped model exported for it: an ONNX graph in the plan's place."""
+    folder = tmp_path_factory.mktemp("machine")
+    shipped, encoder = open_bundle(), load_weights(DEFAULT_WEIGHTS).model.encoder.eval()
+    content: dict[str, bytes | Path] = {
+        path.relative_to(DEFAULT_BUNDLE).as_posix(): path
+        for path in DEFAULT_BUNDLE.rglob("*")
+        if path.is_file() and path.name not in ("manifest.json", "SHA256SUMS")
+    }
+    built = {"architectures": "sm_89", "tokens": " ".join(map(str, BUCKETS))}
+    plan = EngineFile("tensorrt-rtx", "fp16", "engines/rtx.plan", built)
+    content |= {plan.file: embedded_graph(copy.deepcopy(encoder).to(torch.float16)), **_kernel_files(encoder, [89])}
+    write_bundle(folder / "bundle", replace(shipped.manifest, engines=(*shipped.manifest.engines, plan)), content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        driver = play_gpu(folder / "bundle" / "kernels", patch)
+        library = play_library(driver, rtx=True)
+        patch.setattr(tensorrt, "require_library", lambda flavour: library)
+        patch.setattr(run, "DaliGraph", PlayedDali)
+        yield Machine(open_bundle(folder / "bundle"), driver, library)
+
+
+@pytest.fixture(scope="module")
+def session(machine: Machine) -> Session:
+    return Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
+
+
+@pytest.fixture
+def driver(machine: Machine) -> Any:
+    machine.driver.done.clear()
+    machine.driver.calls.clear()
+    PlayedDali.copies = 0
+    return machine.driver
+
+
+def ball(seed: int = 0, dtype: Any = np.uint16) -> Volume:
+    rng = np.random.default_rng(seed)
+    d, h, w = np.indices((24, 48, 48)) - np.array([12, 24, 24]).reshape(3, 1, 1, 1)
+    voxels = rng.integers(0, 30, d.shape) + (700 + 50 * seed) * ((6 * d) ** 2 + (4 * h) ** 2 + (3 * w) ** 2 < 70**2)
+    affine = np.array([[0, 0, 3, -72], [0, 4, 0, -96], [6, 0, 0, -72], [0, 0, 0, 1.0]])
+    return Volume(voxels.astype(dtype), affine, SeriesInfo(f"1.2.{seed}", Path()))
+
+
+def same_answers(found: Result, expected: Result) -> None:
+    assert found.tokens == expected.tokens
+    assert found.embedding is not None
+    np.testing.assert_allclose(found.embedding, expected.embedding, atol=1e-5)  # type: ignore[arg-type]
+    assert {name: head.label for name, head in found.heads.items()} == {n: h.label for n, h in expected.heads.items()}
+
+
+def test_the_card_answers_as_the_cpu_does(machine: Machine, session: Session, driver: Any) -> None:
+    assert (session.encoder.name, session.encoder.precision) == ("tensorrt-rtx", "fp16")
+    assert session.fallback is None  # the golden case was right
+    assert session.preprocessor.device == "gpu"
+    found, expected = session.infer_volume(ball()), Session(machine.bundle, threads=1).infer_volume(ball())
+    assert found.tokens["total"] == expected.tokens["total"]
+    assert found.embedding @ expected.embedding > FP16_COSINE  # type: ignore[operator]
+    assert {n: h.label for n, h in found.heads.items()} == {n: h.label for n, h in expected.heads.items()}
+    assert found.engine["sha256"] == machine.bundle.sums["engines/rtx.plan"]
+
+
+def test_of_the_grid_only_counts_and_outputs_come_to_the_host(session: Session, driver: Any) -> None:
+    session.infer_volume(ball())
+    assert driver.done == COUNTED + ENCODED
+    assert PlayedDali.copies == 0
+    driver.calls.clear()
+    session.infer_volume(ball())
+    again = set(driver.calls) - {"cuGraphExecKernelNodeSetParams_v2"}  # where DALI leaves a grid is its own affair
+    assert again == {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32], ids=lambda dtype: dtype.__name__)
+def test_tokens_are_those_that_the_host_would_choose(session: Session, driver: Any, dtype: Any) -> None:
+    grid = session.preprocessor(ball(2, dtype if dtype is not np.uint8 else np.uint16))
+    chosen = session._choose_tokens(grid)
+    assert PlayedDali.copies == 0
+    expected = select_tokens(Grid(grid.volume, grid.window, grid.affine_lps_mm), session.bundle.manifest.preprocessing)
+    assert PlayedDali.copies == 1  # now it was asked for
+    np.testing.assert_array_equal(chosen.indices, expected.indices)
+    assert (chosen.kept, chosen.total) == (expected.kept, expected.total)
+    assert 0 < chosen.kept < chosen.total
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32], ids=lambda dtype: dtype.__name__)
+def test_slices_that_arrive_one_by_one_answer_as_the_volume(session: Session, driver: Any, dtype: Any) -> None:
+    """Slices are resampled in plane on the CPU; what is left runs where the rest does."""
+    volume = ball(1, dtype)
+    expected = session.infer_volume(volume)
+    driver.done.clear()
+    stream = session.stream(volume.voxels.shape, dtype, volume.affine_lps_mm, volume.series)  # type: ignore[arg-type]
+    for index in np.random.default_rng(0).permutation(len(volume.voxels)):
+        stream.push(volume.voxels[index], volume.affine_lps_mm[:3, 3] + index * volume.affine_lps_mm[:3, 0])
+    assert driver.done == []
+    same_answers(stream.finish(), expected)
+    assert driver.done == COUNTED + ENCODED
+    assert PlayedDali.copies == 0
+
+
+def test_streams_that_are_open_together_do_not_mix(session: Session, driver: Any) -> None:
+    volumes = [ball(0), ball(3)]
+    expected = [session.infer_volume(volume) for volume in volumes]
+    streams = [session.stream(v.voxels.shape, np.uint16, v.affine_lps_mm, v.series) for v in volumes]  # type: ignore[arg-type]
+    for index in range(len(volumes[0].voxels)):
+        for stream, volume in zip(streams, volumes, strict=True):
+            stream.push(volume.voxels[index], volume.affine_lps_mm[:3, 3] + index * volume.affine_lps_mm[:3, 0])
+    for stream, wanted in zip(streams, expected, strict=True):
+        same_answers(stream.finish(), wanted)
+
+
+def test_successive_series_do_not_overwrite_the_grid_that_is_read(session: Session, driver: Any) -> None:
+    series = DEFAULT_BUNDLE.parent / "demo_series"
+    alone = session.infer(series)
+    driver.done.clear()
+    for result in session.infer_each([series, series, series]):
+        assert isinstance(result, Result)
+        same_answers(result, alone)
+    assert driver.done == 3 * (COUNTED + ENCODED)
+    assert PlayedDali.copies == 0
+
+
+def test_a_grid_that_the_next_volume_replaced_is_not_copied(session: Session) -> None:
+    first = session.preprocessor(ball(0))
+    second = session.preprocessor(ball(1))
+    with pytest.raises(EngineError, match="the next volume has taken its place"):
+        _ = first.volume
+    kept = second.volume
+    session.preprocessor(ball(0))
+    assert second.volume is kept  # what was copied in time stays
+
+
+def test_an_engine_that_is_wrong_on_the_golden_case_gives_way_to_fp32(
+    machine: Machine, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preprocessing stays on the card; the encoder on the CPU then asks for the grid."""
+    run_engine = tensorrt.TensorRtEngine.run
+    monkeypatch.setattr(
+        tensorrt.TensorRtEngine, "run", lambda self, inputs: {k: -v for k, v in run_engine(self, inputs).items()}
+    )
+    session = Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
+    result = session.infer_volume(ball())
+    assert (result.engine["name"], result.engine["precision"]) == ("onnxruntime", "fp32")
+    assert result.engine["fallback"].startswith("tensorrt-rtx fp16 was asked for: on the golden case ")
+    assert PlayedDali.copies == 1
+    expected = Session(machine.bundle, threads=1).infer_volume(ball())
+    np.testing.assert_allclose(result.embedding, expected.embedding, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_auto_takes_the_card_and_says_what_it_passed_over(machine: Machine) -> None:
+    result = Session(machine.bundle, engine="auto", precision="fp16", threads=1).infer_volume(ball())
+    assert (result.engine["name"], result.engine["device"]) == ("tensorrt-rtx", "cuda:0 Fake RTX")
+    assert result.engine["fallback"].startswith("tensorrt: bundle ")  # it has no plan of that flavour
+    assert "onnxruntime" not in result.engine["fallback"]
+
+
+def test_the_slices_graph_is_examined_before_it_runs(machine: Machine, tmp_path: Path) -> None:
+    """On a card it is another file than the one that was examined at loading."""
+    graph = (DEFAULT_BUNDLE / "preprocess.cpu.dali").read_bytes()
+    content: dict[str, bytes | Path] = {
+        path.relative_to(machine.bundle.path).as_posix(): path
+        for path in machine.bundle.path.rglob("*")
+        if path.is_file() and path.name not in ("manifest.json", "SHA256SUMS")
+    }
+    content["preprocess.cpu.dali"] = graph.replace(b"Squeeze", b"Unknown")
+    write_bundle(tmp_path / "bundle", machine.bundle.manifest, content)
+    session = Session(open_bundle(tmp_path / "bundle"), engine="tensorrt-rtx", precision="fp16", threads=1)
+    with pytest.raises(BundleError, match="holds Unknown, which preprocessing does not use"):
+        session.stream((24, 48, 48), np.uint16, np.diag([3.0, 3, 3, 1])[:, [2, 1, 0, 3]], SeriesInfo("1", Path()))
+
+
+def test_launch_data_of_the_bundle_are_of_both_kernels(machine: Machine) -> None:
+    document = json.loads(machine.bundle.file("kernels/kernels.json").read_text())
+    assert {item["kernel"] for item in document["kernels"]} == {"patch_embed3d", "tissue_counts"}
