@@ -5,7 +5,6 @@
 #include <set>
 
 #include "error.hpp"
-#include "parallel.hpp"
 #include "sha256.hpp"
 #include "utf8.hpp"
 
@@ -81,9 +80,26 @@ void check_names(const Manifest& manifest, const Sums& sums, const std::string& 
 
 std::string place(const fs::path& folder) { return "bundle " + folder.string(); }
 
-void check_sum(const Bundle& bundle, const std::string& where, const std::string& name, const Bytes& bytes) {
-    if (hexadecimal(sha256(bytes)) != bundle.sums.at(name))
+void check_sum(const std::string& expected, const Digest& found, const std::string& where, const std::string& name) {
+    if (hexadecimal(found) != expected)
         throw bundle_error(where + ": " + name + " differs from its sum in SHA256SUMS; copy the bundle again");
+}
+
+// Of a file that is not kept: through a buffer that stays in the processor's cache.
+Digest sum_of(const fs::path& path, const std::string& where, const std::string& name) {
+    constexpr std::size_t part = 256 << 10;
+    std::ifstream file;
+    file.rdbuf()->pubsetbuf(nullptr, 0);  // parts go where they are summed
+    file.open(path, std::ios::binary);
+    if (!file) throw bundle_error(where + ": " + name + " cannot be read");
+    Bytes buffer(part);
+    Sha256 sum;
+    while (file) {
+        file.read(reinterpret_cast<char*>(buffer.data()), part);
+        sum.update(std::span(buffer).first(static_cast<std::size_t>(file.gcount())));
+    }
+    if (file.bad()) throw bundle_error(where + ": " + name + " ended while it was read");
+    return sum.finish();
 }
 
 // Errors of the file system become bundle errors.
@@ -97,6 +113,13 @@ auto reading(const std::string& where, Function&& function) {
 }
 
 }  // namespace
+
+void Bundle::read(const std::string& name) {
+    const std::string where = place(path);
+    Bytes bytes = reading(where, [&] { return read_bytes(path / name, where, name); });
+    check_sum(sums.at(name), decipher::sha256(bytes), where, name);
+    files[name] = std::move(bytes);
+}
 
 const Bytes& Bundle::file(const std::string& name) const {
     const auto found = files.find(name);
@@ -147,7 +170,7 @@ Bundle open_bundle(const fs::path& folder) {
         Bundle bundle{folder, {}, {}, hexadecimal(sha256(sums_text)), parse_sums(text_of(sums_text), where), {}};
         check_listed(folder, where, bundle.sums);
         const Bytes manifest_text = read_text(folder, where, manifest_name);
-        check_sum(bundle, where, std::string(manifest_name), manifest_text);
+        check_sum(bundle.sums.at(std::string(manifest_name)), sha256(manifest_text), where, std::string(manifest_name));
         try {
             bundle.manifest_text = text_of(manifest_text);
             bundle.manifest = parse_manifest(bundle.manifest_text);
@@ -159,25 +182,29 @@ Bundle open_bundle(const fs::path& folder) {
     });
 }
 
-void check_files(Bundle& bundle, const std::vector<std::string>& wanted, unsigned threads) {
-    const fs::path& folder = bundle.path;
-    const std::string where = place(folder);
-    reading(where, [&] {
-        for (const std::string& name : wanted) bundle.files[name];
-        std::vector<std::string> names;
+FileCheck::FileCheck(const Bundle& bundle) : folder_(bundle.path), where_(place(bundle.path)) {
+    std::vector<std::pair<std::uintmax_t, std::string>> names;
+    reading(where_, [&] {
         for (const auto& [name, digest] : bundle.sums)
-            if (name != manifest_name) names.push_back(name);
-        // Largest first: the threads then end together.
-        std::sort(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
-            return fs::file_size(folder / a) > fs::file_size(folder / b);
-        });
-        parallel_for(names.size(), threads, [&](std::size_t i) {
-            Bytes bytes = read_bytes(folder / names[i], where, names[i]);
-            check_sum(bundle, where, names[i], bytes);
-            const auto kept = bundle.files.find(names[i]);
-            if (kept != bundle.files.end()) kept->second = std::move(bytes);
-        });
+            if (name != manifest_name && !bundle.files.contains(name)) names.emplace_back(fs::file_size(folder_ / name), name);
     });
+    std::sort(names.rbegin(), names.rend());  // the largest first: threads then end together
+    for (const auto& [size, name] : names) files_.emplace_back(name, bundle.sums.at(name));
+}
+
+bool FileCheck::next() {
+    const std::size_t i = next_.fetch_add(1);
+    if (i >= files_.size()) return false;
+    const auto& [name, digest] = files_[i];
+    check_sum(digest, sum_of(folder_ / name, where_, name), where_, name);
+    return true;
+}
+
+void FileCheck::one() { next(); }
+
+void FileCheck::rest() {
+    while (next()) {
+    }
 }
 
 }  // namespace decipher

@@ -1,20 +1,19 @@
-// A bundle: one folder, opened only if every byte is as it was written. What is used later is the very bytes that were
-// summed: no file is read twice.
+// A bundle: one folder, opened only if every byte is as it was written. Whatever is used later was summed in the very
+// reading that it comes from.
 #pragma once
 
-#include <cstddef>
+#include <atomic>
 #include <filesystem>
 #include <map>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "buffer.hpp"
 #include "manifest.hpp"
 
 namespace decipher {
 
-using Bytes = std::vector<std::byte>;
 using Sums = std::map<std::string, std::string>;  // file name to digest
 
 struct Bundle {
@@ -23,16 +22,34 @@ struct Bundle {
     std::string manifest_text;
     std::string sha256;  // of SHA256SUMS: it names the exact content of every file
     Sums sums;
-    std::map<std::string, Bytes> files;  // those that the session needs
+    std::map<std::string, Bytes> files;  // those that were read
 
+    // Read a file and keep it, if its sum is as listed. One thread at a time.
+    void read(const std::string& name);
     const Bytes& file(const std::string& name) const;
 };
 
 // First what says what the bundle is: the list of sums, the folder against the list, the manifest. Throws a bundle error
 // that names the file or key that is missing, altered, outside the folder or not understood.
 Bundle open_bundle(const std::filesystem::path& folder);
-// Then the sums of all files; those of `wanted` are kept. No file is to be used before its sum has been checked here.
-void check_files(Bundle& bundle, const std::vector<std::string>& wanted, unsigned threads);
+
+// Then the sums of all files that have not been read. Any number of threads may take from the list at a time; it is
+// checked once all of them have returned.
+class FileCheck {
+public:
+    explicit FileCheck(const Bundle& bundle);
+
+    void one();
+    void rest();
+
+private:
+    bool next();
+
+    std::filesystem::path folder_;
+    std::string where_;
+    std::vector<std::pair<std::string, std::string>> files_;  // name and digest, the largest first
+    std::atomic<std::size_t> next_{0};
+};
 
 // The parts of opening that need no folder; public for tests and fuzzing.
 Sums parse_sums(std::string_view text, const std::string& where);

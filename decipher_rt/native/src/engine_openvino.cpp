@@ -24,7 +24,7 @@ ov::element::Type element_type(Element element) {
 class OpenVinoGraph : public Graph {
 public:
     // `kept` is what the graph was read from, and may still lie in.
-    OpenVinoGraph(std::string file, ov::CompiledModel compiled, Bytes kept)
+    OpenVinoGraph(std::string file, ov::CompiledModel compiled, std::optional<KeptGraph> kept)
         : file_(std::move(file)), kept_(std::move(kept)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
         for (const auto& port : compiled_.inputs()) inputs_.push_back(port.get_any_name());
         for (const auto& port : compiled_.outputs()) outputs_.push_back(port.get_any_name());
@@ -72,7 +72,7 @@ public:
 
 private:
     std::string file_;
-    Bytes kept_;
+    std::optional<KeptGraph> kept_;
     ov::CompiledModel compiled_;
     ov::InferRequest request_;
     std::vector<std::string> inputs_, outputs_;
@@ -89,6 +89,11 @@ public:
             throw engine_error("OpenVINO cannot use the CPU: " + one_line(error.what()) +
                                "; copy libopenvino_intel_cpu_plugin.so (on ARM libopenvino_arm_cpu_plugin.so) beside libopenvino");
         }
+        // What kept graphs are read with: all libraries are loaded here, as the loader serves one thread at a time.
+        try {
+            if (cache_.enabled()) ov::frontend::FrontEndManager().load_by_framework("ir");
+        } catch (const ov::Exception&) {  // then no kept graph can be read, and all are compiled
+        }
     }
 
     std::string name() const override { return "openvino"; }
@@ -98,8 +103,9 @@ public:
         auto kept = cache_.find(key(sha256, threads));
         if (!kept) return nullptr;
         try {
-            const ov::Tensor compiled(ov::element::u8, ov::Shape{kept->size()}, kept->data());
-            return std::make_unique<OpenVinoGraph>(file, core_.import_model(compiled, "CPU", properties(threads)), std::move(*kept));
+            const std::span<const std::byte> bytes = kept->bytes();
+            const ov::Tensor compiled(ov::element::u8, ov::Shape{bytes.size()}, const_cast<std::byte*>(bytes.data()));  // only read
+            return std::make_unique<OpenVinoGraph>(file, core_.import_model(compiled, "CPU", properties(threads)), std::move(kept));
         } catch (const ov::Exception&) {
             cache_.forget(key(sha256, threads));  // of another build with the same version: compile it anew
             return nullptr;
@@ -113,7 +119,7 @@ public:
             compiled.export_model(stream);
             cache_.keep(key(sha256, threads), std::move(stream).str());
         }
-        return std::make_unique<OpenVinoGraph>(file, std::move(compiled), Bytes());
+        return std::make_unique<OpenVinoGraph>(file, std::move(compiled), std::nullopt);
     } catch (const ov::Exception& error) {
         throw engine_error(file + ": OpenVINO " + version_ + " refuses it: " + one_line(error.what()));
     }

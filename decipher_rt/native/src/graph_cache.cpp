@@ -42,19 +42,16 @@ fs::path GraphCache::file_of(const std::string& key) const {
     return folder_ / (hexadecimal(sha256(bytes_of(key))) + ".graph");
 }
 
-// The file is a checksum of what follows, then the engine's own bytes.
-std::optional<Bytes> GraphCache::find(const std::string& key) const {
+// The file is a checksum of the engine's bytes, zeros up to the size of a header, and the engine's bytes.
+std::optional<KeptGraph> GraphCache::find(const std::string& key) const {
     if (!enabled()) return std::nullopt;
-    std::ifstream file(file_of(key), std::ios::binary | std::ios::ate);
+    std::optional<MappedFile> file = MappedFile::open(file_of(key));
+    if (!file || file->bytes().size() <= KeptGraph::header_bytes) return std::nullopt;
     std::uint64_t sum = 0;
-    const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) - std::streamoff{sizeof sum} : -1;
-    if (size <= 0) return std::nullopt;
-    Bytes content(static_cast<std::size_t>(size));
-    file.seekg(0);
-    file.read(reinterpret_cast<char*>(&sum), sizeof sum);
-    file.read(reinterpret_cast<char*>(content.data()), size);
-    if (!file || checksum(content) != sum) return std::nullopt;
-    return content;
+    std::memcpy(&sum, file->bytes().data(), sizeof sum);
+    KeptGraph kept(std::move(*file));
+    if (checksum(kept.bytes()) != sum) return std::nullopt;
+    return kept;
 }
 
 void GraphCache::keep(const std::string& key, const std::string& content) const noexcept try {
@@ -63,9 +60,11 @@ void GraphCache::keep(const std::string& key, const std::string& content) const 
     const fs::path target = file_of(key);
     fs::path staging = target;
     staging += "." + std::to_string(getpid()) + "." + std::to_string(reinterpret_cast<std::uintptr_t>(this));
+    std::array<char, KeptGraph::header_bytes> header{};
     const std::uint64_t sum = checksum(bytes_of(content));
+    std::memcpy(header.data(), &sum, sizeof sum);
     std::ofstream file(staging, std::ios::binary);
-    file.write(reinterpret_cast<const char*>(&sum), sizeof sum);
+    file.write(header.data(), header.size());
     file.write(content.data(), static_cast<std::streamsize>(content.size()));
     file.close();
     if (file)

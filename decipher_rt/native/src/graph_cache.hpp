@@ -1,14 +1,28 @@
 // Compiled graphs kept on disk, so that the next open is faster. A file that is not exactly what was written is as good
-// as absent; who may write to the folder is trusted, as with every compiler's cache.
+// as absent; who may write to the folder is trusted, as with every compiler's cache. Files are mapped and, as they are only
+// ever replaced as a whole, stay what they were for as long as somebody uses them.
 #pragma once
 
 #include <filesystem>
 #include <optional>
 #include <string>
 
-#include "bundle.hpp"
+#include "mapped_file.hpp"
 
 namespace decipher {
+
+class KeptGraph {
+public:
+    std::span<const std::byte> bytes() const { return file_.bytes().subspan(header_bytes); }
+
+private:
+    friend class GraphCache;
+    static constexpr std::size_t header_bytes = 64;  // what follows stays aligned for an engine that uses it in place
+
+    explicit KeptGraph(MappedFile file) : file_(std::move(file)) {}
+
+    MappedFile file_;
+};
 
 class GraphCache {
 public:
@@ -16,7 +30,7 @@ public:
     explicit GraphCache(const std::string& folder) : folder_(folder) {}
 
     bool enabled() const { return !folder_.empty(); }
-    std::optional<Bytes> find(const std::string& key) const;
+    std::optional<KeptGraph> find(const std::string& key) const;
     // Written beside and renamed. A folder that cannot be written is no error: the next open is slower, that is all.
     void keep(const std::string& key, const std::string& content) const noexcept;
     void forget(const std::string& key) const noexcept;

@@ -1,4 +1,5 @@
 #include "backend.hpp"
+#include "buffer.hpp"
 #include "parallel.hpp"
 #include "series.hpp"
 
@@ -29,7 +30,7 @@ public:
         bool contiguous = volume.strides[0] == static_cast<std::int64_t>(slice_bytes) || form.shape[0] == 1;
         contiguous = contiguous && usable_in_place(form, volume.slice(0));
         if (contiguous) return session_.run(form, volume.voxels);
-        std::vector<std::byte> voxels(form.voxels() * bytes_of(form.stored));
+        Bytes voxels(form.voxels() * bytes_of(form.stored));
         parallel_for(static_cast<std::size_t>(form.shape[0]), description().threads, [&](std::size_t i) {
             convert_slice(form, volume.slice(static_cast<std::int64_t>(i)), voxels.data() + i * slice_bytes);
         });

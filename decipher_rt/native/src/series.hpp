@@ -24,8 +24,8 @@ private:
     GridPlan plan_;
     Histogram histogram_;
     std::vector<bool> arrived_;
-    std::vector<float> planes_;      // (slices, plan.size[1], plan.size[2])
-    std::vector<std::byte> slice_;   // one, contiguous; for float32 all of them, whose percentiles need every voxel
+    Buffer<float> planes_;  // (slices, plan.size[1], plan.size[2])
+    Bytes slice_;           // one, contiguous; for float32 all of them, whose percentiles need every voxel
     double arrival_ms_ = 0;
 };
 

@@ -5,10 +5,12 @@
 #include <charconv>
 #include <chrono>
 #include <future>
+#include <latch>
 
 #include "cpu_features.hpp"
 #include "error.hpp"
 #include "graph_operators.hpp"
+#include "heaps.hpp"
 #include "parallel.hpp"
 #include "tokens.hpp"
 
@@ -19,20 +21,19 @@ namespace {
 // The same on every machine: where a grid is cut decides how its last bits round. See decipher_rt/preprocess/run.py.
 constexpr std::int64_t most_slabs = 4;
 
-std::vector<std::string> files_of(const Manifest& manifest, const Sums& sums, std::string_view precision, const Gpu* gpu) {
-    std::vector<std::string> files;
-    if (gpu != nullptr)
-        files = gpu->files(manifest, sums, precision);
-    else
-        files = {onnx_encoder(manifest, precision, cpu_features()).file};
+// Read from the bundle only what no earlier session left a compiled graph of.
+std::unique_ptr<Graph> load_graph(Engine& engine, Bundle& bundle, const std::string& file, unsigned threads) {
+    const std::string& sum = bundle.sums.at(file);
+    if (auto kept = engine.load_kept(file, sum, threads)) return kept;
+    bundle.read(file);
+    return engine.load(file, sum, bundle.file(file), threads);
+}
+
+const std::string& preprocessing_file(const Manifest& manifest) {
     const auto graph = manifest.preprocessing.graphs.find("cpu");
     if (graph == manifest.preprocessing.graphs.end())
         throw bundle_error("bundle " + manifest.name + ": no preprocessing graph for the CPU; export it again");
-    files.push_back(graph->second);
-    for (const Head& head : manifest.heads)
-        if (head.answered()) files.push_back(head.file);
-    if (manifest.scope) files.push_back(manifest.scope->file);
-    return files;
+    return graph->second;
 }
 
 Histogram count_slices(const SeriesForm& form, const void* voxels, unsigned threads) {
@@ -77,12 +78,6 @@ std::unique_ptr<Graph> checked(std::unique_ptr<Graph> graph, const std::string& 
     return graph;
 }
 
-std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const std::string& file, unsigned threads) {
-    const std::string& sum = bundle.sums.at(file);
-    auto kept = engine.load_kept(file, sum, threads);
-    return kept ? std::move(kept) : engine.load(file, sum, bundle.file(file), threads);
-}
-
 std::string joined(const std::vector<std::string>& names) {
     std::string text;
     for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
@@ -122,43 +117,58 @@ private:
 Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) {
     Clock clock;
     callbacks_.report(DRT_OPEN, 0);
+    make_room_in_heaps();
     const unsigned threads = description_.threads = options.threads;
     description_.precision = options.precision;
     if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);
     Bundle bundle = open_bundle(options.bundle);
     const Manifest& manifest = bundle.manifest;
     const Preprocessing& spec = manifest.preprocessing;
-    const std::vector<std::string> wanted = files_of(manifest, bundle.sums, options.precision, gpu_.get());
-    // Loading DALI and checking the files takes about as long as reading a kept encoder back: side by side where the
-    // caller allows a second thread. What was kept was compiled from a file of the same sum.
-    auto checking = std::async(threads > 1 ? std::launch::async : std::launch::deferred, [&] {
-        dali_ = load_dali(options.library_folder);
-        check_files(bundle, wanted, threads > 1 ? threads - 1 : 1);
-    });
-    engine_ = make_openvino(options.cache_folder);
-    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision, cpu_features()).file;
-    if (!gpu_) encoder_ = engine_->load_kept(encoder, bundle.sums.at(encoder), threads);
-    checking.get();
-    callbacks_.report(DRT_OPEN, 0.5);
-
-    preprocessing_ = bundle.file(spec.graphs.at("cpu"));
+    if (gpu_)
+        for (const std::string& file : gpu_->files(manifest, bundle.sums, options.precision)) bundle.read(file);
+    const std::string& graph_file = preprocessing_file(manifest);
+    bundle.read(graph_file);
+    preprocessing_ = bundle.file(graph_file);
     check_operators(preprocessing_);
     for (std::int64_t n = 1; n <= most_slabs; ++n)
         if (spec.grid_shape[0] % n == 0) slabs_ = n;
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
-    // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
-    graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
+
+    // Where the caller allows a second thread, it loads DALI while this one loads the engine and its graphs; both then
+    // share what is left of the files to check. The loader of libraries serves one thread at a time, and DALI's take it
+    // longest, so the engine's go first. What was kept of a graph was compiled from a file of the same sum.
+    FileCheck files(bundle);
+    std::latch engine_loaded(1);
+    const auto concurrent = threads > 1 ? std::launch::async : std::launch::deferred;
+    auto preprocessing = std::async(concurrent, [&] {
+        if (threads > 1) files.one();
+        engine_loaded.wait();
+        dali_ = load_dali(options.library_folder);
+        // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
+        graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
+        files.rest();
+    });
+    try {
+        engine_ = make_openvino(options.cache_folder);
+    } catch (...) {
+        engine_loaded.count_down();
+        throw;
+    }
+    engine_loaded.count_down();
+    callbacks_.report(DRT_OPEN, 0.2);
 
     const std::vector<std::string> features = {"patch", "tokens", "embedding"};
-    if (gpu_) encoder_ = gpu_->load(bundle, options.precision);
-    if (!encoder_) encoder_ = engine_->load(encoder, bundle.sums.at(encoder), bundle.file(encoder), threads);
-    encoder_ = checked(std::move(encoder_), encoder, {"volume", "window", "tokens"}, {"patch", "embedding"});
-    callbacks_.report(DRT_OPEN, 0.9);
+    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision, cpu_features()).file;
+    encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
+                       {"volume", "window", "tokens"}, {"patch", "embedding"});
+    callbacks_.report(DRT_OPEN, 0.6);
     for (const Head& head : manifest.heads)
         if (head.answered())
             heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, 1), head.file, features,
                                         {head.kind == HeadKind::regression ? "value" : "probabilities"});
     if (manifest.scope) scope_ = checked(load_graph(*engine_, bundle, manifest.scope->file, 1), manifest.scope->file, features, {"score"});
+    files.rest();
+    preprocessing.get();
 
     description_.engine = gpu_ ? gpu_->engine() : engine_->name();
     description_.device = gpu_ ? gpu_->device() : engine_->device();

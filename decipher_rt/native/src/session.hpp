@@ -100,7 +100,7 @@ private:
     std::shared_ptr<const DaliLibrary> dali_;
     std::int64_t slabs_ = 1;
     std::map<VoxelType, std::unique_ptr<DaliGraph>> grid_graphs_, slice_graphs_;
-    std::vector<float> grid_;
+    Buffer<float> grid_;
     std::unique_ptr<Gpu> gpu_;  // outlives the encoder, whose memory is the device's
     std::unique_ptr<Engine> engine_;
     std::unique_ptr<Graph> encoder_, scope_;

@@ -1,5 +1,6 @@
 #include "sha256.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -13,8 +14,6 @@ namespace decipher {
 namespace sha256_detail {
 
 namespace {
-
-constexpr std::size_t block_bytes = 64;
 
 // FIPS 180-4, 4.2.2: the first 32 bits of the fractional parts of the cube roots of the first 64 primes.
 alignas(16) constexpr std::array<std::uint32_t, 64> round_constants = {
@@ -106,37 +105,57 @@ void compress_portable(State& state, const std::uint8_t* blocks, std::size_t cou
 
 Compress fastest() {
 #if defined(__x86_64__)
-    if (cpu_has_sha()) return compress_sha_ni;
-#endif
+    static const Compress found = cpu_has_sha() ? compress_sha_ni : compress_portable;
+    return found;
+#else
     return compress_portable;
-}
-
-Digest digest(std::span<const std::byte> data, Compress compress) {
-    State state = initial_state;
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
-    const std::size_t whole = data.size() / block_bytes;
-    compress(state, bytes, whole);
-    // 5.1.1: a one bit, zeros, and the length in bits.
-    std::array<std::uint8_t, 2 * block_bytes> tail{};
-    const std::size_t rest = data.size() - whole * block_bytes;
-    if (rest > 0) std::memcpy(tail.data(), bytes + whole * block_bytes, rest);
-    tail[rest] = 0x80;
-    const std::size_t tail_blocks = rest < block_bytes - 8 ? 1 : 2;
-    const std::uint64_t bits = std::uint64_t{data.size()} * 8;
-    for (std::size_t i = 0; i < 8; ++i)
-        tail[tail_blocks * block_bytes - 1 - i] = static_cast<std::uint8_t>(bits >> (8 * i));
-    compress(state, tail.data(), tail_blocks);
-    Digest result;
-    for (std::size_t i = 0; i < result.size(); ++i)
-        result[i] = static_cast<std::uint8_t>(state[i / 4] >> (24 - 8 * (i % 4)));
-    return result;
+#endif
 }
 
 }  // namespace sha256_detail
 
-Digest sha256(std::span<const std::byte> data) {
-    static const sha256_detail::Compress compress = sha256_detail::fastest();
-    return sha256_detail::digest(data, compress);
+Sha256::Sha256(sha256_detail::Compress compress) : compress_(compress), state_(sha256_detail::initial_state) {}
+
+void Sha256::update(std::span<const std::byte> part) {
+    using sha256_detail::block_bytes;
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(part.data());
+    std::size_t left = part.size();
+    if (left == 0) return;
+    const auto waiting = static_cast<std::size_t>(bytes_ % block_bytes);
+    bytes_ += left;
+    if (waiting > 0) {
+        const std::size_t taken = std::min(left, block_bytes - waiting);
+        std::memcpy(rest_.data() + waiting, bytes, taken);
+        bytes += taken, left -= taken;
+        if (waiting + taken < block_bytes) return;
+        compress_(state_, rest_.data(), 1);
+    }
+    const std::size_t whole = left / block_bytes;
+    compress_(state_, bytes, whole);
+    if (left % block_bytes > 0) std::memcpy(rest_.data(), bytes + whole * block_bytes, left % block_bytes);
+}
+
+Digest Sha256::finish() {
+    using sha256_detail::block_bytes;
+    // 5.1.1: a one bit, zeros, and the length in bits.
+    std::array<std::uint8_t, 2 * block_bytes> tail{};
+    const auto waiting = static_cast<std::size_t>(bytes_ % block_bytes);
+    std::memcpy(tail.data(), rest_.data(), waiting);
+    tail[waiting] = 0x80;
+    const std::size_t blocks = waiting < block_bytes - 8 ? 1 : 2;
+    const std::uint64_t bits = bytes_ * 8;
+    for (std::size_t i = 0; i < 8; ++i) tail[blocks * block_bytes - 1 - i] = static_cast<std::uint8_t>(bits >> (8 * i));
+    compress_(state_, tail.data(), blocks);
+    Digest result;
+    for (std::size_t i = 0; i < result.size(); ++i)
+        result[i] = static_cast<std::uint8_t>(state_[i / 4] >> (24 - 8 * (i % 4)));
+    return result;
+}
+
+Digest sha256(std::span<const std::byte> data, sha256_detail::Compress compress) {
+    Sha256 sum(compress);
+    sum.update(data);
+    return sum.finish();
 }
 
 std::string hexadecimal(const Digest& digest) {

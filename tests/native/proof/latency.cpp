@@ -1,6 +1,8 @@
 // Open, first result, then so many runs and streams of a whole head (170 x 256 x 256); one JSON object on standard output.
 //     latency BUNDLE ROUNDS THREADS [CACHE_FOLDER]
 
+#include <sys/resource.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <string>
@@ -15,6 +17,19 @@ constexpr std::int64_t slices = 170, side = 256;
 
 double milliseconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+// What the process has used: processor time of all threads, and pages that the kernel had to map without reading a file.
+struct Usage {
+    double cpu_ms;
+    long page_faults;
+};
+
+Usage usage() {
+    rusage used{};
+    CHECK(getrusage(RUSAGE_SELF, &used) == 0);
+    const auto milliseconds = [](const timeval& time) { return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_usec) / 1e3; };
+    return {milliseconds(used.ru_utime) + milliseconds(used.ru_stime), used.ru_minflt};
 }
 
 // Sagittal, 1 mm: slices to the left, rows to the feet, columns to the back.
@@ -60,6 +75,7 @@ int main(int argc, char** argv) {
     volume.shape[0] = slices, volume.shape[1] = volume.shape[2] = side;
     for (int i = 0; i < 16; ++i) volume.affine_lps_mm[i] = affine[i];
 
+    const Usage before_opening = usage();
     const auto start = std::chrono::steady_clock::now();
     drt_session_params params;
     drt_session_default_params(&params, sizeof params);
@@ -70,6 +86,7 @@ int main(int argc, char** argv) {
     const double opened = milliseconds_since(start);
     CHECK(drt_session_run(session, &volume) == DRT_OK);
     const double first = milliseconds_since(start);
+    const Usage used = usage();
 
     std::vector<double> preprocess, encode, heads, total, push, finish, finish_preprocess, finish_encode, finish_heads;
     for (int round = 0; round < rounds; ++round) {
@@ -102,7 +119,9 @@ int main(int argc, char** argv) {
         finish_preprocess.push_back(rest.preprocess_ms), finish_encode.push_back(rest.encode_ms), finish_heads.push_back(rest.heads_ms);
         drt_series_free(series);
     }
-    std::cout << "{\"open_ms\": " << opened << ", \"first_result_ms\": " << first << ",\n";
+    std::cout << "{\"open_ms\": " << opened << ", \"first_result_ms\": " << first
+              << ", \"first_result_cpu_ms\": " << used.cpu_ms - before_opening.cpu_ms
+              << ", \"first_result_page_faults\": " << used.page_faults - before_opening.page_faults << ",\n";
     print("preprocess_ms", preprocess);
     print("encode_ms", encode);
     print("heads_ms", heads);

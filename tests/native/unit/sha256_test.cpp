@@ -1,5 +1,6 @@
 #include "sha256.hpp"
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +28,11 @@ int main() {
     for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 37 + i / 5);
     for (std::size_t length = 0; length <= bytes.size(); ++length) {
         const std::span<const std::byte> part(bytes.data(), length);
-        CHECK(sha256(part) == sha256_detail::digest(part, sha256_detail::compress_portable));
+        CHECK(sha256(part) == sha256(part, sha256_detail::compress_portable));
+        for (const std::size_t step : {std::size_t{1}, std::size_t{63}, std::size_t{64}, std::size_t{65}, std::size_t{130}}) {  // in parts
+            Sha256 sum;
+            for (std::size_t at = 0; at < length; at += step) sum.update(part.subspan(at, std::min(step, length - at)));
+            CHECK(sum.finish() == sha256(part));
+        }
     }
 }

@@ -1,0 +1,80 @@
+// Kept graphs: what comes back is what was kept, or nothing. And room in heaps costs no memory until it is used.
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "check.hpp"
+#include "graph_cache.hpp"
+#include "heaps.hpp"
+
+using namespace decipher;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string text_of(const KeptGraph& kept) { return {reinterpret_cast<const char*>(kept.bytes().data()), kept.bytes().size()}; }
+
+fs::path only_file(const fs::path& folder) { return fs::directory_iterator(folder)->path(); }
+
+void kept_graphs(const fs::path& folder) {
+    const GraphCache cache(folder.string());
+    CHECK(cache.enabled() && !GraphCache("").enabled());
+    CHECK(!cache.find("key") && !GraphCache("").find("key"));
+    const std::string content = std::string(100'000, 'g') + "end";
+    cache.keep("key", content);
+    const auto kept = cache.find("key");
+    CHECK(kept && text_of(*kept) == content && !cache.find("another key"));
+    // An engine may use it in place.
+    CHECK(reinterpret_cast<std::uintptr_t>(kept->bytes().data()) % 64 == 0);
+
+    // What somebody holds stays as it was, whatever becomes of the file.
+    cache.keep("key", "newer");
+    CHECK(text_of(*cache.find("key")) == "newer" && text_of(*kept) == content);
+    cache.forget("key");
+    CHECK(!cache.find("key") && text_of(*kept) == content);
+
+    // A file that was cut, or altered anywhere, is none.
+    for (const std::uintmax_t size : {std::uintmax_t{0}, std::uintmax_t{8}, std::uintmax_t{64}, std::uintmax_t{1000}}) {
+        cache.keep("key", content);
+        fs::resize_file(only_file(folder), size);
+        CHECK(!cache.find("key"));
+    }
+    for (const std::streamoff at : {0, 64, 5000, 100'066}) {
+        cache.keep("key", content);
+        std::fstream file(only_file(folder), std::ios::binary | std::ios::in | std::ios::out);
+        file.seekp(at);
+        file.put('x');
+        file.close();
+        CHECK(!cache.find("key"));
+    }
+    fs::remove(only_file(folder));
+    fs::create_directory(folder / "empty");
+    CHECK(!MappedFile::open(folder / "empty") && !MappedFile::open(folder / "absent"));
+}
+
+long resident_pages() {
+    std::ifstream file("/proc/self/statm");
+    long all = 0, resident = 0;
+    file >> all >> resident;
+    return resident;
+}
+
+void room() {
+    [[maybe_unused]] const long before = resident_pages();
+    make_room_in_heaps();
+    make_room_in_heaps();
+#if !defined(__SANITIZE_ADDRESS__)  // which writes down every block
+    CHECK((resident_pages() - before) * sysconf(_SC_PAGESIZE) < 4 << 20);
+#endif
+}
+
+}  // namespace
+
+int main() {
+    room();
+    const fs::path folder = fs::temp_directory_path() / ("decipher_rt_cache_test_" + std::to_string(getpid()));
+    kept_graphs(folder);
+    fs::remove_all(folder);
+}
