@@ -136,11 +136,13 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
 
     // Where the caller allows a second thread, it loads DALI while this one loads the engine and its graphs; both then
     // share what is left of the files to check. The loader of libraries serves one thread at a time, and DALI's take it
-    // longest, so the engine's go first. What was kept of a graph was compiled from a file of the same sum.
+    // longest, so the engine's go first. A third thread checks files from the start. What was kept of a graph was
+    // compiled from a file of the same sum.
     FileCheck files(bundle);
     std::latch engine_loaded(1);
-    const auto concurrent = threads > 1 ? std::launch::async : std::launch::deferred;
-    auto preprocessing = std::async(concurrent, [&] {
+    const auto in_thread = [threads](unsigned number) { return threads >= number ? std::launch::async : std::launch::deferred; };
+    auto checking = std::async(in_thread(3), [&] { files.rest(); });
+    auto preprocessing = std::async(in_thread(2), [&] {
         if (threads > 1) files.one();
         engine_loaded.wait();
         dali_ = load_dali(options.library_folder);
@@ -168,6 +170,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
                                         {head.kind == HeadKind::regression ? "value" : "probabilities"});
     if (manifest.scope) scope_ = checked(load_graph(*engine_, bundle, manifest.scope->file, 1), manifest.scope->file, features, {"score"});
     files.rest();
+    checking.get();
     preprocessing.get();
 
     description_.engine = gpu_ ? gpu_->engine() : engine_->name();
