@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from arms import Results, features, open_heads
+from scipy.special import softmax
 
 from decipher_rt.train.align.embed import embed_texts
 from decipher_rt.train.metrics import accuracy, auroc
@@ -65,19 +66,17 @@ def main() -> None:
     print("| task | series | accuracy | of the most frequent | AUROC (chance 0.5) |\n|---|---|---|---|---|")
     for name, prompts in PROMPTS.items():
         text = embed_texts(weights.model.text, tokenizer, list(prompts.values()))
-        row = results.part(name, lambda n=name, p=prompts, t=text: measured(n, list(p), image, t, seen.labels))
+        logits = float(weights.model.logit_scale.exp()) * image @ text.T.astype(np.float64)
+        row = results.part(name, lambda n=name, p=prompts, x=logits: measured(n, list(p), x, seen.labels))
         print(f"| {name} | {row['series']} | {row['accuracy']:.3f} | {row['most_frequent']:.3f} | {row['auroc']:.3f} |")
 
 
-def measured(
-    name: str, classes: list[str], image: np.ndarray, text: np.ndarray, labels: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return how often the nearest prompt is the right one."""
+def measured(name: str, classes: list[str], logits: np.ndarray, labels: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how often the nearest prompt is the right one; probabilities are those of ``infer --prompt``."""
     known = [i for i, label in enumerate(labels) if label.get(name) in classes]
     truth = np.array([classes.index(labels[i][name]) for i in known])
-    cosine = image[known] @ text.T.astype(np.float64)
-    score = cosine if len(classes) > 2 else cosine[:, 1] - cosine[:, 0]
-    found = {"accuracy": accuracy(truth, cosine), "auroc": auroc(truth, score)}
+    probabilities = softmax(logits[known], axis=1)
+    found = {"accuracy": accuracy(truth, probabilities), "auroc": auroc(truth, probabilities)}
     found["most_frequent"] = float(np.bincount(truth).max() / len(truth))
     return {"series": len(known), **{key: None if v is None else round(v, 4) for key, v in found.items()}}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from decipher_rt.train.text.findings import (
 from decipher_rt.train.text.wordings import ADJECTIVES, NOT_A_HEAD, write_report
 from decipher_rt.volume import Acquisition
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 HEAD = Findings(
     kind="head", sequence="FLAIR", family="flair", field_t=3.0, plane="axial", slices=30, slice_step_mm=4.4,
     ventricles="enlarged", ghost=0.01, snr=60.0,
@@ -103,3 +106,13 @@ def test_findings_of_a_sample_go_through_json() -> None:
     assert findings_from_json(json.loads(json.dumps(findings_to_json(findings)))) == findings
     other = dataclasses.replace(sample, labels=Truth(None, False, "phantom"), lesions=())
     assert sample_findings(other) == Findings("phantom")
+
+
+def test_zero_shot_prompts_are_no_templates() -> None:
+    said = {sentence.casefold().rstrip(".") for findings in every_head() for seed in range(8)
+            for wordings in ("train", "held_out") for sentence in write_report(findings, seed, wordings)}  # fmt: skip
+    tree = ast.parse((REPOSITORY / "benchmarks" / "evidence" / "zero_shot.py").read_text(encoding="utf-8"))
+    (prompts,) = (ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.AnnAssign) and node.value)
+    asked = {text.casefold() for of_task in prompts.values() for text in of_task.values()}
+    assert len(asked) == 13
+    assert not asked & said
