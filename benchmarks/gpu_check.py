@@ -52,7 +52,7 @@ def why_not_here() -> str:
 
 def check(options: argparse.Namespace, command: str) -> int:
     """Measure, judge and write."""
-    from benchmarks.gpu import attention, encoder, engines, numerics, patch_embed3d, report, targets
+    from benchmarks.gpu import attention, encoder, engines, numerics, patch_embed3d, report, targets, tissue_counts
     from benchmarks.gpu.measure import Deadline, measure_ceilings
 
     begin = time.monotonic()
@@ -60,10 +60,12 @@ def check(options: argparse.Namespace, command: str) -> int:
     full = not options.quick
     say("ceilings: a large GEMM and a large copy")
     ceilings = measure_ceilings(deadline)
-    say("numerics: both kernels against fp64")
+    say("numerics: the kernels against fp64")
     checks = numerics.run()
     say("patch embedding")
     patch_rows = patch_embed3d.run(ceilings, deadline, full)
+    say("tissue counts")
+    tissue_rows = tissue_counts.run(ceilings, deadline)
     say("attention")
     attention_rows = attention.run(ceilings, deadline, full)
     say("encoder")
@@ -76,7 +78,13 @@ def check(options: argparse.Namespace, command: str) -> int:
         seconds=time.monotonic() - begin,
         ceilings=ceilings,
         numerics=checks,
-        sections={"patch embedding": patch_rows, "attention": attention_rows, "encoder": encoder_rows, **other},
+        sections={
+            "patch embedding": patch_rows,
+            "tissue counts": tissue_rows,
+            "attention": attention_rows,
+            "encoder": encoder_rows,
+            **other,
+        },
         agreements=agreements,
         targets=targets.judge(attention_rows, patch_rows, encoder_rows, encoder.floors_ms(ceilings)),
     )

@@ -30,9 +30,9 @@ def run(deadline: Deadline) -> dict[str, list[Row]]:
         "onnxruntime": _section(
             "onnxruntime", ("onnxruntime", "numpy"), lambda: onnxruntime("CUDAExecutionProvider"), deadline
         ),
-        "TensorRT": _section("TensorRT", ("tensorrt", "onnx"), lambda: plans.run("tensorrt"), deadline),
+        "TensorRT": _section("TensorRT", ("tensorrt", "onnx"), lambda: plans.run("tensorrt", deadline), deadline),
         "TensorRT-RTX": _section(
-            "TensorRT-RTX", ("tensorrt_rtx_bindings", "onnx"), lambda: plans.run("tensorrt-rtx"), deadline
+            "TensorRT-RTX", ("tensorrt_rtx_bindings", "onnx"), lambda: plans.run("tensorrt-rtx", deadline), deadline
         ),
         "DALI on the GPU": _section("DALI on the GPU", ("nvidia.dali", "numpy"), dali, deadline),
         "runtime from DICOM": _section(

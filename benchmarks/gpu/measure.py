@@ -94,7 +94,9 @@ def measure(run: Callable[[], Any], budget_s: float = 0.3) -> Timing:
 
 
 def summarise(times_ms: list[float]) -> Timing:
-    """Return median and spread of at least two times."""
+    """Return median and spread; a single time is its own."""
+    if len(times_ms) == 1:
+        return Timing(times_ms[0], times_ms[0], times_ms[0], 1)
     tenths = statistics.quantiles(times_ms, n=10, method="inclusive")
     return Timing(statistics.median(times_ms), tenths[0], tenths[-1], len(times_ms))
 

@@ -28,7 +28,7 @@ PATCH_SHAPES = (
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest error and how large it may be."""
+    """One comparison: the largest error and how large it may be; counts may not differ at all."""
 
     case: str
     error: float
@@ -41,7 +41,7 @@ class Check:
 
 
 def run() -> list[Check]:
-    """Compare both kernels on the current device."""
+    """Compare the kernels on the current device."""
     from decipher_rt.kernels.config import architecture_of
 
     dtypes = [torch.float16]
@@ -49,7 +49,8 @@ def run() -> list[Check]:
         dtypes.append(torch.bfloat16)
     torch.manual_seed(0)
     with torch.device(measure.DEVICE):
-        return [check for dtype in dtypes for check in (*_attention(dtype), *_patch_embed3d(dtype))]
+        half = [check for dtype in dtypes for check in (*_attention(dtype), *_patch_embed3d(dtype))]
+        return [*half, *_tissue_counts()]
 
 
 def _attention(dtype: torch.dtype) -> Iterator[Check]:
@@ -92,6 +93,22 @@ def _patch_embed3d(dtype: torch.dtype) -> Iterator[Check]:
             error = _largest(out.double() - patch_embed3d_reference(*arguments))
             name = f"patch_embed3d {'x'.join(map(str, shape))} {voxels}, {'x'.join(map(str, patch))}, C={width} {dtype}"
             yield Check(name.replace("torch.", ""), error, bound)
+
+
+def _tissue_counts() -> Iterator[Check]:
+    from decipher_rt.kernels.reference import tissue_counts_reference
+    from decipher_rt.kernels.tissue_counts import tissue_counts
+
+    for grid, patch, B, _, _ in PATCH_SHAPES:
+        for voxels in (torch.int16, torch.uint16, torch.float16, torch.float32):
+            shape = [g * p for g, p in zip(grid, patch, strict=True)]
+            # Whole numbers, many of them at the threshold.
+            volume, threshold = torch.randint(0, 300, (B, *shape)).to(voxels), torch.full((B,), 150.0)
+            out = torch.full((B, grid[0] * grid[1] * grid[2]), -1, dtype=torch.int32)
+            tissue_counts(volume, threshold, patch, out=out)
+            error = _largest((out - tissue_counts_reference(volume, threshold, patch)).double())
+            name = f"tissue_counts {'x'.join(map(str, shape))} {voxels}, {'x'.join(map(str, patch))}"
+            yield Check(name.replace("torch.", ""), error, 0.0)
 
 
 def _largest(error: Tensor) -> float:

@@ -1,38 +1,66 @@
-"""TensorRT engines of the recipe's ViT-Base at every token bucket, and the runtime from DICOM on them."""
+"""TensorRT engines of ViT-Base in every precision from K = 128 to 4096, and the runtime from DICOM on them."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.measure import Row, summarise
+from benchmarks.gpu.measure import Deadline, Row, reason, summarise
+
+if TYPE_CHECKING:
+    from decipher_rt.manifest import Precision
 
 ROUNDS, WARM_UP = 30, 3
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8")
+LEAST_S = 60.0
+"""What must be left of the time for building the engines of one more precision."""
 
 
-def run(flavour: str) -> list[Row]:
-    """Build the engines of a flavour for this card, run each bucket from host to host, then the demo series."""
+def run(flavour: str, deadline: Deadline) -> list[Row]:
+    """Build the engines of a flavour for this card, run each bucket on the device, then the demo series."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        return [*encoder(flavour, Path(folder)), *runtime(flavour, Path(folder))]
+        for precision in PRECISIONS:
+            if deadline.left() < LEAST_S:
+                rows.append(Row(f"ViT-Base {precision}", flavour, not_run="out of time"))
+                continue
+            try:
+                rows += encoder(flavour, precision, Path(folder) / precision)
+            except Exception as error:  # noqa: BLE001 (one precision that fails must not lose the others)
+                rows.append(Row(f"ViT-Base {precision}", flavour, not_run=reason(error)))
+        return [*rows, *runtime(flavour, Path(folder))]
 
 
-def encoder(flavour: str, folder: Path) -> list[Row]:
-    """Time ViT-Base with random weights: load (the first ever compiles), then each bucket."""
+def encoder(flavour: str, precision: Precision, folder: Path) -> list[Row]:
+    """Time ViT-Base with random weights: load (the first ever compiles), then each number of tokens."""
     import numpy as np
     import torch
 
-    from decipher_rt.engines.cuda import Driver
+    from benchmarks.gpu.encoder import TOKENS, base_config
+    from decipher_rt.device_array import DeviceArray
+    from decipher_rt.engines.cuda import Buffer, Driver
     from decipher_rt.engines.tensorrt import Plan, TensorRtEngine
     from decipher_rt.export.tensorrt.files import Wanted, plan_files
-    from decipher_rt.train.model.vit import ViT, ViTConfig
+    from decipher_rt.train.model.vit import ViT
 
     torch.manual_seed(0)
-    model = ViT(ViTConfig.PRESETS["base"]).eval()
-    config, architecture = model.config, Driver().architecture
+    model = ViT(dataclasses.replace(base_config(), token_buckets=tuple(sorted(TOKENS)))).eval()
+    config, driver = model.config, Driver()
+    random = np.random.default_rng(0)
+    volume = random.normal(500, 300, (1, 1, *config.grid_shape)).astype(np.float32)
+    window = np.array([[0.0, 1000.0]], np.float32)
+
+    def inputs(tokens: int) -> dict[str, Any]:
+        chosen = np.sort(random.permutation(config.preprocessing.patches)[:tokens])[None]
+        return {"volume": volume, "window": window, "tokens": chosen}
+
     begin = time.perf_counter()
-    files, entries = plan_files(model, Wanted(flavour, ("fp16",), (architecture,) if "rtx" in flavour else ()))
-    built_ms = (time.perf_counter() - begin) * 1e3
+    wanted = Wanted(flavour, (precision,), (driver.architecture,) if "rtx" in flavour else ())
+    files, entries = plan_files(model, wanted, [inputs(512)])
+    rows = [Row(f"ViT-Base {precision}, build", flavour, summarise([(time.perf_counter() - begin) * 1e3]))]
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,26 +69,27 @@ def encoder(flavour: str, folder: Path) -> list[Row]:
         Plan(folder / e.file, f"{time.time_ns():064x}"[-64:], tuple(map(int, e.built_with["tokens"].split())))
         for e in entries
     ]
-    rows = [Row("ViT-Base fp16, build", flavour, summarise([built_ms]))]
-    engines = []
     for load in ("first load", "second load"):
         engine = TensorRtEngine(
             flavour, plans, folder / "kernels", config.preprocessing,
-            precision="fp16", embedding_size=config.embedding_size,
+            precision=precision, embedding_size=config.embedding_size,
         )  # fmt: skip
-        engines.append(engine)
-        rows.append(Row(f"ViT-Base fp16, {load}", flavour, summarise([engine.load_ms])))
-    random = np.random.default_rng(0)
-    volume = random.normal(500, 300, (1, 1, *config.grid_shape)).astype(np.float32)
+        rows.append(Row(f"ViT-Base {precision}, {load}", flavour, summarise([engine.load_ms])))
+    grid = Buffer(driver, volume.shape, volume.dtype)
+    grid.host[...] = volume
+    grid.upload(driver.stream)
+    driver.synchronize()
+    on_device: DeviceArray = grid.array
+    how = "one CUDA graph" if engine.not_recorded is None else f"no CUDA graph ({engine.not_recorded})"
     for tokens in config.token_buckets:
-        chosen = np.sort(random.permutation(config.preprocessing.patches)[:tokens])[None]
-        inputs = {"volume": volume, "window": np.array([[0.0, 1000.0]], np.float32), "tokens": chosen}
+        given = inputs(tokens) | {"volume": on_device}
         times = []
         for _ in range(WARM_UP + ROUNDS):
             begin = time.perf_counter()
-            engine.run(inputs)
+            engine.run(given)
             times.append((time.perf_counter() - begin) * 1e3)
-        rows.append(Row(f"ViT-Base fp16 K={tokens}, from host to host", flavour, summarise(times[WARM_UP:])))
+        case = f"ViT-Base {precision} K={tokens}, from the grid on the device to the host"
+        rows.append(Row(case, f"{flavour}, {how}", summarise(times[WARM_UP:])))
     return rows
 
 

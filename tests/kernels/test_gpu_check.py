@@ -34,7 +34,17 @@ def load_script() -> ModuleType:
 
 gpu_check = load_script()
 
-from benchmarks.gpu import attention, encoder, engines, measure, numerics, patch_embed3d, report, targets  # noqa: E402
+from benchmarks.gpu import (  # noqa: E402
+    attention,
+    encoder,
+    engines,
+    measure,
+    numerics,
+    patch_embed3d,
+    report,
+    targets,
+    tissue_counts,
+)
 from benchmarks.gpu.measure import Ceilings, Deadline, Row, Timing  # noqa: E402
 from decipher_rt.kernels import ops  # noqa: E402
 
@@ -112,11 +122,25 @@ def test_numerics_pass_in_the_interpreter_and_can_fail(on_the_cpu: None, monkeyp
     monkeypatch.setattr(numerics, "ATTENTION_SHAPES", ((1, 2, 33),))
     monkeypatch.setattr(numerics, "PATCH_SHAPES", (((2, 3, 2), (5, 3, 4), 3, 7, 40),))
     checks = numerics.run()
-    assert len(checks) == 2 * (3 + 4)
+    half, counts = checks[: 2 * (3 + 4)], checks[2 * (3 + 4) :]
     assert [check for check in checks if not check.passed] == []
-    assert all(check.error > 0 for check in checks), "half precision cannot be exact"
+    assert all(check.error > 0 for check in half), "half precision cannot be exact"
+    assert [(check.error, check.bound) for check in counts] == 4 * [(0.0, 0.0)]
+    assert not dataclasses.replace(counts[0], error=1.0).passed
     assert not dataclasses.replace(checks[0], error=checks[0].bound * 1.01).passed
     assert not dataclasses.replace(checks[0], error=float("nan")).passed
+
+
+def test_every_method_counts_the_same_tissue(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tissue_counts, "GRIDS", ((8, 4),))
+    methods = tissue_counts.methods(8, 4)
+    counts = methods[tissue_counts.KERNEL]()
+    assert torch.equal(counts, methods[tissue_counts.UNFUSED]())
+    assert 0 < counts.sum() < 512
+    rows = tissue_counts.run(CEILINGS, Deadline(60))
+    assert [row.method for row in rows] == list(methods)
+    assert all(row.gb_s == pytest.approx(512 * 4 / 1e6) for row in rows)  # in the one millisecond of the played clock
+    assert {row.tflops for row in rows} == {None}
 
 
 def test_every_method_of_the_patch_embedding_computes_the_same(
