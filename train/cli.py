@@ -63,7 +63,7 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
 
 
 @click.command(
-    epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=/usr/share/mricron/templates/ch2bet.nii.gz"
+    epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
 )
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[source.KEY=VALUE]...")

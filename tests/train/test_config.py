@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.decoders.evaluate import change_sources
 from decipher_rt.train.first_config import FirstConfig
+from decipher_rt.train.model.recipe import RecipeConfig
+from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.sources import SourceConfig
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 GOOD = "name: a\nversion: '1'\nseed: 1\nencoder: tiny\n"
@@ -89,3 +93,17 @@ def test_broken_files_are_refused(config: Path, text: str, said: str) -> None:
 def test_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent"):
         load_config(FirstConfig, tmp_path / "absent.yaml")
+
+
+def test_sources_change_and_the_model_does_not() -> None:
+    source = SourceConfig(test=512)
+    config = RecipeConfig("recipe", "m", "1.0.0", ViTConfig.PRESETS["tiny"], sources={"a": source}, scope_source=source)
+    changed = change_sources(config, ["source.test=7", "source.anatomy=other.nii.gz"])
+    assert changed.sources["a"] == changed.scope_source == SourceConfig(test=7, anatomy="other.nii.gz")
+    for wrong, said in (
+        ("encoder.width=6", "source.KEY=VALUE"),
+        ("source.tests=7", "source.tests"),
+        ("source.test=0", "source.test is 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            change_sources(config, [wrong])
