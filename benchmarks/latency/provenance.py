@@ -33,7 +33,8 @@ def provenance() -> dict[str, Any]:
 
 def _relative(argument: str) -> str:
     """Write a path of this checkout as one runs it from there; others by their name."""
-    path = Path(argument)
+    name, equals, value = argument.rpartition("=")
+    path = Path(value)
     if not path.is_absolute():
         return argument
-    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
+    return name + equals + str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else name + equals + path.name
