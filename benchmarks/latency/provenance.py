@@ -37,4 +37,4 @@ def _relative(argument: str) -> str:
     path = Path(value)
     if not path.is_absolute():
         return argument
-    return name + equals + str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else name + equals + path.name
+    return name + equals + (str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name)
