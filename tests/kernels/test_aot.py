@@ -253,7 +253,13 @@ def test_launch_data_says_what_the_wrapper_launches(bundle: Path) -> None:
 
 def test_counting_is_launched_once_for_every_patch(compiled: Compiled) -> None:
     launch = describe(compiled[TissueCountsSpec((96, 96, 96), (12, 12, 12), "int16"), 90])
-    assert [a["name"] for a in launch["arguments"]] == ["volume", "threshold", "out", "global_scratch", "profile_scratch"]
+    assert [a["name"] for a in launch["arguments"]] == [
+        "volume",
+        "threshold",
+        "out",
+        "global_scratch",
+        "profile_scratch",
+    ]
     assert [a.get("pointer") for a in launch["arguments"]] == ["i16", "fp32", "i32", None, None]
     assert [Scalar(**axis).value({"batch": 3}) for axis in launch["grid"]] == [3 * 512, 1, 1]
     assert (launch["kernel"], launch["tuning"]) == ("tissue_counts", "fixed")
