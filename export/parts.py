@@ -162,7 +162,9 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
     explained = figures.get("r_squared")
     if explained is not None and explained < USEFUL_R_SQUARED:
         return f" NOT TO BE RELIED ON: explains {max(explained, 0):.0%} of the variance of held-out series."
-    poor = {label: dice for label, dice in (figures.get("dice") or {}).items() if dice is None or dice < USEFUL_DICE}
+    by_label = figures.get("dice")
+    dices = by_label if isinstance(by_label, Mapping) else {}
+    poor = {label: dice for label, dice in dices.items() if dice is None or dice < USEFUL_DICE}
     if poor:
         said = ", ".join(f"{label} (Dice {dice or 0:.2f})" for label, dice in poor.items())
         return f" NOT TO BE RELIED ON for {said} on held-out series."
