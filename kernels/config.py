@@ -21,7 +21,7 @@ SCHEMA = "decipher-rt/kernel-tuning/1"
 UNTUNED = "untuned default"
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120, 121)
 """Compute capabilities that the kernels are compiled for: Turing, A100, RTX 30, Orin, RTX 40, H100, B200, RTX 50, and
-GB10: from sm_90 on a cubin runs on its own alone."""
+GB10: Triton's cubins are architecture-specific from sm_90 on (sm_90a), and run on nothing else."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from decipher_rt.train.model.whiten import whiten_patch_embed
 from decipher_rt.train.pool import fit_pool
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.samples import Split
-from decipher_rt.train.sources import Example, Examples, SourceConfig, open_source
+from decipher_rt.train.sources import Example, SourceConfig, open_source
 from decipher_rt.train.views import to_patches
-from decipher_rt.train.weights import load_stage
+from decipher_rt.train.weights import RecipeWeights, load_stage, load_weights
 
 POOL_SERIES = 256  # that fix the mean and variance of an untrained encoder's pooled vectors
 BATCH = 32
@@ -47,6 +47,14 @@ def open_heads(source: SourceConfig, encoder: ViTConfig, split: Split, count: in
     source = replace(source, not_heads=0.0, **{split: count})
     examples = open_source(source, encoder.preprocessing, split, cache, 2, Progress())
     return [examples[i] for i in range(count)]
+
+
+def recipe(folder: Path) -> RecipeWeights:
+    """Return a model of the recipe; another one ends the program with a line."""
+    weights = load_weights(folder)
+    if not isinstance(weights, RecipeWeights):
+        raise SystemExit(f"{folder}: not a model of the recipe; give the folder of train decoder")
+    return weights
 
 
 def pretrained(folder: Path) -> ViT:
@@ -101,6 +109,3 @@ def spread(values: Sequence[float | None]) -> str:
     digits = 1 if max(map(abs, known)) > 2 else 3
     deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     return f"{statistics.fmean(known):.{digits}f}{deviation}"
-
-
-__all__ = ["Examples", "Features", "Results", "features", "open_heads", "pretrained", "spread", "untrained"]

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import Results, features, open_heads
+from arms import Results, features, open_heads, recipe
 from scipy.special import softmax
 
 from decipher_rt.train.align.embed import embed_texts
 from decipher_rt.train.metrics import accuracy, auroc
 from decipher_rt.train.text.tokenizer import load_tokenizer
-from decipher_rt.train.weights import RecipeWeights, load_weights
 
 PROMPTS: Mapping[str, Mapping[str, str]] = {
     "sequence": {
@@ -52,8 +51,8 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     torch.set_num_threads(2)
-    weights = load_weights(options.model)
-    if not isinstance(weights, RecipeWeights) or weights.model.text is None:
+    weights = recipe(options.model)
+    if weights.model.text is None:
         raise SystemExit(f"{options.model}: a model without a text tower")
     source = next(iter(weights.config.sources.values()))
     test = open_heads(source, weights.config.encoder, "test", options.test, options.cache)

@@ -25,7 +25,7 @@ from onnx.reference.op_run import OpRun
 from decipher_rt.engines.select import plan_entries, plan_target
 from decipher_rt.errors import EngineError
 from decipher_rt.export.tensorrt import builder, files, plugin, rtx
-from decipher_rt.export.tensorrt.files import Wanted, parse_wanted, plan_files
+from decipher_rt.export.tensorrt.files import Wanted, plan_files
 from decipher_rt.export.tensorrt.graph import (
     embedded_graph,
     half_type,
@@ -435,74 +435,3 @@ def test_what_the_plugin_launches_is_what_the_launch_data_say(kernel: Any, sizes
 )
 def test_symbolic_sizes_also_work_on_numbers(scalar: Scalar, expected: int) -> None:
     assert plugin.symbolic(scalar, {"tokens": 37, "batch": 1}, lambda a, b: -(-a // b)) == expected
-
-
-# --- The command line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((None, ("sm_89",), True, False), "add --engine tensorrt-rtx"),
-        (("tensorrt", ("sm_89",), True, False), "leave --arch out"),
-        (("tensorrt-rtx", ("89",), True, False), "--arch 89: expected a compute capability such as sm_89"),
-        (("tensorrt-rtx", ("sm_89",), False, False), "add --fp16, --bf16 or --int8"),
-        ((None, (), False, False, True), "add --engine tensorrt-rtx or tensorrt"),
-        (("tensorrt-rtx", ("sm_89", "sm_75"), True, False, True), "sm_75 has no bfloat16"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(arguments: tuple, message: str) -> None:
-    engine, architectures, fp16, int8, *bf16 = arguments
-    with pytest.raises(EngineError, match=re.escape(message)):
-        parse_wanted(engine, architectures, fp16=fp16, bf16=bool(bf16), int8=int8)
-
-
-def test_architectures_are_read_once_each() -> None:
-    wanted = parse_wanted("tensorrt-rtx", ("sm_120", "sm_89", "sm_89"), fp16=True, bf16=False, int8=True)
-    assert wanted == Wanted("tensorrt-rtx", ("fp16", "int8"), (89, 120))
-    assert parse_wanted(None, (), fp16=True, bf16=False, int8=False) is None
-
-
-# --- Types
-
-
-MYPY = """
-[mypy]
-python_version = 3.11
-strict = true
-mypy_path = {stubs}
-follow_imports = silent
-[mypy-tensorrt.plugin,onnx.*,onnxruntime.*,nvidia.*,tensorrt_rtx_bindings.*,triton.*,openvino.*,yaml.*,sklearn.*]
-ignore_missing_imports = true
-follow_imports = skip
-[mypy-tensorrt,tensorrt_bindings.*]
-ignore_errors = true
-"""
-WRONG = """
-import tensorrt as trt
-def launch(context: trt.IExecutionContext) -> bool:
-    return context.execute_async_v3("stream")
-"""
-
-
-@pytest.mark.slow
-def test_calls_fit_the_stubs_of_tensorrt(tmp_path: Path) -> None:
-    """mypy with tensorrt-stubs; a call that is wrong on purpose shows that they are seen."""
-    spec = importlib.util.find_spec("tensorrt_stubs")
-    if spec is None or spec.origin is None:
-        pytest.skip("tensorrt-stubs is not installed")
-    site = Path(spec.origin).parents[1]
-    for name in ("tensorrt/__init__.pyi", "tensorrt_bindings/__init__.pyi", "tensorrt_bindings/tensorrt.pyi"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        text = (site / name).read_text(encoding="utf-8")
-        # Two things in the stubs are no Python: a parameter called "in", and one without a default after one with.
-        text = re.sub(r"\bin: ", "in_: ", text).replace("channel_axis: int) ->", "channel_axis: int = ...) ->")
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "mypy.ini").write_text(MYPY.format(stubs=tmp_path))
-    (tmp_path / "wrong.py").write_text(WRONG)
-    command = [sys.executable, "-m", "mypy", "--config-file", tmp_path / "mypy.ini", "--cache-dir", tmp_path / "cache"]
-    modules = ["-m", "decipher_rt.engines.tensorrt", "-m", "decipher_rt.export.tensorrt.builder"]
-    good = subprocess.run([*command, *modules], capture_output=True, text=True, check=False)
-    assert good.returncode == 0, good.stdout
-    bad = subprocess.run([*command, tmp_path / "wrong.py"], capture_output=True, text=True, check=False)
-    assert '"execute_async_v3" of "IExecutionContext" has incompatible type "str"; expected "int"' in bad.stdout
