@@ -10,7 +10,6 @@
 #include "cpu_features.hpp"
 #include "error.hpp"
 #include "graph_operators.hpp"
-#include "heaps.hpp"
 #include "parallel.hpp"
 #include "tokens.hpp"
 
@@ -117,7 +116,6 @@ private:
 Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) {
     Clock clock;
     callbacks_.report(DRT_OPEN, 0);
-    make_room_in_heaps();
     const unsigned threads = description_.threads = options.threads;
     description_.precision = options.precision;
     if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "backend.hpp"
+#include "heaps.hpp"
 #include "worker_channel.hpp"
 #include "worker_process.hpp"
 #include "worker_protocol.hpp"
@@ -49,6 +50,7 @@ private:
             case MessageKind::open: {
                 SessionOptions options = get_options(reader);
                 options.callbacks = callbacks();
+                make_room_in_heaps();
                 backend_ = make_in_process(options);
                 ByteWriter writer;
                 put_description(writer, backend_->description());
