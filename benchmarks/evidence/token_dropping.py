@@ -75,7 +75,7 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
             seconds[way].append(time.perf_counter() - began)
             for name, module in model.decoders.items():
                 decoder = typing.cast("Decoder", module)
-                known = known_of(example)
+                known = known_of(example, example.affine_lps_mm, tissue=example.tissue is not None)
                 if not decoder.knows(known):
                     continue
                 target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)

@@ -16,7 +16,7 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.series import find_series, read_series
 from decipher_rt.train.progress import Progress
-from decipher_rt.train.sources import Examples, SourceConfig, open_source
+from decipher_rt.train.sources import Box, Examples, SourceConfig, open_source
 from decipher_rt.train.sources.manifest import read_manifest
 from decipher_rt.train.sources.rows import SourceError, sentences
 
@@ -150,6 +150,74 @@ def test_broken_manifests_are_refused(tmp_path: Path, text: str, said: str) -> N
         read_manifest(path)
     with pytest.raises(SourceError, match=r"absent.csv: cannot be read \(FileNotFoundError\)"):
         read_manifest(tmp_path / "absent.csv")
+
+
+TURNED = np.array([[0, 1.5, 0, -3], [1.5, 0, 0, -2], [0, 0, 2.5, -4], [0, 0, 0, 1]])  # another grid, other axes
+
+
+def test_masks_and_boxes_come_with_a_manifest(cohort: Path) -> None:
+    labels = np.random.default_rng(5).integers(0, 5, (14, 16, 12), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, TURNED), cohort / "mask.nii.gz")
+    box = '"[{""center_lps_mm"": [1, -2.5, 3], ""size_mm"": [4, 5, 6.5], ""label"": ""cyst""}]"'
+    rows = (f"c.nii.gz,p1,train,mask.nii.gz,{box}", "a,p1,train,,[]", "b,p1,train,n/a,")
+    path = write_csv(cohort, *rows, header="path,patient,split,mask,boxes")
+    first, second, third = (
+        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache")[i] for i in range(3)
+    )
+    assert first.boxes == (Box((1.0, -2.5, 3.0), (4.0, 5.0, 6.5), "cyst"),)
+    assert (second.boxes, second.tissue, third.boxes, third.tissue) == ((), None, None, None)
+    assert first.tissue is not None
+    # The label at the centre of each voxel, by way of patient space: LPS to RAS, then the mask's own axes.
+    index = np.stack(np.meshgrid(*map(np.arange, PIECES.grid_shape), indexing="ij"), -1).reshape(-1, 3)
+    ras = (np.c_[index, np.ones(len(index))] @ first.affine_lps_mm.T) * [-1, -1, 1, 1]
+    inside = ras @ np.linalg.inv(TURNED).T[:, :3]
+    nearest = np.rint(inside).astype(int)
+    clear = (np.abs(inside - nearest) < 0.49).all(1) & ((inside > 0) & (inside < np.array(labels.shape) - 1)).all(1)
+    assert clear.sum() > 500
+    assert np.array_equal(first.tissue.reshape(-1)[clear], labels[tuple(nearest[clear].T)])
+    outside = ((inside < -0.6) | (inside > np.array(labels.shape) - 0.4)).any(1)
+    assert outside.any()
+    assert not first.tissue.reshape(-1)[outside].any()
+
+
+def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones((14, 16, 12), np.uint8), TURNED), cohort / "mask.nii.gz")
+    header = "path,patient,split,mask,boxes"
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, "c.nii.gz,p,train,mask.nii.gz,", header=header)))
+    opened(config, cohort / "cache")
+    write_csv(cohort, "c.nii.gz,p,train,mask.nii.gz,[]", header=header)
+    assert opened(config, cohort / "cache")[0].boxes == ()
+    assert len(list((cohort / "cache").rglob("*.safetensors"))) == 1
+    nibabel.save(nibabel.Nifti1Image(np.full((14, 16, 12), 2, np.uint8), TURNED), cohort / "mask.nii.gz")
+    assert opened(config, cohort / "cache")[0].tissue.max() == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("mask", "boxes", "said"),
+    [
+        ("absent.nii", "", r"column mask: .*absent.nii does not exist"),
+        ("cohort.csv", "", r"column mask: .*cohort.csv: "),
+        ("half.nii.gz", "", r"column mask: .*half.nii.gz: holds other values than the whole numbers 0 to 255"),
+        ("far.nii.gz", "", r"column mask: .*far.nii.gz: none of its labels lies in the field of view"),
+        ("", "[", r"column boxes: not JSON"),
+        ("", "3", r"column boxes: int, expected a list"),
+        ("", "[3]", r"column boxes: box 1 is 3, expected center_lps_mm, size_mm"),
+        (
+            "",
+            '"[{""center_lps_mm"": [1, 2], ""size_mm"": [1, 1, 1]}]"',
+            r"center_lps_mm of box 1 is \[1, 2\], expected",
+        ),
+        ("", '"[{""center_lps_mm"": [1, 2, NaN], ""size_mm"": [1, 1, 1]}]"', r"center_lps_mm of box 1 is .*nan"),
+        ("", '"[{""center_lps_mm"": [1, 2, 3], ""size_mm"": [1, 0, 1]}]"', r"size_mm of box 1 is .*more than 0 mm"),
+    ],
+)
+def test_broken_masks_and_boxes_are_named(cohort: Path, mask: str, boxes: str, said: str) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), TURNED), cohort / "half.nii.gz")
+    far = TURNED + np.array([[0, 0, 0, 500], [0] * 4, [0] * 4, [0] * 4])
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), far), cohort / "far.nii.gz")
+    path = write_csv(cohort, f"c.nii.gz,p1,train,{mask},{boxes}", header="path,patient,split,mask,boxes")
+    with pytest.raises(SourceError, match=f"line 2, .*{said}"):
+        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache")
 
 
 @pytest.mark.parametrize(

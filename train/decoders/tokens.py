@@ -1,8 +1,10 @@
 """Tokens of the frozen encoder, computed once for every series and kept on disk.
 
 A shard is a safetensors file of ``SHARD`` series: ``patch.<i>`` (K, C) float16, ``tokens.<i>`` (K,) int32, ``mean`` and
-``embedding`` float32, and what is known of each series. A folder belongs to the weights of one encoder and to one split
-of one source: whatever kills the run, the shards that are there are whole, and only missing ones are made again.
+``embedding`` float32, ``affine_lps_mm`` of each grid, and whether it has a tissue map. A folder belongs to the weights
+of one encoder and to one split of one source: whatever kills the run, the shards that are there are whole, and only
+missing ones are made again. Labels and boxes are the source's to say, at every start: one that was corrected encodes
+nothing again.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from .boxes import box_to_voxels
 from .contract import Known
 
 if TYPE_CHECKING:
-    from ..sources.example import Example, Examples
+    from ..sources.example import Example, Examples, Facts
 
 SHARD = 32
-LAYOUT = 1  # of a shard; a change of what it holds needs another number
+PER_SERIES = ("mean", "embedding", "count", "affine_lps_mm", "tissue")  # first axis N, of every series of a shard
+LAYOUT = 2  # of a shard; a change of what it holds needs another number
 
 
 class TokenCacheError(DecipherError):
@@ -71,22 +74,21 @@ class Tokens:
     mean, embedding : (N, C) and (N, E) float32, of all series
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, examples: Examples) -> None:
         self.folder = folder
-        self.known: list[Known] = []
-        means, embeddings, counts = [], [], []
+        count = len(examples)
+        found: list[list[NDArray[Any]]] = []
         for shard in range(-(-count // SHARD)):
             path = _shard_file(folder, shard)
             try:
                 with safe_open(path, framework="np") as file:
-                    self.known += [_known(known) for known in json.loads(file.metadata()["known"])]
-                    means.append(file.get_tensor("mean"))
-                    embeddings.append(file.get_tensor("embedding"))
-                    counts.append(file.get_tensor("count"))
-            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                    found.append([file.get_tensor(name) for name in PER_SERIES])
+            except (SafetensorError, OSError, ValueError) as error:
                 raise TokenCacheError(f"{path}: not a shard of tokens ({str(error)[:80]}); remove it") from None
-        self.known = self.known[:count]
-        self.mean, self.embedding, self.count = (np.concatenate(x)[:count] for x in (means, embeddings, counts))
+        self.mean, self.embedding, self.count, affines, tissue = (
+            np.concatenate(arrays)[:count] for arrays in zip(*found, strict=True)
+        )
+        self.known = [known_of(examples.facts(i), affines[i], tissue=bool(tissue[i])) for i in range(count)]
 
     @property
     def head(self) -> NDArray[np.bool_]:
@@ -149,7 +151,7 @@ def cache_tokens(
                 rows = range(shard * SHARD, min(count, (shard + 1) * SHARD))
                 _write_shard(_shard_file(folder, shard), encoder, [examples[i] for i in rows], batch)
             progress(min(count, (shard + 1) * SHARD))
-    return Tokens(folder, count)
+    return Tokens(folder, examples)
 
 
 @torch.no_grad()
@@ -176,18 +178,13 @@ def encode(encoder: ViT, volumes: Sequence[NDArray[np.float16]], batch: int = 8)
     return [encoded[i] for i in range(len(volumes))]
 
 
-def known_of(example: Example) -> Known:
-    """Return what is known of an example, its boxes in grid voxels, largest first."""
+def known_of(facts: Facts, affine_lps_mm: NDArray[np.float64], *, tissue: bool) -> Known:
+    """Return what is known of a series on a grid, its boxes in grid voxels, largest first."""
     boxes = None
-    if example.boxes is not None:
-        found = [box_to_voxels(b.center_lps_mm, b.size_mm, example.affine_lps_mm) for b in example.boxes]
+    if facts.boxes is not None:
+        found = [box_to_voxels(b.center_lps_mm, b.size_mm, affine_lps_mm) for b in facts.boxes]
         boxes = np.array(sorted(found, key=lambda box: -float(box[3:].prod())), np.float32).reshape(-1, 6)
-    return Known(
-        labels=dict(example.labels),
-        boxes=boxes,
-        kind=example.kind,
-        tissue=example.tissue is not None,
-    )
+    return Known(dict(facts.labels), boxes, facts.kind, tissue)
 
 
 def _write_shard(path: Path, encoder: ViT, examples: Sequence[Example], batch: int) -> None:
@@ -199,21 +196,9 @@ def _write_shard(path: Path, encoder: ViT, examples: Sequence[Example], batch: i
     tensors["mean"] = torch.stack([one.patch.mean(dim=0) for one in encoded])
     tensors["embedding"] = torch.stack([one.embedding for one in encoded])
     tensors["count"] = torch.tensor([len(one.tokens) for one in encoded], dtype=torch.int64)
-    known = [
-        {
-            "labels": dict(one.labels),
-            "boxes": None if one.boxes is None else one.boxes.tolist(),
-            "kind": one.kind,
-            "tissue": one.tissue,
-        }
-        for one in map(known_of, examples)
-    ]
-    write_tensors(path, tensors, {"known": known})
-
-
-def _known(known: Mapping[str, Any]) -> Known:
-    boxes = None if known["boxes"] is None else np.array(known["boxes"], np.float32).reshape(-1, 6)
-    return Known(known["labels"], boxes, known["kind"], known["tissue"])
+    tensors["affine_lps_mm"] = torch.from_numpy(np.stack([example.affine_lps_mm for example in examples]))
+    tensors["tissue"] = torch.tensor([example.tissue is not None for example in examples], dtype=torch.uint8)
+    write_tensors(path, tensors, {})
 
 
 def _complete(path: Path, count: int, shard: int) -> bool:

@@ -68,7 +68,8 @@ class Example(Facts):
     affine_lps_mm : ndarray, shape (4, 4), float64
         Grid index (d, h, w, 1) to LPS mm.
     tissue : ndarray, shape (D, H, W), uint8, or None
-        Index in `decipher_rt.train.data.sample.LABELS`; ``None`` where nobody segmented.
+        Of simulated series the index in `decipher_rt.train.data.sample.LABELS`, of a manifest's what its mask says;
+        ``None`` where nobody segmented.
     """
 
     volume: NDArray[np.float16]

@@ -7,6 +7,9 @@ split     ``train``, ``validation`` or ``test``; drawn by patient where it is em
 report    text; in JSONL also a list of sentences
 region    body region or organ
 volume    which volume of the series, from 0; 0 where it is empty
+mask      NIfTI label image with whole numbers 0 to 255 in the patient space of the series, on any grid of its own
+boxes     JSON: a list of findings, ``{"center_lps_mm": [x, y, z], "size_mm": [s, a, r], "label": "plaque"}``, sizes
+          along S, A and R; ``[]`` where somebody looked and found none
 labels    JSONL: an object of texts and numbers. CSV: every other column is a label; a column that holds numbers only
           is numeric
 ========= ==========================================================================================================
@@ -24,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from ..samples import SPLITS
-from .example import Facts, Label
+from .example import Box, Facts, Label
 from .rows import UNKNOWN, Row, SourceError, one_error, sentences, typed_columns
 
-COLUMNS = ("path", "patient", "split", "report", "region", "volume")
+COLUMNS = ("path", "patient", "split", "report", "region", "volume", "mask", "boxes")
 REQUIRED = ("path", "patient")
+BOX_KEYS = {"center_lps_mm", "size_mm", "label"}
+FARTHEST_MM = 1e5  # of a coordinate; beyond it is a slip of units, infinity or nothing at all
 
 
 def read_manifest(path: Path) -> list[Row]:
@@ -164,12 +169,14 @@ def _row(manifest: Path, place: str, cells: dict[str, Any], labels: dict[str, La
     for column in REQUIRED:
         if column not in cells:
             raise broken(column, "is empty")
-    for column in ("path", "patient", "split", "region"):
+    for column in ("path", "patient", "split", "region", "mask"):
         if column in cells and not (isinstance(cells[column], str) and cells[column].strip()):
             raise broken(column, f"{cells[column]!r}, expected text")
     path = manifest.parent / cells["path"].strip()
-    if not path.exists():
-        raise broken("path", f"{path} does not exist")
+    mask = manifest.parent / cells["mask"].strip() if "mask" in cells else None
+    for column, file in (("path", path), ("mask", mask)):
+        if file is not None and not file.exists():
+            raise broken(column, f"{file} does not exist")
     listed, split = cells.get("split"), None
     if listed is not None:
         split = next((name for name in SPLITS if name == listed.strip()), None)
@@ -185,7 +192,49 @@ def _row(manifest: Path, place: str, cells: dict[str, Any], labels: dict[str, La
         said = sentences(report)
     else:
         raise broken("report", f"{type(report).__name__}, expected text or a list of texts")
+    try:
+        boxes = _boxes(cells["boxes"]) if "boxes" in cells else None
+    except BoxError as error:
+        raise broken("boxes", str(error)) from None
     facts = Facts(
-        labels=labels, report=said, region=region.strip() if region else None, patient=cells["patient"].strip()
+        labels=labels,
+        report=said,
+        boxes=boxes,
+        region=region.strip() if region else None,
+        patient=cells["patient"].strip(),
     )
-    return Row(place, path, int(volume), split, facts)
+    return Row(place, path, int(volume), split, facts, mask)
+
+
+class BoxError(ValueError):
+    """What is wrong with a cell of boxes."""
+
+
+def _boxes(cell: Any) -> tuple[Box, ...]:
+    """Return the boxes of a cell, JSON text in a CSV file; raise BoxError saying what is wrong with them."""
+    try:
+        listed = json.loads(cell) if isinstance(cell, str) else cell
+    except ValueError as error:
+        raise BoxError(f"not JSON ({str(error)[:80]})") from None
+    if not isinstance(listed, list):
+        raise BoxError(f"{type(listed).__name__}, expected a list of boxes")
+    boxes = []
+    for number, box in enumerate(listed, start=1):
+        if not isinstance(box, dict) or not {"center_lps_mm", "size_mm"} <= box.keys() <= BOX_KEYS:
+            raise BoxError(f"box {number} is {str(box)[:80]}, expected center_lps_mm, size_mm and perhaps label")
+        label = box.get("label", "")
+        if not isinstance(label, str):
+            raise BoxError(f"label of box {number} is {label!r}, expected text")
+        centre, size = (_three(box[key], f"{key} of box {number}") for key in ("center_lps_mm", "size_mm"))
+        if min(size) <= 0:
+            raise BoxError(f"size_mm of box {number} is {list(size)}, expected more than 0 mm along each axis")
+        boxes.append(Box(centre, size, label))
+    return tuple(boxes)
+
+
+def _three(value: Any, name: str) -> tuple[float, float, float]:
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 3 or not all(type(x) in (int, float) and abs(x) < FARTHEST_MM for x in numbers):
+        raise BoxError(f"{name} is {str(value)[:80]}, expected three numbers in mm")
+    x, y, z = map(float, numbers)
+    return x, y, z

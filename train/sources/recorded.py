@@ -1,7 +1,8 @@
 """Recorded series, DICOM or NIfTI, of a manifest or a BIDS folder: read and resampled as the runtime does it, once.
 
-What is kept on disk are the grids; labels and reports stay in the manifest, so that correcting one reads no image
-again. Where CUDA finds a GPU, DALI resamples on it (``source.device``): not run where this was written.
+What is kept on disk are the grids, masks with them; labels, boxes and reports stay in the manifest, so that correcting
+one reads no image again. Where CUDA finds a GPU, DALI resamples on it (``source.device``): not run where this was
+written.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
 
 from decipher_rt.errors import SeriesError
 from decipher_rt.manifest import Preprocessing
-from decipher_rt.preprocess import Preprocessor
+from decipher_rt.preprocess import Grid, Preprocessor
 from decipher_rt.series import ReadOptions, Series, find_series, read_series
 
 from ..progress import Progress
@@ -58,15 +61,17 @@ class Recorded:
             raise SourceError(f"{where}: {str(error).removeprefix(f'{row.path}: ')}") from None
         low, high = (float(w) for w in grid.window)
         unit = ((grid.volume - low) / (high - low)).clip(*STORED).astype(np.float16)
+        labels = _label_map(row.mask, row.place, grid) if row.mask else None
         # Whose it is and what is known of it is not kept here.
-        return Example(volume=unit, affine_lps_mm=grid.affine_lps_mm, patient="")
+        return Example(volume=unit, affine_lps_mm=grid.affine_lps_mm, tissue=labels, patient="")
 
     def folder(self, cache_dir: Path, split: Split) -> Path:
         """Return where the shards lie: other files, or another grid, have another folder."""
         spec = self.spec
         digest = hashlib.sha256(json.dumps([spec.grid_shape, spec.spacing_mm, spec.window_percentiles]).encode())
         for row in self.rows:
-            digest.update(json.dumps([str(row.path.resolve()), row.volume, _state(row.path)]).encode())
+            files = [(str(path.resolve()), _state(path)) for path in (row.path, row.mask) if path]
+            digest.update(json.dumps([row.volume, *files]).encode())
         return cache_dir / f"recorded-{split}-{digest.hexdigest()[:12]}"
 
 
@@ -121,6 +126,24 @@ def _only_series(path: Path) -> Series:
     if len(series) != 1:
         raise SeriesError(f"holds {len(series)} series; give a folder or a file with one")
     return series[0]
+
+
+def _label_map(path: Path, place: str, grid: Grid) -> NDArray[np.uint8]:
+    """Return the labels at the centres of the grid's voxels, 0 outside the mask."""
+    where = f"{place}, column mask: {path}"
+    try:
+        mask = read_series(_only_series(path), ReadOptions(any_modality=True))
+    except SeriesError as error:
+        raise SourceError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
+    values = mask.voxels * mask.slope + mask.intercept
+    labels = values.clip(0, 255).astype(np.uint8)
+    if not np.array_equal(labels, values):
+        raise SourceError(f"{where}: holds other values than the whole numbers 0 to 255; give a label image")
+    turn = np.linalg.solve(mask.affine_lps_mm, grid.affine_lps_mm)  # grid index to mask index
+    found: NDArray[np.uint8] = affine_transform(labels, turn[:3, :3], turn[:3, 3], grid.volume.shape, order=0, cval=0)
+    if labels.any() and not found.any():
+        raise SourceError(f"{where}: none of its labels lies in the field of view of the series; is it of another one?")
+    return found
 
 
 _ready: dict[tuple[str, Device], Preprocessor] = {}  # of this process: half a second each

@@ -36,6 +36,7 @@ class Row:
     volume : which volume of it, from 0
     split : as listed; ``None`` where nothing is said
     facts : what is known of it
+    mask : label image on any grid of the same patient space, or None
     """
 
     place: str
@@ -43,6 +44,7 @@ class Row:
     volume: int
     split: Split | None
     facts: Facts
+    mask: Path | None = None
 
 
 def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]) -> dict[Split, list[Row]]:

@@ -31,7 +31,8 @@ class ShapeExamples:
         self.read.append(index)
         return self._make(self._first + index)
 
-    facts = __getitem__
+    def facts(self, index: int) -> Example:
+        return self._make(self._first + index)
 
 
 def shape(index: int) -> Example:

@@ -30,6 +30,12 @@ ATTENTION = dataclasses.replace(LINEAR, options={"labels": ["dark", "light"], "p
 LESION = DecoderConfig("lesion", "classification", "lesion", options={"labels": ["absent", "present"], "pool": "max"})
 VOLUME = DecoderConfig("ball", "regression", "ball_volume_ml", options={"unit": "ml", "pool": "sum"})
 TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16, 8]})
+MASK = DecoderConfig(
+    "tumour",
+    "segmentation",
+    "mask",
+    options={"channels": [16, 8], "labels": ["background", "core", "oedema"], "values": [0, 4, 2]},
+)
 BOX = DecoderConfig("box", "localisation", "lesion", options={"hidden": 48})
 BOXES = dataclasses.replace(BOX, options={"hidden": 48, "boxes": 3})
 ALL = {
@@ -234,6 +240,16 @@ def test_targets_of_localisation_name_the_token_of_the_box(vit_config: ViTConfig
     assert decoder.target(shifted, None, tokens)["positive"].tolist() == [1.0, -1.0, 1.0, 0.0]
 
 
+def test_labels_of_a_mask_have_the_values_that_the_configuration_says(vit_config: ViTConfig) -> None:
+    mask = np.random.default_rng(0).integers(0, 6, vit_config.grid_shape, np.uint8)
+    known = Known({}, None, "head", tissue=True)
+    truth = build_decoder(MASK, vit_config).target(known, mask, np.arange(8))["map"]
+    assert np.array_equal(truth, np.where(mask == 4, 1, np.where(mask == 2, 2, 0)))
+    by_place = dataclasses.replace(MASK, options={**MASK.options, "values": []})
+    truth = build_decoder(by_place, vit_config).target(known, mask, np.arange(8))["map"]
+    assert np.array_equal(truth, np.where(mask < 3, mask, 0))
+
+
 def test_a_perfect_box_has_no_box_loss(vit_config: ViTConfig) -> None:
     decoder = build_decoder(BOX, vit_config)
     box = torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0, 4.0])
@@ -344,6 +360,14 @@ def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypat
         (dataclasses.replace(TISSUE, options={"channels": [8], "stride": 3}), "decoder.options.stride is 3"),
         (dataclasses.replace(TISSUE, target="bone"), "decoder.target is 'bone', expected 'tissue'"),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "labels": list(LABELS[1:])}), "options.labels is"),
+        (
+            dataclasses.replace(TISSUE, options={"channels": [8, 8], "labels": ["background", "bone"]}),
+            "target is 'mask'",
+        ),
+        (dataclasses.replace(TISSUE, options={"channels": [8, 8], "values": [0, 1, 2, 3, 4]}), "target is 'mask'"),
+        (dataclasses.replace(MASK, options={**MASK.options, "values": [0, 2, 2]}), "options.values is"),
+        (dataclasses.replace(MASK, options={**MASK.options, "values": [0, 256, 2]}), "options.values is"),
+        (dataclasses.replace(MASK, target="masks"), "decoder.target is 'masks'"),
         (dataclasses.replace(BOX, options={"boxes": 0}), "decoder.options.boxes is 0"),
         (dataclasses.replace(BOX, options={"boxes": 17}), "decoder.options.boxes is 17"),
     ],

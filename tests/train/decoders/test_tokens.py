@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,10 +89,22 @@ def test_a_damaged_shard_is_made_again_or_named(encoder: ViT, shapes: Callable, 
     (shard,) = tokens.folder.glob("*.safetensors")
     shard.write_bytes(b"not tensors")
     with pytest.raises(TokenCacheError, match=r"00000\.safetensors: not a shard"):
-        type(tokens)(tokens.folder, 3)
+        type(tokens)(tokens.folder, shapes(0, 3))
     repaired = shapes(0, 3)
     assert len(cache_tokens(encoder, repaired, "shapes", tmp_path, lambda _: None)) == 3
     assert repaired.read == [0, 1, 2]
+
+
+def test_a_corrected_label_is_known_at_once_and_encodes_nothing_again(
+    encoder: ViT, shapes: Callable, tmp_path: Path
+) -> None:
+    cache_tokens(encoder, shapes(0, 3), "shapes", tmp_path, lambda _: None)
+    corrected = shapes(0, 3)
+    make = corrected._make
+    corrected._make = lambda index: dataclasses.replace(make(index), labels={"sequence": f"corrected {index}"})
+    tokens = cache_tokens(encoder, corrected, "shapes", tmp_path, lambda _: None)
+    assert [known.labels for known in tokens.known] == [{"sequence": f"corrected {index}"} for index in range(3)]
+    assert corrected.read == []
 
 
 def test_a_fingerprint_sees_every_bit_name_and_type() -> None:

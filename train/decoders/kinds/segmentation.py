@@ -12,6 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from decipher_rt.manifest import MOST_LABELS
+
 from ...data.sample import LABELS
 from ...metrics import dice, overlap_counts, rounded
 from ...model.vit import ViTConfig
@@ -27,21 +29,31 @@ class Settings:
     Attributes
     ----------
     channels : of the token grid and of each doubling but the last; as many as doublings from patch to ``stride``
-    labels : of the simulator's ``LABELS``, background first; tissues that are left out become background
+    labels : names, background first. Of the target ``tissue``, some of the simulator's ``LABELS``; of ``mask``, any.
+        What is left out becomes background
+    values : of ``mask``: what each label is in the manifest's masks; by default 0, 1, 2, ...
     stride : grid voxels to a voxel of the answer along each axis
     dropout : of whole channels of the token grid, in training only
     """
 
     channels: tuple[int, ...]
     labels: tuple[str, ...] = LABELS
+    values: tuple[int, ...] = ()
     stride: int = 1
     dropout: float = 0.0
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
-        unknown = [name for name in self.labels if name not in LABELS]
-        if unknown or len(self.labels) < 2 or self.labels[0] != LABELS[0] or len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels is {list(self.labels)}, expected {LABELS[0]} and some of {', '.join(LABELS[1:])}")
+        count = len(set(self.labels))
+        if not 2 <= count == len(self.labels) <= MOST_LABELS or self.labels[0] != LABELS[0]:
+            raise ValueError(
+                f"labels is {str(list(self.labels))[:80]}, expected {LABELS[0]} and 1 to {MOST_LABELS - 1} other names"
+            )
+        whole = all(0 <= value < MOST_LABELS for value in self.values)
+        if self.values and not (whole and len(set(self.values)) == len(self.values) == count):
+            raise ValueError(
+                f"values is {list(self.values)}, expected a number from 0 to 255 of its own for each label"
+            )
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels is {list(self.channels)}, expected numbers above 0")
         if not 0 <= self.dropout < 1:
@@ -60,8 +72,10 @@ class Segmentation(Decoder):
 
     def __init__(self, target: str, settings: Settings, encoder: ViTConfig) -> None:
         super().__init__(target, settings, encoder)
-        if target != "tissue":
-            raise ValueError(f"decoder.target is {target!r}, expected 'tissue', which is the map that a source has")
+        if target not in ("tissue", "mask"):
+            raise ValueError(
+                f"decoder.target is {target!r}, expected 'tissue' (the simulator's) or 'mask' (a manifest's)"
+            )
         self.labels, self.stride = settings.labels, settings.stride
         self.patch_grid = encoder.preprocessing.patch_grid
         steps = _doublings(encoder.patch_shape, settings.stride)
@@ -84,8 +98,9 @@ class Segmentation(Decoder):
                 for before, width, step in zip(settings.channels, after, steps, strict=True)
             ]
         )
-        table = [self.labels.index(name) if name in self.labels else 0 for name in LABELS]
-        self.register_buffer("lookup", torch.tensor(table, dtype=torch.uint8), persistent=False)
+        table = torch.zeros(MOST_LABELS, dtype=torch.uint8)
+        table[list(_values(target, settings))] = torch.arange(len(self.labels), dtype=torch.uint8)
+        self.register_buffer("lookup", table, persistent=False)
 
     def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L, D, H, W)."""
@@ -189,6 +204,19 @@ class Block(nn.Module):
         gain, shift = self.gain.reshape(-1, 1, 1, 1), self.shift.reshape(-1, 1, 1, 1)
         normal = centred * (spread + 1e-5).rsqrt() * gain + shift
         return x + F.gelu(self.convolution(normal))
+
+
+def _values(target: str, settings: Settings) -> tuple[int, ...]:
+    """Return what each label is in the source's map."""
+    if target == "mask":
+        return settings.values or tuple(range(len(settings.labels)))
+    unknown = [name for name in settings.labels if name not in LABELS]
+    if unknown or settings.values:
+        raise ValueError(
+            f"decoder.options.{'labels' if unknown else 'values'} does not fit the target 'tissue', whose labels are "
+            f"{', '.join(LABELS)}; for a manifest's masks the target is 'mask'"
+        )
+    return tuple(LABELS.index(name) for name in settings.labels)
 
 
 def _doublings(patch_shape: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
