@@ -5,12 +5,14 @@ A *weights folder* holds ``model.safetensors`` and ``config.yaml``; it is what `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
@@ -25,6 +27,26 @@ DEFAULT_WEIGHTS = Path(decipher_rt.__file__).parent / "default" / "weights"
 
 class CheckpointError(DecipherError):
     """A checkpoint that is absent, damaged, or of another configuration. The message names the file."""
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights: names, types, shapes and every byte."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return the SHA-256 of the tensors in a weights folder, whatever its other files and metadata say.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    return fingerprint(read_tensors(folder / WEIGHTS)[0])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

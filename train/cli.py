@@ -18,7 +18,7 @@ from .text.cli import text
 CACHE_HELP = "Where simulated series are kept (about 2 MB each)."
 
 
-@click.group()
+@click.group(epilog="Example: decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl")
 def train() -> None:
     """Train a model; each recipe is a command."""
 
@@ -65,30 +65,37 @@ def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
 @click.command(
     epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
 )
-@click.argument("weights", required=False, type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[source.KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[WEIGHTS] [source.KEY=VALUE]...")
 @click.option("--cache", default=".cache/samples", show_default=True, type=click.Path(path_type=Path), help=CACHE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def evaluate(weights: Path | None, overrides: tuple[str, ...], cache: Path, as_json: bool) -> None:
+def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
     """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on.
 
     source.KEY=VALUE changes that: another anatomy under the simulator's heads, more series, a manifest.
     """
+    folders = [Path(a) for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    if len(folders) > 1:
+        raise click.UsageError(f"give one weights folder, not {len(folders)}")
     import torch
 
     from .checkpoint import DEFAULT_WEIGHTS
+    from .config import ConfigError
     from .decoders.evaluate import change_sources, evaluate_recipe
     from .evaluate import evaluate as measure
     from .first import simulated
     from .progress import Progress
     from .weights import RecipeWeights, load_weights
 
-    loaded = load_weights(weights or DEFAULT_WEIGHTS)
+    folder = folders[0] if folders else DEFAULT_WEIGHTS
+    loaded = load_weights(folder)
     torch.set_num_threads(loaded.config.threads)
     if isinstance(loaded, RecipeWeights):
         loaded = replace(loaded, config=change_sources(loaded.config, overrides))
-        show(evaluate_recipe(loaded, weights or DEFAULT_WEIGHTS, cache, Progress()), as_json)
+        show(evaluate_recipe(loaded, folder, cache, Progress()), as_json)
         return
+    if overrides:
+        raise ConfigError(f"{overrides[0]!r}: {folder} is a first model, whose test series cannot be changed")
     test = simulated(loaded.config, cache, Progress(), ("test",))["test"]
     show(measure(loaded.model, test, loaded.config), as_json)
 

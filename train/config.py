@@ -7,6 +7,7 @@ tiny, depth: 6}``). Whatever is unknown, missing, of the wrong type or out of ra
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -76,10 +77,11 @@ def build_config(cls: type[C], document: Mapping[str, Any], key: str = "") -> C:
     """
     config = _build(cls, document, key)
     if hasattr(config, "check"):
+        parts = "key" in inspect.signature(config.check).parameters  # it says what it is a part of itself
         try:
-            config.check()
+            config.check(key) if parts and key else config.check()
         except ValueError as error:
-            raise ValueError(_join(key, str(error))) from None
+            raise ValueError(str(error) if parts else _join(key, str(error))) from None
     return typing.cast("C", config)
 
 

@@ -36,6 +36,14 @@ class ViewConfig:
     gamma: float = 0.15
     noise: float = 0.04
 
+    def check(self, key: str = "augment") -> None:
+        """Raise ValueError by key where a value cannot be used."""
+        for name in ("shift_voxels", "window", "gamma", "noise"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{key}.{name} is {value}, expected 0 or more")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"{key}.flip is {self.flip}, expected 0 to 1")
+
 
 @dataclass(frozen=True)
 class AugmentConfig(ViewConfig):
@@ -103,6 +111,7 @@ class FirstConfig:
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
         self.encoder.check()
+        self.augment.check()
         for section in ("samples", "optimiser"):
             for item in fields(getattr(self, section)):
                 value = getattr(getattr(self, section), item.name)
@@ -114,7 +123,6 @@ class FirstConfig:
             ("samples.not_heads", self.samples.not_heads),
             ("augment.keep[0]", self.augment.keep[0]),
             ("augment.keep[1]", self.augment.keep[1]),
-            ("augment.flip", self.augment.flip),
             ("false_refusals", self.false_refusals),
             ("optimiser.whole_from", self.optimiser.whole_from),
         ):

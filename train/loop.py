@@ -13,8 +13,10 @@ process and DDP on CPUs.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -267,21 +269,18 @@ def _backward(fabric: Fabric, module: Any, batches: Iterator[Any], settings: Run
 
 
 def _batches(stage: Stage, settings: RunConfig, first: int) -> Iterator[Any]:
-    """Yield the parts of every step from ``first`` on; the next one is made in a thread while one computes."""
-    parts = [(step, part) for step in range(first, settings.steps) for part in range(settings.accumulate)]
+    """Yield the parts of every step from ``first`` on; the next ones are made in threads while one computes."""
+    parts = ((step, part) for step in range(first, settings.steps) for part in range(settings.accumulate))
     rank, processes = distributed.rank(), distributed.world_size()
 
     def make(step: int, part: int) -> Any:
         return stage.batch(step, rank * settings.accumulate + part, processes * settings.accumulate)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        coming = [pool.submit(make, *parts[0])] if parts else []
-        for following in [*parts[1:], None]:
-            if not coming:
-                return
-            ready = coming.pop().result()
-            if following is not None:
-                coming.append(pool.submit(make, *following))
+    with ThreadPoolExecutor(settings.loaders, thread_name_prefix="batches") as pool:
+        coming = deque(pool.submit(make, *part) for part in itertools.islice(parts, settings.loaders))
+        while coming:
+            ready = coming.popleft().result()
+            coming.extend(pool.submit(make, *part) for part in itertools.islice(parts, 1))
             yield ready
 
 

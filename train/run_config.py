@@ -27,6 +27,7 @@ class RunConfig:
     devices, nodes : processes on each machine, one per GPU or on the CPU, and machines
     strategy : "ddp" copies the model into every process, "fsdp" shards it (GPUs only)
     threads : CPU threads of a process; results are bit-exact for the same number only
+    loaders : threads of a process that make batches ahead, each one; more of them feed a GPU, and change no result
     checkpoint_every : steps
     seed : everything random follows from it and the number of the step
     """
@@ -48,6 +49,7 @@ class RunConfig:
     nodes: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
     threads: int = 2
+    loaders: int = 1
     checkpoint_every: int = 100
 
     @property
@@ -57,7 +59,7 @@ class RunConfig:
 
     def check(self, key: str = "run") -> None:
         """Raise ValueError by key where a value cannot be used."""
-        for name in ("steps", "batch", "accumulate", "devices", "nodes", "threads", "checkpoint_every"):
+        for name in ("steps", "batch", "accumulate", "devices", "nodes", "threads", "loaders", "checkpoint_every"):
             if (count := getattr(self, name)) < 1:
                 raise ValueError(f"{key}.{name} is {count}, expected 1 or more")
         for name in ("rate", "clip"):

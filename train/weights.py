@@ -18,6 +18,7 @@ from .model.first import FirstModel
 from .model.recipe import RecipeConfig, RecipeModel
 from .model.text import TextConfig
 from .model.vit import ViTConfig
+from .sources import SourceConfig
 
 KIND = "model"  # key of ``config.yaml`` that says whose it is; the first model's has none
 
@@ -75,7 +76,8 @@ def load_weights(folder: Path) -> Weights | RecipeWeights:
         Naming the file, and the key or tensor that does not fit.
     """
     tensors, metadata = read_tensors(folder / WEIGHTS)
-    if KIND in read_document(folder / CONFIG):
+    document = read_document(folder / CONFIG)
+    if KIND in document:
         recipe = load_config(RecipeConfig, folder / CONFIG)
         try:
             model = RecipeModel(recipe)
@@ -83,10 +85,30 @@ def load_weights(folder: Path) -> Weights | RecipeWeights:
             raise ConfigError(f"{folder / CONFIG}: {error}") from None
         load_state(model, tensors, folder / WEIGHTS)
         return RecipeWeights(model.eval().requires_grad_(False), recipe, metadata)
+    if "source" in document:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: a stage of the recipe, which answers nothing yet; give the folder of 'train decoder'"
+        )
     config = load_config(FirstConfig, folder / CONFIG)
     first = FirstModel(config.encoder)
     load_state(first, tensors, folder / WEIGHTS)
     return Weights(first.eval(), config, metadata)
+
+
+def check_splits(source: SourceConfig, folder: Path) -> None:
+    """Raise ConfigError where a source would test on patients that the stage in a folder was trained on.
+
+    What was trained elsewhere, such as a BERT, says nothing of its patients.
+    """
+    if not (folder / CONFIG).exists():
+        return
+    document = read_document(folder / CONFIG)
+    try:
+        for earlier in (document.get("source"), *(document.get("sources") or {}).values()):
+            if earlier is not None:
+                source.check_splits(build_config(SourceConfig, earlier, "source"), str(folder))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def load_stage(folder: Path) -> Stage:

@@ -11,6 +11,8 @@ it was killed. Retrieval is between held-out series and their reports in wording
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.train import align
+from decipher_rt.train.checkpoint import fingerprint, folder_fingerprint
 from decipher_rt.train.config import load_config
 from decipher_rt.train.progress import Progress
 
@@ -34,13 +37,22 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     torch.set_num_threads(2)
     base = load_config(AlignConfig, options.config, [])
-    config = pretrained(options.ssl).config
+    started_from = pretrained(options.ssl)
+    config = started_from.config
     pool = open_heads(base.source, config, "train", options.pool, options.cache)
     test = open_heads(base.source, config, "test", options.test, options.cache)
     started = [f"encoder_from={options.ssl}", f"text_from={options.text}", f"run.steps={options.steps}"]
     started += [f"run.warmup={options.steps // 10}", f"run.checkpoint_every={options.steps}"]
-    arms = {"all": [], "without self-supervision": ["encoder_from="], "without region-wise batches": ["by_region=0"]}
-    results = Results(options.json, {name: getattr(options, name) for name in ("steps", "labels", "pool", "test")})
+    # The sizes are those of the encoder of --ssl, which else come with its weights.
+    sizes = f"encoder={json.dumps(dataclasses.asdict(config))}"
+    arms = {
+        "all": [],
+        "without self-supervision": ["encoder_from=", sizes],
+        "without region-wise batches": ["by_region=0"],
+    }
+    settings = {name: getattr(options, name) for name in ("steps", "labels", "pool", "test")}
+    weights = {"ssl": fingerprint(started_from.state_dict()), "text": folder_fingerprint(options.text)}
+    results = Results(options.json, {**settings, **weights})
     results.part("without alignment/0", lambda: {"probe": probes(pretrained(options.ssl), pool, test, options)})
     for seed in range(options.seeds):
         for name, changed in arms.items():

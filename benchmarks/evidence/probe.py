@@ -29,6 +29,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from torch import nn
 
 from decipher_rt.train.align.batch import draw_view
+from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.first_config import ViewConfig
 from decipher_rt.train.metrics import accuracy, auroc, mean_absolute_error
 from decipher_rt.train.model.vit import ViT, ViTConfig
@@ -57,8 +58,9 @@ def main() -> None:
         "labels": options.labels, "pool": options.pool, "test": options.test, "steps": options.steps,
         "anatomy": Path(options.anatomy).name or "mni152",
     }  # fmt: skip
-    results = Results(options.json, settings)
     folders = {"pretrained": options.model, **dict(item.split("=", 1) for item in options.also)}
+    settings["encoders"] = {name: fingerprint(pretrained(Path(f)).state_dict()) for name, f in folders.items()}
+    results = Results(options.json, settings)
     for name, folder in folders.items():
         results.part(name, lambda folder=folder: probes(pretrained(Path(folder)), pool, test, options))
     for name, whitened in (("untrained", False), ("untrained, whitened", True)):

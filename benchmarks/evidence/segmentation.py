@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from arms import Results, open_heads, pretrained, spread
 from torch import Tensor, nn
 
+from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.config import load_config
 from decipher_rt.train.data.sample import LABELS
 from decipher_rt.train.decoders.config import DecoderRunConfig
@@ -72,7 +73,7 @@ def main() -> None:
     train = open_heads(config.source, encoder.config, "train", options.train, options.cache)
     test = open_heads(config.source, encoder.config, "test", options.test, options.cache)
     settings = {name: getattr(options, name) for name in ("train", "test", "epochs", "batch")}
-    results = Results(options.json, settings)
+    results = Results(options.json, {**settings, "encoder": fingerprint(encoder.state_dict())})
     for seed in range(options.seeds):
         torch.manual_seed(seed)
         decoder = build_decoder(config.decoder, encoder.config)

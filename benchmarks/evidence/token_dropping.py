@@ -23,6 +23,7 @@ from arms import Results, open_heads, recipe
 
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
+from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.decoders.contract import Decoder
 from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.sources import Example
@@ -46,7 +47,7 @@ def main() -> None:
     model, config = weights.model, weights.config
     source = next(iter(config.sources.values()))
     test = open_heads(source, config.encoder, "test", options.test, options.cache)
-    results = Results(options.json, {"test": options.test, "model": f"{config.name} {config.version}"})
+    results = Results(options.json, {"test": options.test, "model": fingerprint(model.state_dict())})
     found = results.part("figures", lambda: both_ways(model, config.encoder.preprocessing, test))
     print(json.dumps(found["time"]))
     print("| figure | foreground tokens | all tokens | spread |\n|---|---|---|---|")

@@ -19,6 +19,7 @@ from arms import Results, features, open_heads, recipe
 from scipy.special import softmax
 
 from decipher_rt.train.align.embed import embed_texts
+from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.metrics import accuracy, auroc
 from decipher_rt.train.text.tokenizer import load_tokenizer
 
@@ -56,9 +57,9 @@ def main() -> None:
         raise SystemExit(f"{options.model}: a model without a text tower")
     source = next(iter(weights.config.sources.values()))
     test = open_heads(source, weights.config.encoder, "test", options.test, options.cache)
-    results = Results(
-        options.json, {"test": options.test, "prompts": {k: list(v.values()) for k, v in PROMPTS.items()}}
-    )
+    prompts_of = {name: list(prompts.values()) for name, prompts in PROMPTS.items()}
+    settings = {"test": options.test, "prompts": prompts_of, "model": fingerprint(weights.model.state_dict())}
+    results = Results(options.json, settings)
     tokenizer = load_tokenizer(options.model, weights.model.text.config.max_tokens)
     seen = features(weights.model.encoder, test)
     image = seen.rows[:, : weights.config.encoder.embedding_size]

@@ -20,6 +20,7 @@ PACKAGES = (
     "triton",
 )
 DECODERS = {"JPEG lossless": "python-gdcm", "JPEG-LS": "pyjpegls", "JPEG 2000": "pylibjpeg-openjpeg"}
+TEXT = {"prompts": "tokenizers", "search": "usearch"}
 
 
 @click.command(short_help="Say what this machine can run.", epilog="Example: decipher-rt doctor --json | jq .engines")
@@ -39,8 +40,11 @@ def doctor(as_json: bool) -> None:
     _row(bool(machine["gpus"]), "driver", machine["gpu_note"])
     for engine in report["engines"]:
         _row(engine["available"], engine["name"], engine["detail"])
-    for syntax, package in DECODERS.items():
-        _row(report["packages"][package] is not None, syntax, report["packages"][package] or f"pip install {package}")
+    wanted = {name: (package, package) for name, package in DECODERS.items()}
+    wanted |= {name: (package, "'decipher-rt[text]'") for name, package in TEXT.items()}
+    for name, (package, install) in wanted.items():
+        version = report["packages"][package]
+        _row(version is not None, name, f"{package} {version}" if version else f"pip install {install}")
     _row(report["bundle"]["error"] is None, "bundle", report["bundle"]["error"] or report["bundle"]["detail"])
     for precision, order in report["auto"].items():
         chosen = next((item["engine"] for item in order if item["why_not"] is None), None)
@@ -63,7 +67,7 @@ def examine() -> dict[str, Any]:
         "version": __version__,
         "machine": dataclasses.asdict(machine),
         "engines": engines,
-        "packages": {name: package_version(name) for name in (*PACKAGES, *DECODERS.values())},
+        "packages": {name: package_version(name) for name in (*PACKAGES, *DECODERS.values(), *TEXT.values())},
         "bundle": _examine_bundle(),
         "auto": _examine_order(),
         "advice": _advice(bool(machine.gpus), machine.cpu_features, engines),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,7 +45,7 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
             f"{encoder.parameters / 1e6:.1f} M parameters, {encoder.width} wide, embedding {encoder.embedding_size}",
         ),
         *(("engine", f"{engine.target} {engine.precision}: {engine.file}") for engine in manifest.engines),
-        *(row for head in manifest.heads for row in _say_head(head)),
+        *(row for head in manifest.heads for row in _say_head(head, manifest.metrics.get(head.name))),
     ]
     if manifest.text:
         rows.append(("text", f"{manifest.text.file}, {manifest.text.max_tokens} tokens at most"))
@@ -59,8 +59,11 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
         click.echo(f"  {label:<9} {text}")
 
 
-def _say_head(head: Head) -> list[tuple[str, str]]:
+def _say_head(head: Head, figures: Any) -> list[tuple[str, str]]:
     rows = [("head", f"{head.name}: {head.kind} {', '.join(head.labels) or head.unit}".rstrip())]
+    error = figures.get("calibration_error") if isinstance(figures, dict) else None
+    if error is not None:
+        rows.append(("", f"calibration error {error:.3f} on held-out series"))
     return [*rows, ("", one_line(head.description))] if head.description else rows
 
 

@@ -103,7 +103,7 @@ def test_sources_change_and_the_model_does_not() -> None:
     for wrong, said in (
         ("encoder.width=6", "source.KEY=VALUE"),
         ("source.tests=7", "source.tests"),
-        ("source.test=0", "source.test is 0"),
+        ("source.test=0", "^source.test is 0"),
     ):
         with pytest.raises(ConfigError, match=said):
             change_sources(config, [wrong])

@@ -144,6 +144,10 @@ def test_blocks_computed_again_end_with_the_same_bits(whole: Path, tmp_path: Pat
     assert same(whole, train(tmp_path, checkpointing=True))
 
 
+def test_batches_from_several_threads_end_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    assert same(whole, train(tmp_path, loaders=3))
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(whole: Path, tmp_path: Path) -> None:
     train(tmp_path, precision="bf16")
     assert all(tensor.dtype is torch.float32 for tensor in weights(tmp_path).values())

@@ -29,7 +29,7 @@ def align(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
     """Align images and reports: contrastive training of the image encoder and the text encoder (InfoNCE).
 
     Killed at any moment, the same command goes on where it was. OUTPUT becomes a weights folder for 'decipher-rt train
-    decoder' and 'decipher-rt export'.
+    decoder'.
     """
     # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

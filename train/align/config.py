@@ -30,7 +30,8 @@ class AlignConfig:
     by_region : share of the series that meet in batches of one region (hard negatives); the others meet any
     sentences : share of the loss that is on single sentences; the rest is on whole reports
     tokens : range that the number of tokens of a step is drawn from, log-uniformly
-    whole_from : from this share of the steps on, the largest of ``tokens``
+    whole : share of the steps, drawn at random, that see about as many tokens of a series as inference does
+    whole_tokens : range that their number of tokens is drawn from, within the encoder's buckets of usual series
     augment : ViewConfig
         ``flip`` must stay 0: a mirrored head makes "left" untrue.
     encoder_rate, text_rate : learning rate of what starts trained, as a share of ``run.rate``
@@ -50,7 +51,8 @@ class AlignConfig:
     by_region: float = 0.5
     sentences: float = 0.5
     tokens: tuple[int, int] = (96, 256)
-    whole_from: float = 0.9
+    whole: float = 0.0
+    whole_tokens: tuple[int, int] = (192, 384)
     augment: ViewConfig = field(default_factory=lambda: ViewConfig(flip=0.0))
     encoder_rate: float = 0.3
     text_rate: float = 0.3
@@ -64,16 +66,20 @@ class AlignConfig:
         self.source.check()
         self.encoder.check()
         self.text.check()
+        self.augment.check()
         patches = self.encoder.preprocessing.patches
-        low, high = self.tokens
-        if not 1 <= low <= high <= patches:
-            raise ValueError(f"tokens is [{low}, {high}], expected two ascending numbers from 1 to {patches} patches")
+        ranges = {"tokens": self.tokens} | ({"whole_tokens": self.whole_tokens} if self.whole else {})
+        for key, (low, high) in ranges.items():
+            if not 1 <= low <= high <= patches:
+                raise ValueError(
+                    f"{key} is [{low}, {high}], expected two ascending numbers from 1 to {patches} patches"
+                )
         if self.augment.flip:
             raise ValueError(f"augment.flip is {self.augment.flip}, expected 0: reports tell left from right")
         for key, share in (
             ("by_region", self.by_region),
             ("sentences", self.sentences),
-            ("whole_from", self.whole_from),
+            ("whole", self.whole),
         ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{key} is {share}, expected 0 to 1")

@@ -109,11 +109,10 @@ class AlignStage:
 
     def tokens_of(self, step: int) -> int:
         """Return how many tokens of each series a step keeps."""
-        low, high = self._config.tokens
-        if step >= self._config.whole_from * self._config.run.steps:
-            return high
-        rng = np.random.default_rng([self._config.run.seed, SIZES, step])
-        return round(float(np.exp(rng.uniform(*np.log((low, high))))))
+        config = self._config
+        rng = np.random.default_rng([config.run.seed, SIZES, step])
+        reach = config.whole_tokens if rng.random() < config.whole else config.tokens
+        return round(float(np.exp(rng.uniform(*np.log(reach)))))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return what is trained: what starts trained moves more slowly than what starts anew."""

@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
-from ..checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors
+from ..checkpoint import CONFIG, WEIGHTS, CheckpointError, folder_fingerprint, load_state, read_tensors
 from ..config import ConfigError, build_config, read_document
 from ..model.text import TextConfig
 from ..model.vit import ViT, ViTConfig
+from ..model.whiten import whiten_patch_embed
 from ..pool import fit_pool
-from ..sources import Examples
+from ..sources import Examples, pinned
 from ..text.bert_folder import is_bert_folder, read_bert_config
 from ..text.pretrain import load_text_encoder
 from ..text.tokenizer import encode, load_tokenizer, train_tokenizer
+from ..weights import check_splits
+from .batch import draw_view
 from .config import AlignConfig
 from .stage import AlignModel, with_report
 
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH = 64
+WHITENED_SERIES = 64  # that an untrained patch embedding is fitted to
 C = TypeVar("C")
 
 
@@ -36,6 +43,9 @@ def resolved(config: AlignConfig) -> AlignConfig:
     ConfigError
     """
     encoder, text = config.encoder, config.text
+    for start in (config.encoder_from, config.text_from):
+        if start:
+            check_splits(config.source, Path(start))
     if config.encoder_from:
         encoder = _read_section(ViTConfig, Path(config.encoder_from), "encoder")
         # Nothing that a series becomes may depend on the batch, or processes would differ.
@@ -51,6 +61,12 @@ def resolved(config: AlignConfig) -> AlignConfig:
     return found
 
 
+def pinned_start(config: AlignConfig) -> AlignConfig:
+    """Return what a run belongs to: the series that are listed, and the weights of both folders wherever they lie."""
+    encoder, text = (start and folder_fingerprint(Path(start)) for start in (config.encoder_from, config.text_from))
+    return dataclasses.replace(config, source=pinned(config.source), encoder_from=encoder, text_from=text)
+
+
 def open_tokenizer(config: AlignConfig, examples: Examples) -> Tokenizer:
     """Return the tokenizer of ``text_from``, or one that is trained on the reports of the examples."""
     if config.text_from:
@@ -64,6 +80,8 @@ def start(model: AlignModel, config: AlignConfig, examples: Examples, tokenizer:
     members = with_report(examples)[0][: config.pool_series]
     if config.encoder_from:
         load_encoder(model.encoder, Path(config.encoder_from))
+    elif isinstance(model.encoder.patch_embed, nn.Linear):
+        whiten(model.encoder.patch_embed, config, [examples[i].volume for i in members[:WHITENED_SERIES]])
     if config.encoder.pool == "fixed":
         fit_pool(model.encoder, (examples[i].volume for i in members))
     if config.text_from:
@@ -71,6 +89,13 @@ def start(model: AlignModel, config: AlignConfig, examples: Examples, tokenizer:
         load_state(model.text.encoder, load_text_encoder(folder, config.text), folder / WEIGHTS)
     reports = [examples.facts(i).report for i in members]
     fit_text_pool(model, tokenizer, [" ".join(r) for r in reports] + [sentence for r in reports for sentence in r[:2]])
+
+
+def whiten(embed: nn.Linear, config: AlignConfig, volumes: Sequence[NDArray[np.float16]]) -> None:
+    """Let an untrained patch embedding begin from whitened patches, as ``train ssl`` does."""
+    spec, rng = config.encoder.preprocessing, np.random.default_rng(config.run.seed)
+    seen = [draw_view(volume, config.tokens[1], spec, config.augment, rng)[0] for volume in volumes]
+    whiten_patch_embed(embed, torch.from_numpy(np.concatenate(seen)))
 
 
 def load_encoder(encoder: ViT, folder: Path) -> None:

@@ -18,7 +18,7 @@ from .config import AlignConfig
 from .embed import embed_images, embed_texts
 from .retrieval import KS, Retrieval, retrieval
 from .stage import AlignModel, AlignStage, with_report
-from .start import open_tokenizer, resolved, start
+from .start import open_tokenizer, pinned_start, resolved, start
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,7 +61,7 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     if not (folder / TRAINING).exists() and not (folder / WEIGHTS).exists():
         progress.say("measuring pooled vectors")
         start(stage.network, config, examples, tokenizer)
-    run(stage, config.run, folder, dump_config(config), progress)
+    run(stage, config.run, folder, dump_config(pinned_start(config)), progress)
     if rank():
         return {}
     save_tokenizer(folder, tokenizer)

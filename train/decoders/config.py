@@ -42,6 +42,12 @@ class DecoderRunConfig:
             raise ValueError(f"workers is {self.workers}, expected 1 or more")
         self.decoder.check()
         self.source.check()
+        simulated = self.source.kind == "simulator"
+        if self.decoder.kind == "segmentation" and self.decoder.target != ("tissue" if simulated else "mask"):
+            raise ValueError(
+                f"decoder.target is {self.decoder.target!r}, expected "
+                + ("'tissue', the simulator's map" if simulated else "'mask', the manifest's column")
+            )
         self.run.check()
         if self.scope is not None:
             self.scope.check()

@@ -61,7 +61,10 @@ class DecoderStage:
         self.decoder, self.tokens, self.examples, self.seed = decoder, tokens, examples, seed
         self.known = known_series(decoder, tokens)
         if not len(self.known):
-            raise ValueError("no series of the train split has the truth that it needs")
+            name = str(getattr(decoder, "name", ""))  # of the label that it learns, where it learns one
+            found = sorted({str(known.labels[name]) for known in tokens.known if name in known.labels})
+            values = f"; the labels {name!r} are {', '.join(found)[:120]}" if found else ""
+            raise ValueError(f"decoder.target: no series of the train split has the truth that it needs{values}")
         # Series of one number of tokens go together: nothing is padded, as at inference.
         groups = np.zeros(len(self.known), int) if decoder.needs_mean_only else tokens.count[self.known]
         self._groups = [self.known[groups == K] for K in np.unique(groups)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from decipher_rt.errors import DecipherError
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 
-from ..checkpoint import write_tensors
+from ..checkpoint import fingerprint, write_tensors
 from ..model.vit import ViT
 from ..views import UNIT_WINDOW
 from .boxes import box_to_voxels
@@ -52,16 +52,6 @@ class Encoded:
     patch: Tensor
     tokens: Tensor
     embedding: Tensor
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of weights: names, types, shapes and every byte."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Tokens:

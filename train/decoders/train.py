@@ -15,7 +15,7 @@ from decipher_rt.errors import DecipherError
 from decipher_rt.manifest import Preprocessing
 
 from .. import distributed
-from ..checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors
+from ..checkpoint import CONFIG, WEIGHTS, CheckpointError, fingerprint, load_state, read_tensors
 from ..config import ConfigError, dump_config
 from ..golden import GOLDEN, golden_case, save_golden
 from ..loop import run
@@ -25,14 +25,14 @@ from ..model.vit import ViT, ViTConfig
 from ..progress import Progress
 from ..samples import SPLITS
 from ..scope import ScopeConfig, Seen, fit_recipe_scope
-from ..weights import RecipeWeights, Stage, load_stage, save_weights
+from ..sources import pinned
+from ..weights import RecipeWeights, Stage, check_splits, load_stage, save_weights
 from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
 from .registry import build_decoder
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
-from .tokens import fingerprint
 
 RUNS = "decoders"  # folder of the runs, in the output
 TOKENIZER = "tokenizer.json"
@@ -72,6 +72,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     torch.set_num_threads(config.run.threads)
     source = Path(config.encoder)
     base = load_stage(source)
+    check_splits(config.source, source)
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
     base = _grown(folder, before) or base
@@ -187,8 +188,14 @@ def _optimise(
         raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
     stage.start()
     run_folder = folder / RUNS / config.decoder.name
-    # The run belongs to the encoder's weights and not to where they lie.
-    run(stage, config.run, run_folder, dump_config(replace(config, encoder=before)), progress)
+    # The run belongs to the weights of the encoder and to what the source lists, wherever both lie.
+    run(
+        stage,
+        config.run,
+        run_folder,
+        dump_config(replace(config, encoder=before, source=pinned(config.source))),
+        progress,
+    )
     if distributed.rank() != 0:
         return decoder, {}
     tensors, metadata = read_tensors(run_folder / WEIGHTS)

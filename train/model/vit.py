@@ -80,6 +80,11 @@ class ViTConfig:
         for name in ("width", "depth", "heads", "embedding_size", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{key}.{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("registers", "layer_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{key}.{name} is {getattr(self, name)}, expected 0 or more")
+        if not all(0 < spacing < math.inf for spacing in self.spacing_mm):
+            raise ValueError(f"{key}.spacing_mm is {list(self.spacing_mm)}, expected numbers above 0")
         if self.width % 6 or self.width % self.heads:
             raise ValueError(f"{key}.width is {self.width}, expected a multiple of 6 and of {key}.heads ({self.heads})")
         for axis, (g, p) in enumerate(zip(self.grid_shape, self.patch_shape, strict=True)):

@@ -5,6 +5,8 @@ Every source yields `Example`s by number, on the encoder's grid, kept on disk.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from decipher_rt.manifest import Preprocessing
@@ -25,6 +27,7 @@ __all__ = [
     "SourceConfig",
     "Split",
     "open_source",
+    "pinned",
 ]
 
 
@@ -59,3 +62,18 @@ def open_source(
     from .recorded import open_recorded
 
     return open_recorded(config, spec, split, cache_dir, workers, progress)
+
+
+def pinned(config: SourceConfig) -> SourceConfig:
+    """Return the source with a digest of all that it lists, so that a run of other labels is another run.
+
+    Raises
+    ------
+    SourceError
+    """
+    if config.kind == "simulator":
+        return config
+    from .recorded import list_rows
+
+    listed = "\n".join(sorted(map(repr, list_rows(config))))
+    return replace(config, listed=hashlib.sha256(listed.encode()).hexdigest())

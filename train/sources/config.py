@@ -25,6 +25,7 @@ class SourceConfig:
     shares : of the patients, that go to train, validation and test where the data do not say
     sequences : label ``sequence`` by the suffix of a BIDS file; files with other suffixes are left out
     device : where a manifest's or BIDS folder's volumes are resampled; "auto" is the GPU where CUDA finds one
+    listed : SHA-256 of what the manifest or BIDS folder listed when a run began; runs write it, and nothing reads it
     """
 
     kind: Literal["simulator", "manifest", "bids"] = "simulator"
@@ -39,6 +40,7 @@ class SourceConfig:
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     sequences: dict[str, str] = field(default_factory=lambda: dict(SEQUENCE_OF_SUFFIX))
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    listed: str = ""
 
     def check(self, key: str = "source") -> None:
         """Raise ValueError by key where a value cannot be used."""
@@ -53,3 +55,20 @@ class SourceConfig:
             raise ValueError(f"{key}.seed is {self.seed}, expected 0 or more")
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise ValueError(f"{key}.shares is {list(self.shares)}, expected three shares that add up to 1")
+
+    def check_splits(self, earlier: SourceConfig, where: str) -> None:
+        """Raise ValueError where patients that an earlier stage was trained on could be tested on in this one.
+
+        Parameters
+        ----------
+        earlier : SourceConfig
+            What the earlier stage was trained on.
+        where : str
+            Its folder, for the message.
+        """
+        drawn = [(source.seed, source.shares) for source in (self, earlier) if source.kind != "simulator"]
+        if len(drawn) == 2 and drawn[0] != drawn[1]:
+            raise ValueError(
+                f"source.seed is {self.seed} and source.shares {list(self.shares)}, but {where} was trained with "
+                f"{earlier.seed} and {list(earlier.shares)}: its patients would be in other splits; give the same"
+            )

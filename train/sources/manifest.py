@@ -60,7 +60,7 @@ def read_manifest(path: Path) -> list[Row]:
         except SourceError as error:
             errors.append(str(error))
             continue
-        if (first := seen.setdefault((row.path, row.volume), place)) != place:
+        if (first := seen.setdefault((row.path.resolve(), row.volume), place)) != place:
             errors.append(f"{place}, column path: the same series as {first}; list it once")
         rows.append(row)
     if errors:

@@ -104,13 +104,12 @@ def open_recorded(
     ------
     SourceError
     """
-    path = Path(config.path)
-    rows = read_manifest(path) if config.kind == "manifest" else read_bids(path, config.sequences)
+    rows = list_rows(config)
     found = tuple(share_out(rows, config.seed, config.shares)[split])
     if not found:
         raise SourceError(
-            f"{path}: none of its {len(rows)} series is of the split {split}; list some, or leave split empty and "
-            "set source.shares"
+            f"{config.path}: none of its {len(rows)} series is of the split {split}; list some, or leave split empty "
+            "and set source.shares"
         )
     device: Device = "cpu"
     if config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available()):
@@ -119,6 +118,12 @@ def open_recorded(
     with progress.bar(f"reading {split}", len(found)) as advance_to:
         stored = make_shards(make, len(found), make.folder(cache_dir, split), workers, advance_to)
     return RecordedExamples(stored, found)
+
+
+def list_rows(config: SourceConfig) -> list[Row]:
+    """Return what a manifest or BIDS folder lists; raise SourceError where it is broken."""
+    path = Path(config.path)
+    return read_manifest(path) if config.kind == "manifest" else read_bids(path, config.sequences)
 
 
 def _only_series(path: Path) -> Series:

@@ -29,6 +29,7 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
     import json
 
     from ..config import load_config
+    from ..distributed import rank
     from ..log import last_means
     from ..progress import Progress
     from .config import SSLConfig
@@ -36,6 +37,8 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
 
     settings = load_config(SSLConfig, config, overrides)
     pretrain(settings, output, cache or output / "samples", Progress())
+    if rank():
+        return
     figures = last_means(output / "log.csv")
     if as_json:
         click.echo(json.dumps(figures))

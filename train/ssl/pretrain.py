@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from ..config import dump_config
 from ..loop import TRAINING, run
 from ..progress import Progress
-from ..sources import open_source
+from ..sources import open_source, pinned
 from .config import SSLConfig
 from .stage import SSLStage
 
@@ -31,4 +32,4 @@ def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progres
     stage = SSLStage(config, examples)
     if not (folder / TRAINING).exists():
         stage.start()
-    run(stage, config.scaled_run, folder, dump_config(config), progress)
+    run(stage, config.scaled_run, folder, dump_config(replace(config, source=pinned(config.source))), progress)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..checkpoint import WEIGHTS, CheckpointError, load_state, read_tensors, write_tensors
+from ..checkpoint import WEIGHTS, CheckpointError, folder_fingerprint, load_state, read_tensors, write_tensors
 from ..config import ConfigError, dump_config
 from ..distributed import rank
 from ..loop import run
 from ..model.text import TextConfig
 from ..progress import Progress
+from ..sources import pinned
 from .bert_folder import is_bert_folder, read_bert_config, read_bert_weights
 from .config import TextPretrainingConfig
 from .corpus import read_reports, texts_of
@@ -63,7 +64,7 @@ def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) ->
     stage = TextStage(config, reports, tokenizer)
     if config.text_from:
         start_from_bert(stage.network, Path(config.text_from), config.text)
-    run(stage, config.run, folder, dump_config(config), progress)
+    run(stage, config.run, folder, dump_config(_pinned(config)), progress)
     if rank():
         return {}
     save_tokenizer(folder, tokenizer)
@@ -85,6 +86,12 @@ def resolved(config: TextPretrainingConfig) -> TextPretrainingConfig:
     if not is_bert_folder(folder):
         raise ConfigError(f"text_from: {folder} holds no config.json; give a BERT folder of Hugging Face's layout")
     return dataclasses.replace(config, text=read_bert_config(folder))
+
+
+def _pinned(config: TextPretrainingConfig) -> TextPretrainingConfig:
+    """Return what a run belongs to: the reports that are listed, and weights wherever they lie."""
+    start = config.text_from and folder_fingerprint(Path(config.text_from))
+    return dataclasses.replace(config, source=pinned(config.source), text_from=start)
 
 
 def start_from_bert(model: MaskedLanguageModel, folder: Path, config: TextConfig) -> None:

@@ -24,10 +24,12 @@ from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.embed import embed_images, embed_texts
 from decipher_rt.train.align.retrieval import retrieval
 from decipher_rt.train.align.stage import AlignModel, AlignStage
-from decipher_rt.train.checkpoint import CheckpointError, load_state, read_tensors
+from decipher_rt.train.checkpoint import CheckpointError, load_state, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.sources import ListedExamples
+from decipher_rt.train.ssl.config import SSLConfig
 from decipher_rt.train.text.cli import text
+from decipher_rt.train.text.config import TextPretrainingConfig
 from decipher_rt.train.text.tokenizer import load_tokenizer
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "align_run.py"
@@ -161,6 +163,12 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(CheckpointError, match="another configuration"):
         call(align, *arguments, "by_region=0")
+    # Other weights in the folder that it started from make it another run, though the path is the same.
+    tensors, metadata = read_tensors(tmp_path / "text" / "model.safetensors")
+    tensors["text.encoder.words.weight"][0, 0] += 1
+    write_tensors(tmp_path / "text" / "model.safetensors", tensors, metadata)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        call(align, *arguments)
     # A text encoder is no image encoder.
     with pytest.raises(ConfigError, match=r"text/config.yaml: has no encoder"):
         call(align, *arguments, f"encoder_from={tmp_path / 'text'}")
@@ -170,15 +178,39 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("augment.flip=0.5", r"augment.flip is 0.5, expected 0: reports tell left from right"),
+        (("whole=0.1", "whole_tokens=[10, 100]"), r"whole_tokens is \[10, 100\], expected two ascending numbers"),
         ("tokens=[10, 100]", r"tokens is \[10, 100\], expected two ascending numbers from 1 to 64 patches"),
+        ("augment.window=-0.1", r"augment.window is -0.1, expected 0 or more"),
+        ("encoder.registers=-1", r"encoder.registers is -1, expected 0 or more"),
+        ("encoder.spacing_mm=[0,1,1]", r"encoder.spacing_mm is \[0.0, 1.0, 1.0\], expected numbers above 0"),
         ("by_region=2", r"by_region is 2.0, expected 0 to 1"),
         ("run.batch=1", r"run.batch is 1, expected 2 or more"),
         ("text.heads=3", r"text.width is 32, expected a multiple of text.heads \(3\)"),
         ("encoder_from=/nowhere", r"/nowhere/config.yaml: cannot be read"),
     ],
 )
-def test_mistakes_are_named_by_their_key(override: str, message: str) -> None:
+def test_mistakes_are_named_by_their_key(override: str | tuple[str, ...], message: str) -> None:
     from decipher_rt.train.align.start import resolved
 
     with pytest.raises(ConfigError, match=message):
-        resolved(settings(override))
+        resolved(settings(*([override] if isinstance(override, str) else override)))
+
+
+def test_a_share_of_the_steps_sees_a_series_whole() -> None:
+    config = settings("whole=0.2", "whole_tokens=[60,64]", "tokens=[16,32]")
+    stage = AlignStage(config, ListedExamples([MADE_UP["series"](i) for i in range(config.run.batch)]), None)
+    drawn = np.array([stage.tokens_of(step) for step in range(500)])
+    assert set(drawn) <= {*range(16, 33), *range(60, 65)}
+    assert abs((drawn >= 60).mean() - 0.2) < 0.06  # three standard deviations of 500 draws
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_committed_stages_fit_each_other(size: str) -> None:
+    """Stages share seed and sizes: what one leaves is what the next is configured for."""
+    folder = PROGRAM.parents[3] / "train" / "configs" / size
+    ssl = load_config(SSLConfig, folder / "ssl.yaml")
+    text = load_config(TextPretrainingConfig, folder / "text.yaml")
+    align = load_config(AlignConfig, folder / "align.yaml")
+    dataclasses.replace(align, encoder=ssl.encoder, text=text.text).check()
+    assert ssl.source == align.source
+    assert text.source.seed == align.source.seed

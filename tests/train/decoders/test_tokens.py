@@ -13,7 +13,8 @@ import torch
 
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
-from decipher_rt.train.decoders.tokens import SHARD, TokenCacheError, cache_tokens, fingerprint
+from decipher_rt.train.checkpoint import fingerprint
+from decipher_rt.train.decoders.tokens import SHARD, TokenCacheError, cache_tokens
 from decipher_rt.train.model.vit import ViT
 
 

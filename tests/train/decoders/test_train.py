@@ -49,6 +49,7 @@ class AlignedConfig:
     name: str
     encoder: ViTConfig
     text: TextConfig
+    source: SourceConfig
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def aligned(encoder: ViT, tmp_path: Path) -> Path:
     tensors |= {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
     tensors["logit_scale"] = torch.tensor(2.0)
     write_tensors(folder / WEIGHTS, tensors, {"metrics": {"recall": 0.5}, "provenance": {"steps": 7}})
-    write_text(folder / "config.yaml", dump_config(AlignedConfig("aligned", encoder.config, TEXT)))
+    write_text(folder / "config.yaml", dump_config(AlignedConfig("aligned", encoder.config, TEXT, SOURCE)))
     save_tokenizer(folder, train_tokenizer(["A dark ball.", "A light ball."], TEXT.vocabulary, TEXT.max_tokens))
     save_golden(folder, GoldenCase(np.zeros((16,) * 3, np.int16), np.array([0, 1], np.float32), np.arange(16)))
     return folder
@@ -191,7 +192,7 @@ def test_an_output_of_another_encoder_is_not_touched(aligned: Path, tmp_path: Pa
 def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     unknown = dataclasses.replace(BALL, target="age")
-    with pytest.raises(ConfigError, match="decoder ball: no series of the train split has the truth"):
+    with pytest.raises(ConfigError, match="decoder ball: decoder.target: no series of the train split has the truth"):
         _train(_config(aligned, unknown), tmp_path / "model", cache)
     too_many = ScopeConfig(neighbours=100)
     with pytest.raises(ConfigError, match="validation heads are too few"):
@@ -230,7 +231,7 @@ def test_committed_configurations_fit_their_encoders(path: Path) -> None:
 
 
 def test_every_size_has_every_decoder() -> None:
-    wanted = {f"decoder-{n}" for n in ("sequence", "lesion", "lesion_box", "tissue", "brain_volume_ml", "age")}
+    wanted = {f"decoder-{n}" for n in ("sequence", "lesion", "lesion_box", "tissue", "brain_volume_ml", "age", "sex")}
     for size in ("tiny", "small", "base"):
         assert {path.stem for path in (CONFIGS / size).glob("decoder-*.yaml")} == wanted
 
@@ -251,6 +252,16 @@ def test_the_command_trains_several_and_evaluate_agrees(aligned: Path, tmp_path:
     measured = CliRunner().invoke(evaluate, [model, "--cache", cache, "--json"], catch_exceptions=False)
     figures = json.loads(measured.stdout)
     assert figures == {name: metrics[name] for name in ("brightness", "ball")} | {"retrieval": figures["retrieval"]}
+
+
+def test_evaluate_takes_one_folder_and_changes_only_sources(aligned: Path) -> None:
+    from decipher_rt.train.cli import evaluate
+
+    several = CliRunner().invoke(evaluate, ["a", "b"])
+    assert several.exit_code == 2
+    assert "give one weights folder, not 2" in several.output
+    with pytest.raises(CheckpointError, match="a stage of the recipe"):
+        CliRunner().invoke(evaluate, [str(aligned), "source.test=10"], catch_exceptions=False)
 
 
 def test_the_command_names_what_is_missing(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Decoders from a manifest, end to end from the command line: demographics, masks and boxes of recorded series."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, write_tensors
+from decipher_rt.train.cli import train
+from decipher_rt.train.config import ConfigError, dump_config
+from decipher_rt.train.decoders import train as training
+from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.weights import load_weights
+
+CONFIGS = Path(training.__file__).resolve().parents[1] / "configs" / "tiny"
+AFFINE = np.diag([12.0, 12.0, 12.0, 1.0])
+PATIENTS = 24
+MASK = """\
+name: decipher-test
+version: 1.0.0
+decoder:
+  name: cyst
+  kind: segmentation
+  target: mask
+  options: {channels: [8, 8], labels: [background, cyst], values: [0, 3]}
+source: {kind: manifest, path: manifest.csv, seed: 20}
+run: {steps: 2, batch: 2, rate: 1.0e-3, warmup: 1, precision: fp32}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """What the folder of a stage says of itself."""
+
+    name: str
+    encoder: ViTConfig
+    source: SourceConfig
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Bright and dark blocks with a cyst or none, of both sexes, and their manifest."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "mask.yaml").write_text(MASK)
+    rows = ["path,patient,sex,age,mask,boxes"]
+    for number in range(PATIENTS):
+        voxels = np.zeros((20, 20, 20), np.float32)
+        voxels[3:17, 3:17, 3:17] = 400 + 200 * (number % 2)
+        labels = np.zeros(voxels.shape, np.uint8)
+        labels[8:12, 8:12, 8:12] = 3
+        voxels += rng.normal(0, 10, voxels.shape)
+        for name, array in (("series", voxels.astype(np.int16)), ("mask", labels)):
+            nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / f"{name}{number}.nii.gz")
+        box = '"[{""center_lps_mm"": [-114, -114, 114], ""size_mm"": [48, 48, 48]}]"' if number % 3 else "[]"
+        rows.append(f"series{number}.nii.gz,p{number},{number % 2},{50 + number % 2},mask{number}.nii.gz,{box}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def stage(encoder: ViT, tmp_path: Path) -> Path:
+    """An encoder as a stage leaves it that was trained on another manifest with the same seed."""
+    torch.set_num_threads(1)
+    folder = tmp_path / "ssl"
+    write_tensors(folder / WEIGHTS, {f"encoder.{k}": v for k, v in encoder.state_dict().items()}, {})
+    source = SourceConfig(kind="manifest", path="elsewhere.csv", seed=20)
+    (folder / "config.yaml").write_text(dump_config(StageConfig("ssl", encoder.config, source)))
+    return folder
+
+
+def train_decoder(config: Path, cohort: Path, stage: Path, *overrides: str) -> Any:
+    arguments = [
+        "decoder", str(config), "-o", str(cohort / "model"), "--cache", str(cohort / "cache"), "--json",
+        f"encoder={stage}", f"source.path={cohort / 'manifest.csv'}", "source.shares=[0.5,0.25,0.25]", "workers=1",
+        "run.steps=2", "run.batch=2", "run.threads=1", "run.warmup=1", *overrides,
+    ]  # fmt: skip
+    ran = CliRunner().invoke(train, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return json.loads(ran.output)
+
+
+def test_demographics_masks_and_boxes_of_recorded_series(cohort: Path, stage: Path) -> None:
+    stage_source = stage / "config.yaml"
+    stage_source.write_text(stage_source.read_text().replace("- 0.8\n  - 0.1\n  - 0.1", "- 0.5\n  - 0.25\n  - 0.25"))
+    heads = "decoder.options={labels: ['0', '1'], pool: attention, heads: 4}"
+    train_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
+    train_decoder(CONFIGS / "decoder-age.yaml", cohort, stage, "decoder.options={unit: years}")
+    train_decoder(cohort / "mask.yaml", cohort, stage)
+    figures = train_decoder(
+        CONFIGS / "decoder-lesion_box.yaml", cohort, stage, "source.kind=manifest", "source.seed=20"
+    )
+    tested = figures["sex"]["series"]
+    assert 0 < tested < PATIENTS / 2
+    assert figures["age"]["series"] == figures["cyst"]["series"] == figures["lesion_box"]["series"] == tested
+    assert figures["cyst"]["dice"].keys() == {"cyst"}
+    assert sorted(load_weights(cohort / "model").config.sources) == ["age", "cyst", "lesion_box", "sex"]
+
+
+def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
+    sex = CONFIGS / "decoder-sex.yaml"
+    with pytest.raises(ConfigError, match=r"source.seed is 20 and source.shares .* was trained with 20 and \[0.8"):
+        train_decoder(sex, cohort, stage)
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    with pytest.raises(
+        ConfigError, match=r"decoder.target: no series of the train split .*; the labels 'sex' are 0.0, 1"
+    ):
+        train_decoder(sex, cohort, stage)
+    with pytest.raises(ConfigError, match=r"decoder.target is 'tissue', expected 'mask', the manifest's column"):
+        train_decoder(CONFIGS / "decoder-tissue.yaml", cohort, stage, "source.kind=manifest")
+    with pytest.raises(ConfigError, match=r"decoder.target is 'mask', expected 'tissue', the simulator's map"):
+        train_decoder(cohort / "mask.yaml", cohort, stage, "source.kind=simulator")
+
+
+def test_another_label_is_another_run(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    heads = "decoder.options={labels: ['0', '1'], pool: linear}"
+    train_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
+    manifest = cohort / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(",p1,1,", ",p1,0,"))
+    with pytest.raises(CheckpointError, match="a run of another configuration"):
+        train_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
+
+
+def test_a_stage_is_no_model(stage: Path) -> None:
+    with pytest.raises(CheckpointError, match="a stage of the recipe, which answers nothing yet"):
+        load_weights(stage)
