@@ -192,7 +192,7 @@ def test_an_output_of_another_encoder_is_not_touched(aligned: Path, tmp_path: Pa
 def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     unknown = dataclasses.replace(BALL, target="age")
-    with pytest.raises(ConfigError, match="decoder ball: decoder.target: no series of the train split has the truth"):
+    with pytest.raises(ConfigError, match=r"decoder ball: decoder\.target: no series of the train split has the truth"):
         _train(_config(aligned, unknown), tmp_path / "model", cache)
     too_many = ScopeConfig(neighbours=100)
     with pytest.raises(ConfigError, match="validation heads are too few"):

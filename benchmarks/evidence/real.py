@@ -1,0 +1,69 @@
+"""What a bundle answers on real series, beside what they are: contrasts named, phantoms refused, and pictures.
+
+    python benchmarks/evidence/real.py runs/tiny/bundle --out runs/tiny/real \
+        series/philips_t1_mprage_sag=T1w series/ge_epi_fmri_ax=T2*w series/siemens_epi_fmri=phantom
+
+Each series is ``PATH=TRUTH``: a label of the head ``sequence``, or ``phantom``. Results and pictures lie in ``--out``, as
+``decipher-rt infer -o OUT --png`` leaves them; the answers in ``--json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from arms import Results
+
+import decipher_rt
+from decipher_rt.result import Failure
+from decipher_rt.writers.folder import folder_writer
+
+PHANTOM = "phantom"
+
+
+def main() -> None:
+    """Infer, compare and print."""
+    options = arguments()
+    session = decipher_rt.load(options.bundle)
+    truths = dict(item.rsplit("=", 1) for item in options.series)
+    settings = {"bundle": session.bundle.sha256, "series": {Path(path).name: truth for path, truth in truths.items()}}
+    results = Results(options.json, settings)
+    print("| series | is | scope (score) | `sequence` | right |\n|---|---|---|---|---|")
+    for path, truth in truths.items():
+
+        def answer(path: str = path, truth: str = truth) -> dict[str, Any]:
+            outcome = next(session.infer_each([Path(path)], write=folder_writer(options.out, png=True)))
+            if isinstance(outcome, Failure):
+                raise SystemExit(outcome.error)
+            sequence = outcome.heads["sequence"]
+            named = None if sequence.label is None else [sequence.label, round(max(sequence.probabilities.values()), 3)]
+            right = not outcome.scope.inside if truth == PHANTOM else bool(named) and named[0] == truth
+            others = {name: head.to_json() for name, head in outcome.heads.items() if name != "sequence"}
+            return {
+                "scope": outcome.scope.score,
+                "in": outcome.scope.inside,
+                "sequence": named,
+                "right": right,
+                **others,
+            }
+
+        row = results.part(Path(path).name, answer)
+        named = "not answered" if row["sequence"] is None else "{}, {:.1%}".format(*row["sequence"])
+        where = "in" if row["in"] else "out"
+        right = "yes" if row["right"] else "**no**"
+        print(f"| {Path(path).name} | {truth} | {where} ({row['scope']:.2f}) | {named} | {right} |")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("series", nargs="+", metavar="PATH=TRUTH")
+    parser.add_argument("--out", type=Path, default=Path("runs/real"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/evidence-real.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
