@@ -8,8 +8,9 @@ A model asks :func:`active` and otherwise runs its own plain operators:
     return F.scaled_dot_product_attention(q, k, v)
 
 ``active`` is false while gradients are needed (the kernels are forward only), while anything is traced, compiled or
-exported (a graph must hold plain operators), without Triton, in fp32, and where the switch is off: the environment
-variable ``DECIPHER_RT_KERNELS=0``, or ``with ops.disabled(): ...``.
+exported (a graph must hold plain operators), without Triton, in fp32, on a card before Turing (in bfloat16: before
+Ampere), and where the switch is off: the environment variable ``DECIPHER_RT_KERNELS=0``, or
+``with ops.disabled(): ...``.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import torch
 from torch import Tensor
 
 from .arguments import HALF_DTYPES, check_attention, check_patch_embed3d
+from .config import ARCHITECTURES, architecture_of
 from .reference import attention_reference, patch_embed3d_reference
 
 SWITCH = "DECIPHER_RT_KERNELS"
+FIRST_WITH_BF16 = 80  # Ampere; Triton compiles none for Turing
 _SERVED_DEVICES = ("cuda",)
 _enabled = contextvars.ContextVar("decipher_rt_kernels_enabled", default=True)
 
@@ -49,6 +52,7 @@ def active(operand: Tensor, *others: Tensor) -> bool:
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (operand, *others)))
         and not _in_a_graph()
         and _triton_present()
+        and _served_by(operand.device, operand.dtype)
     )
 
 
@@ -71,6 +75,13 @@ def _in_a_graph() -> bool:
     return bool(
         torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
     )
+
+
+@functools.cache
+def _served_by(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the card computes in this type and there are tiles for it."""
+    oldest = FIRST_WITH_BF16 if dtype == torch.bfloat16 else min(ARCHITECTURES)
+    return architecture_of(device) >= oldest
 
 
 @functools.cache

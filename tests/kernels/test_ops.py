@@ -101,6 +101,25 @@ def test_active_only_in_half_precision_without_gradients(served_on_the_cpu: None
         assert ops.active(q, k, v)
 
 
+@pytest.mark.parametrize(
+    ("capability", "half", "brain"),
+    [((7, 0), False, False), ((7, 2), False, False), ((7, 5), True, False), ((8, 0), True, True), ((12, 1), True, True)],
+)
+def test_only_on_cards_that_the_kernels_serve(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: bool, brain: bool
+) -> None:
+    """The tensors are fake ones on a CUDA device, which torch allows without a card."""
+    monkeypatch.delenv(ops.SWITCH, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    ops._served_by.cache_clear()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            for dtype, expected in ((torch.float16, half), (torch.bfloat16, brain), (torch.float32, False)):
+                assert ops.active(torch.empty(1, dtype=dtype, device="cuda")) is expected
+    finally:
+        ops._served_by.cache_clear()
+
+
 def test_the_switch(served_on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = qkv()
     with ops.disabled():
