@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from decipher_rt.bundle import Bundle
 from decipher_rt.engines import Engine, available, load_engine
 from decipher_rt.engines.cpu import cpu_features
-from decipher_rt.engines.select import AUTO, AUTO_ORDER, CPU_ENGINES, GPU_PLANS, onnx_encoder, plan_entries
+from decipher_rt.engines.select import (
+    AUTO,
+    AUTO_ORDER,
+    CPU_ENGINES,
+    GPU_PLANS,
+    built_by,
+    onnx_encoder,
+    plan_entries,
+)
 from decipher_rt.errors import BundleError, EngineError
 from decipher_rt.manifest import EngineFile, Precision
+
+if TYPE_CHECKING:
+    from decipher_rt.engines.tensorrt import Plan
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class Encoder:
     ----------
     engine : Engine
     entry : EngineFile
-        Its file; of several plans, one for each token bucket, the first.
+        Its file; of several plans, one for each token bucket, the first (``HoldsPlans`` says which one answers).
     fallback : str or None
         Why it is not what was tried before.
     """
@@ -57,6 +69,9 @@ def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int
         except (BundleError, EngineError) as error:
             reasons.append(f"{name}: {error}")
             continue
+        except Exception as error:  # noqa: BLE001 - whatever a library of the GPU does, the CPU can still answer
+            reasons.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            continue
         return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
     loaded = _load(bundle, AUTO_ORDER[-1], precision, threads)
     return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
@@ -66,9 +81,9 @@ def why_not(bundle: Bundle, engine: str, precision: Precision) -> str | None:
     """Say in a line why an engine cannot run a bundle here, found without loading it; None where it may."""
     try:
         if engine in GPU_PLANS:
-            from decipher_rt.engines.cuda import Driver
+            from decipher_rt.engines.cuda import Device
 
-            plan_entries(bundle.manifest, engine, precision, Driver().architecture)
+            plan_entries(bundle.manifest, engine, precision, Device().architecture)
         else:
             onnx_encoder(bundle.manifest, precision, cpu_features())
     except (BundleError, EngineError) as error:
@@ -88,23 +103,41 @@ def _load(bundle: Bundle, engine: str, precision: Precision, threads: int) -> En
         features = cpu_features() if engine != "onnxruntime-cuda" else ()
         entry = onnx_encoder(manifest, precision, features)
         return Encoder(load_engine(engine, bundle.file(entry.file), precision=precision, threads=threads), entry)
-    from decipher_rt.engines.cuda import Driver
-    from decipher_rt.engines.tensorrt import Plan, TensorRtEngine, require_library
+    return _load_plans(bundle, engine, precision)
 
-    architecture = Driver().architecture  # first: without a card the library need not be loaded
-    require_library(engine)
+
+def _load_plans(bundle: Bundle, engine: str, precision: Precision) -> Encoder:
+    from decipher_rt.engines.cuda import Device
+    from decipher_rt.engines.tensorrt import TensorRtEngine, require_library
+
+    manifest = bundle.manifest
+    architecture = Device().architecture  # first: without a card the library need not be loaded
+    library = require_library(engine)
     entries = plan_entries(manifest, engine, precision, architecture)
-    plans = [Plan(bundle.file(e.file), bundle.sums[e.file], _buckets(e)) for e in entries]
+    plans = [_plan(bundle, entry) for entry in entries]
     kernels = bundle.file("kernels/kernels.json").parent
-    loaded = TensorRtEngine(
-        engine,
-        plans,
-        kernels,
-        manifest.preprocessing,
-        precision=precision,
-        embedding_size=manifest.encoder.embedding_size,
-    )
+    try:
+        loaded = TensorRtEngine(
+            engine,
+            plans,
+            kernels,
+            manifest.preprocessing,
+            precision=precision,
+            embedding_size=manifest.encoder.embedding_size,
+        )
+    except (AttributeError, RuntimeError, TypeError) as error:  # of the bindings: another API, or an exception of C++
+        said = " ".join(str(error).split())[:300]
+        raise EngineError(
+            f"{engine} {library.__version__} does not work as this runtime expects ({said}); install the version that "
+            f"the bundle's engines were built with: {built_by(entries[0]) or 'the manifest does not say'}"
+        ) from error
     return Encoder(loaded, entries[0])
+
+
+def _plan(bundle: Bundle, entry: EngineFile) -> Plan:
+    from decipher_rt.engines.tensorrt import Plan
+
+    return Plan(bundle.file(entry.file), bundle.sums[entry.file], _buckets(entry), built_by(entry))
 
 
 def _buckets(entry: EngineFile) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from decipher_rt.bundle import Bundle
 from decipher_rt.clock import StageClock
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
-from decipher_rt.engines.base import TakesGridsOnDevice
+from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
 from decipher_rt.engines.select import CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, SeriesError
@@ -130,14 +130,15 @@ class Session:
         else:
             accept(self.bundle, self._entry, self.encoder)
 
-    def _describe_engine(self) -> dict[str, Any]:
-        """Return the ``engine`` object of a result: what ran, and why not what was asked for."""
+    def _describe_engine(self, tokens: int) -> dict[str, Any]:
+        """Return the ``engine`` object of a result: what ran on so many tokens, and why not what was asked for."""
+        file = self.bundle.sums[self._entry.file]
         described = {
             "name": self.encoder.name,
             "device": self.encoder.device,
             "precision": self.encoder.precision,
             "threads": self.encoder.threads,
-            "sha256": self.bundle.sums[self._entry.file],
+            "sha256": self.encoder.sha256_of(tokens) if isinstance(self.encoder, HoldsPlans) else file,
         }
         return described | ({"fallback": self.fallback} if self.fallback else {})
 
@@ -311,7 +312,7 @@ class Session:
                 "version": self.bundle.manifest.version,
                 "sha256": self.bundle.sha256,
             },
-            engine=self._describe_engine(),
+            engine=self._describe_engine(len(tokens.indices)),
             tokens={"kept": len(tokens.indices), "total": spec.patches},
             embedding=embedding,
             scope=scope,

@@ -30,6 +30,15 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class HoldsPlans(Protocol):
+    """An engine that may be several files, one for each number of tokens."""
+
+    def sha256_of(self, tokens: int) -> str:
+        """Return the sha256 of the file that encodes this number of tokens."""
+        ...
+
+
+@runtime_checkable
 class TakesGridsOnDevice(Protocol):
     """An engine that reads grids where DALI left them on its GPU, and counts their tissue there."""
 

@@ -1,15 +1,18 @@
 """The CUDA driver by ctypes: what runs an engine and the kernels of a bundle on a GPU, without PyTorch or CuPy.
 
 Function names and signatures are those of ``cuda.h`` (CUDA Driver API, 12 and later); ``_v2`` is what the header's
-macros make of a name. Every call is checked, and an error says which call failed and how the driver names it.
+macros make of a name. Every call is checked, and an error says which call failed and how the driver names it. Calls are
+made in the device's primary context; a caller's own context is current again afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +24,10 @@ from decipher_rt.device_array import DeviceArray
 from decipher_rt.errors import EngineError
 
 LIBRARY = "libcuda.so.1"
+OLDEST = "CUDA 12.0, driver release 525"  # the first with all functions below
 SUCCESS = 0
 STREAM_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+EVENT_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
@@ -49,10 +54,16 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetName": (c_char_p, c_int, c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
-    "cuCtxSetCurrent": (c_void_p,),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
     "cuStreamSynchronize": (c_void_p,),
+    "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
+    "cuEventCreate": (POINTER(c_void_p), c_uint),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventDestroy_v2": (c_void_p,),
     "cuStreamBeginCapture_v2": (c_void_p, c_int),
     "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
     "cuGraphCreate": (POINTER(c_void_p), c_uint),
@@ -106,8 +117,8 @@ class Buffer:
         self._driver.call(function, c_void_p(target), c_void_p(source), self.array.nbytes, stream)
 
 
-class Driver:
-    """One device with its primary context current in this thread, and a stream of its own.
+class Device:
+    """What the driver says of one device, without starting anything on it.
 
     Parameters
     ----------
@@ -117,32 +128,21 @@ class Driver:
     Raises
     ------
     EngineError
-        If there is no driver, or no such device.
+        If there is no driver, or one that is too old, or no such device.
     """
 
     def __init__(self, index: int = 0) -> None:
         self._library = _library()
-        self.call("cuInit", 0)
+        self._call("cuInit", 0)
         device = c_int()
-        self.call("cuDeviceGet", byref(device), index)
+        self._call("cuDeviceGet", byref(device), index)
         self._device, self.index = device.value, index
-        self._context = c_void_p()
-        self.call("cuDevicePrimaryCtxRetain", byref(self._context), self._device)
-        self.make_current()
-        self.stream = c_void_p()
-        self.call("cuStreamCreate", byref(self.stream), STREAM_NON_BLOCKING)
-        weakref.finalize(self, self._library.cuStreamDestroy_v2, self.stream)
-
-    @property
-    def stream_handle(self) -> int:
-        """The stream as a number, as libraries take it."""
-        return self.stream.value or 0
 
     @property
     def name(self) -> str:
         """The card's name."""
         name = ctypes.create_string_buffer(128)
-        self.call("cuDeviceGetName", name, len(name), self._device)
+        self._call("cuDeviceGetName", name, len(name), self._device)
         return name.value.decode(errors="replace")
 
     @property
@@ -154,25 +154,15 @@ class Driver:
     def version(self) -> str:
         """The newest CUDA that the driver supports."""
         number = c_int()
-        self.call("cuDriverGetVersion", byref(number))
+        self._call("cuDriverGetVersion", byref(number))
         return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
-    def make_current(self) -> None:
-        """Make the context current in the calling thread."""
-        self.call("cuCtxSetCurrent", self._context)
+    def _attribute(self, attribute: int) -> int:
+        value = c_int()
+        self._call("cuDeviceGetAttribute", byref(value), attribute, self._device)
+        return value.value
 
-    def synchronize(self) -> None:
-        """Wait for everything on the stream."""
-        self.call("cuStreamSynchronize", self.stream)
-
-    def call(self, function: str, *arguments: Any) -> None:
-        """Call the driver.
-
-        Raises
-        ------
-        EngineError
-            Naming the call and the driver's name for its error.
-        """
+    def _call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status != SUCCESS:
             name = c_char_p()
@@ -180,14 +170,93 @@ class Driver:
             said = name.value.decode() if name.value else f"error {status}"
             raise EngineError(f"CUDA: {function} gives {said}; 'decipher-rt doctor' says what this machine has")
 
-    def free(self, function: str, memory: c_void_p) -> None:
-        """Free memory, silently: at exit the context may be gone before."""
-        getattr(self._library, function)(memory)
 
-    def _attribute(self, attribute: int) -> int:
-        value = c_int()
-        self.call("cuDeviceGetAttribute", byref(value), attribute, self._device)
-        return value.value
+class Driver(Device):
+    """One device, its primary context, and a stream of its own.
+
+    Parameters
+    ----------
+    index : int
+        Of the device, as ``CUDA_VISIBLE_DEVICES`` leaves them.
+
+    Raises
+    ------
+    EngineError
+        If there is no driver, or one that is too old, or no such device.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(index)
+        self._thread = threading.local()
+        self._context = c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", byref(self._context), self._device)
+        # The last of this object's finalizers to run: those that are registered later run before it.
+        weakref.finalize(self, self._library.cuDevicePrimaryCtxRelease_v2, self._device)
+        self.stream = self._made("cuStreamCreate", STREAM_NON_BLOCKING, "cuStreamDestroy_v2")
+        self._event = self._made("cuEventCreate", EVENT_DISABLE_TIMING, "cuEventDestroy_v2")
+
+    @property
+    def stream_handle(self) -> int:
+        """The stream as a number, as libraries take it."""
+        return self.stream.value or 0
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Have the context current in this thread within the block; libraries that share the device need it.
+
+        Raises
+        ------
+        EngineError
+            If the driver refuses.
+        """
+        if getattr(self._thread, "inside", False):
+            yield
+            return
+        self._call("cuCtxPushCurrent_v2", self._context)
+        self._thread.inside = True
+        try:
+            yield
+        finally:
+            self._thread.inside = False
+            self._library.cuCtxPopCurrent_v2(byref(c_void_p()))
+
+    def synchronize(self) -> None:
+        """Wait for everything on the stream."""
+        self.call("cuStreamSynchronize", self.stream)
+
+    def wait_for(self, stream: int) -> None:
+        """Let what is enqueued from now on wait for what another stream of the primary context was given so far.
+
+        Raises
+        ------
+        EngineError
+            If the driver refuses, as it does for a stream of another context.
+        """
+        self.call("cuEventRecord", self._event, c_void_p(stream))
+        self.call("cuStreamWaitEvent", self.stream, self._event, 0)
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call the driver in the device's context.
+
+        Raises
+        ------
+        EngineError
+            Naming the call and the driver's name for its error.
+        """
+        with self.current():
+            self._call(function, *arguments)
+
+    def free(self, function: str, memory: c_void_p) -> None:
+        """Free memory from any thread, silently: at exit the context may be gone before."""
+        with contextlib.suppress(EngineError):
+            self.call(function, memory)
+
+    def _made(self, create: str, flags: int, destroy: str) -> c_void_p:
+        """Create what is destroyed, in its context, with this object."""
+        handle = c_void_p()
+        self.call(create, byref(handle), flags)
+        weakref.finalize(self, _destroy, self._library, self._context, destroy, handle)
+        return handle
 
 
 class Kernel:
@@ -229,6 +298,13 @@ class Launch:
         return (c_void_p * len(self.arguments))(*(ctypes.addressof(argument) for argument in self.arguments))
 
 
+def _destroy(library: Any, context: c_void_p, function: str, handle: c_void_p) -> None:
+    """Destroy a driver's own object, silently as ``Driver.free``; it holds no reference to the driver."""
+    if library.cuCtxPushCurrent_v2(context) == SUCCESS:
+        getattr(library, function)(handle)
+        library.cuCtxPopCurrent_v2(byref(c_void_p()))
+
+
 @functools.cache
 def _library() -> Any:
     try:
@@ -236,6 +312,12 @@ def _library() -> Any:
     except OSError:
         raise EngineError(f"no NVIDIA driver ({LIBRARY} is not here): install it, or run on the CPU") from None
     for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise EngineError(
+                f"NVIDIA driver too old ({LIBRARY} has no {name}): it must be of {OLDEST} or later; update it, or run "
+                "on the CPU"
+            ) from None
         function.argtypes, function.restype = arguments, c_int
     return library

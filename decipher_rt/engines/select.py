@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import EngineFile, Manifest, Precision
@@ -15,6 +15,7 @@ ONNX_TARGETS = ("onnx", INT8_FULL_RANGE)
 # Engines that run plans, and what is tried in turn where the choice is left to the machine.
 CPU_ENGINES = ("onnxruntime", "openvino")
 GPU_PLANS = ("tensorrt", "tensorrt-rtx")
+_PLAN_OPTIONS: Mapping[Precision, str] = {"fp32": "fp16", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
 AUTO, AUTO_ORDER = "auto", ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
 # Any of these adds products of bytes in 32 bits; names as /proc/cpuinfo has them, asimddp on aarch64.
 FULL_RANGE_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
@@ -44,16 +45,29 @@ def plan_entries(manifest: Manifest, flavour: str, precision: Precision, archite
     fitting = tuple(e for e in ours if f"sm_{architecture}" in _architectures(e))
     if not fitting:
         found = " ".join(sorted({name for e in ours for name in _architectures(e)}))
-        arch = f" --arch sm_{architecture}" if flavour == "tensorrt-rtx" else " on this machine"
         raise EngineError(
             f"bundle {manifest.name} holds {precision} {flavour} engines for {found or 'no card'}, this card is "
-            f"sm_{architecture}; build one: decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine {flavour}{arch}"
+            f"sm_{architecture}; build one: {plan_advice(flavour, precision, architecture)}"
         )
     return fitting
 
 
+def plan_advice(flavour: str, precision: Precision, architecture: int) -> str:
+    """Return the command that builds an engine for a card; there is none in fp32, so then that of float16."""
+    arch = f" --arch sm_{architecture}" if flavour == "tensorrt-rtx" else " on this machine"
+    command = f"decipher-rt export CHECKPOINT -o BUNDLE --{_PLAN_OPTIONS[precision]} --engine {flavour}{arch}"
+    return f"{command}, and run it with --precision fp16" if precision == "fp32" else command
+
+
 def _architectures(entry: EngineFile) -> list[str]:
     return entry.built_with.get("architectures", "").split()
+
+
+def built_by(entry: EngineFile) -> str:
+    """Return which library built a plan, with its version; empty where the manifest does not say."""
+    flavour = entry.target.partition("-sm_")[0]
+    version = entry.built_with.get(flavour.replace("-", "_"))
+    return f"{flavour} {version}" if version else ""
 
 
 def onnx_encoder(manifest: Manifest, precision: Precision, cpu_features: Collection[str]) -> EngineFile:

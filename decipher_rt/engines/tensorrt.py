@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from decipher_rt.device_array import DeviceArray
 from decipher_rt.engines.cuda import Buffer, Driver, Launch
 from decipher_rt.engines.cuda_graph import GridStep
+from decipher_rt.engines.driver_release import driver_release
 from decipher_rt.engines.patch_embed import PatchEmbed
-from decipher_rt.engines.tensorrt_cache import RuntimeCache, cache_file
+from decipher_rt.engines.select import plan_advice
+from decipher_rt.engines.tensorrt_cache import CachingConfig, RuntimeCache, cache_file
 from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.engines.tissue import TissueCounter
 from decipher_rt.errors import EngineError
-from decipher_rt.manifest import Preprocessing
+from decipher_rt.manifest import Precision, Preprocessing
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -44,17 +46,25 @@ SINGLE, HALF, INDEX = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.in
 
 @dataclass(frozen=True)
 class Plan:
-    """One serialised engine; ``tokens`` are its buckets in the order of its optimisation profiles."""
+    """One serialised engine; ``tokens`` are its buckets in the order of its optimisation profiles.
+
+    ``built_with`` is the version of the library that built it, as the manifest has it; empty where that says nothing.
+    """
 
     path: Path
     sha256: str
     tokens: tuple[int, ...]
+    built_with: str = ""
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """What one number of tokens needs: buffers, the context with their addresses, and the step that uses them."""
+    """What one number of tokens needs: buffers, the context with their addresses, and the step that uses them.
 
+    ``sha256`` is that of the plan.
+    """
+
+    sha256: str
     context: trt.IExecutionContext
     tokens: Buffer
     embedded: Buffer
@@ -73,7 +83,7 @@ class TensorRtEngine:
     kernels : Path
         The bundle's folder of kernels.
     spec : Preprocessing
-    precision : str
+    precision : "fp16", "bf16" or "int8"
     embedding_size : int
     device : int
         Index of the card.
@@ -103,41 +113,36 @@ class TensorRtEngine:
         kernels: Path,
         spec: Preprocessing,
         *,
-        precision: str,
+        precision: Precision,
         embedding_size: int,
         device: int = 0,
     ) -> None:
         start = time.perf_counter()
-        self.name, self.precision = flavour, precision
+        self.name, self.precision = flavour, str(precision)
+        self._precision = precision
         self._trt = require_library(flavour)
         self.driver = Driver(device)
         self.device = f"cuda:{device} {self.driver.name}"
-        self._embed = PatchEmbed(kernels, self.driver)
-        self._volume = Buffer(self.driver, (1, 1, *spec.grid_shape), SINGLE)
-        self._window = Buffer(self.driver, (1, 2), SINGLE)
-        self._count = TissueCounter(kernels, self.driver, spec.patches)
-        self._prepare_warm_up()
-        self._log = message_log(self._trt)
-        self._runtime: trt.Runtime = self._trt.Runtime(self._log)
-        self._engines: list[trt.ICudaEngine] = []  # contexts need theirs alive
+        # Freed in this order: a context before its engine, its configuration and their cache.
         self._buckets: dict[int, _Bucket] = {}
+        self._engines: list[trt.ICudaEngine] = []
+        self._caches: list[RuntimeCache] = []
+        self._log = message_log(self._trt)
         self.not_recorded: str | None = None
-        self._count(self._volume.array, np.float32(0))
-        self._record(self._count.step)
-        cached = True
-        for plan in plans:
-            engine = self._deserialize(plan)
-            self._engines.append(engine)
-            cache = self._cache(plan) if hasattr(engine, "create_runtime_config") else None
-            for profile, tokens in enumerate(plan.tokens):
-                context = self._context(engine, cache)
-                self._buckets[tokens] = self._bucket(context, profile, tokens, embedding_size)
-                self._warm_up(self._buckets[tokens])
-            if cache is not None:
-                cached = cached and cache.found
-                cache.save()
+        with self.driver.current():
+            self._runtime: trt.Runtime = self._trt.Runtime(self._log)
+            self._embed = PatchEmbed(kernels, self.driver)
+            self._volume = Buffer(self.driver, (1, 1, *spec.grid_shape), SINGLE)
+            self._window = Buffer(self.driver, (1, 2), SINGLE)
+            self._count = TissueCounter(kernels, self.driver, spec.patches)
+            self._prepare_warm_up()
+            self._count(self._volume.array, np.float32(0))
+            self._record(self._count.step)
+            for plan in plans:
+                self._load(plan, embedding_size)
         # What the card's first load takes is no measure of the others: it compiles.
-        self.load_ms, self.compiled = (time.perf_counter() - start) * 1e3, not cached
+        self.compiled = any(not cache.found for cache in self._caches)
+        self.load_ms = (time.perf_counter() - start) * 1e3
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
         """Encode one volume.
@@ -153,26 +158,27 @@ class TensorRtEngine:
         EngineError
             If an input has another type or shape, K is no bucket of the engine, or CUDA fails.
         """
-        self.driver.make_current()
         volume, window, tokens = (inputs[name] for name in self.inputs)
         _check("volume", volume, self._volume.array)
         _check("window", window, self._window.array)
-        bucket = self._buckets.get(tokens.shape[-1])
-        if bucket is None:
-            known = ", ".join(map(str, self._buckets))
-            raise EngineError(f"{self.name}: {tokens.shape[-1]} tokens, the engine was built for {known}")
+        bucket = self._bucket_of(tokens.shape[-1])
         _check("tokens", tokens, bucket.tokens.array)
         bucket.tokens.host[...] = tokens
         self._window.host[...] = window
-        if isinstance(volume, DeviceArray):
-            grid = volume
-        else:
-            self._volume.host[...] = volume
-            self._volume.upload(self.driver.stream)
-            grid = self._volume.array
-        bucket.step.run(grid)
-        self.driver.synchronize()
+        with self.driver.current():
+            bucket.step.run(self._on_device(volume))
+            self.driver.synchronize()
         return {name: output.host.copy() for name, output in bucket.outputs.items()}
+
+    def sha256_of(self, tokens: int) -> str:
+        """Return the sha256 of the plan that encodes this number of tokens.
+
+        Raises
+        ------
+        EngineError
+            If it is no bucket of the engine.
+        """
+        return self._bucket_of(tokens).sha256
 
     def tissue_counts(self, volume: DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
         """Count the voxels of each patch of a grid on this device that are above a threshold.
@@ -192,39 +198,80 @@ class TensorRtEngine:
         EngineError
             If the grid has another type or shape, or CUDA fails.
         """
-        self.driver.make_current()
         _check("volume", volume, self._volume.array)
-        return self._count(volume, threshold)
+        with self.driver.current():
+            return self._count(self._on_device(volume), threshold)
+
+    def _bucket_of(self, tokens: int) -> _Bucket:
+        bucket = self._buckets.get(tokens)
+        if bucket is None:
+            known = ", ".join(map(str, self._buckets))
+            raise EngineError(f"{self.name}: {tokens} tokens, the engine was built for {known}")
+        return bucket
+
+    def _on_device(self, volume: NDArray[Any] | DeviceArray) -> DeviceArray:
+        """Return a grid that work on this driver's stream may read."""
+        if isinstance(volume, DeviceArray):
+            if volume.stream not in (0, self.driver.stream_handle):
+                self.driver.wait_for(volume.stream)
+            return volume
+        self._volume.host[...] = volume
+        self._volume.upload(self.driver.stream)
+        return self._volume.array
+
+    def _load(self, plan: Plan, embedding_size: int) -> None:
+        """Make one plan ready: its engine, and a context for each of its buckets, each run once."""
+        engine = self._deserialize(plan)
+        self._engines.append(engine)
+        # TensorRT has runtime configurations as well, but theirs know no cache: it compiles nothing at loading.
+        cache = self._cache(plan) if self.name == "tensorrt-rtx" else None
+        if cache is not None:
+            self._caches.append(cache)
+        for profile, tokens in enumerate(plan.tokens):
+            context = self._context(engine, cache)
+            self._buckets[tokens] = self._bucket(plan.sha256, context, profile, tokens, embedding_size)
+            self._warm_up(self._buckets[tokens])
+        if cache is not None:
+            cache.save()
 
     def _deserialize(self, plan: Plan) -> trt.ICudaEngine:
-        content = plan.path.read_bytes()
+        content, architecture = plan.path.read_bytes(), self.driver.architecture
+        self._log.errors.clear()
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            where = f"{plan.path.name}: {self.name} {self._trt.__version__} on sm_{self.driver.architecture}"
-            raise failure(f"{where} refuses it", self._log, rebuild(self.name, self.driver.architecture))
+            built = f" (built with {plan.built_with})" if plan.built_with else ""
+            where = f"{plan.path.name}{built}: {self.name} {self._trt.__version__} on sm_{architecture}"
+            advice = f"rebuild it: {plan_advice(self.name, self._precision, architecture)}"
+            raise failure(f"{where} refuses it", self._log, advice)
         return engine
 
     def _cache(self, plan: Plan) -> RuntimeCache:
-        return RuntimeCache(cache_file(plan.sha256, self._trt.__version__, self.driver.version, self.driver.name))
+        driver = f"{self.driver.version} {driver_release()}"
+        return RuntimeCache(cache_file(plan.sha256, self._trt.__version__, driver, self.driver.name))
 
     def _context(self, engine: trt.ICudaEngine, cache: RuntimeCache | None) -> trt.IExecutionContext:
+        self._log.errors.clear()
         if cache is None:
             context = engine.create_execution_context()
         else:
             config = engine.create_runtime_config()
-            cache.attach(config)
+            cache.attach(cast("CachingConfig", config))  # the stubs are TensorRT's, this one is TensorRT-RTX's
             context = engine.create_execution_context(config)
         if context is None:
             raise failure(f"{self.name}: no memory for the engine on {self.device}", self._log)
         return context
 
-    def _bucket(self, context: trt.IExecutionContext, profile: int, tokens: int, embedding_size: int) -> _Bucket:
+    def _bucket(
+        self, sha256: str, context: trt.IExecutionContext, profile: int, tokens: int, embedding_size: int
+    ) -> _Bucket:
         width = self._embed.width
         shapes = {"patch": (1, tokens, width), "embedding": (1, embedding_size)}
         indices = Buffer(self.driver, (1, tokens), INDEX)
         embedded = Buffer(self.driver, (1, tokens, width), HALF)
         outputs = {name: Buffer(self.driver, shapes[name], SINGLE) for name in OUTPUTS}
-        bucket = _Bucket(context, indices, embedded, outputs, self._step(context, indices, embedded, outputs))
+        step = self._step(context, indices, embedded, outputs)
+        bucket = _Bucket(sha256, context, indices, embedded, outputs, step)
+        self._log.errors.clear()
         good = context.set_optimization_profile_async(profile, self.driver.stream_handle)
         self.driver.synchronize()
         good = good and context.set_input_shape(INPUT, (1, tokens, width))
@@ -249,6 +296,7 @@ class TensorRtEngine:
             return kernel.bind(grid, window.array, indices.array, embedded.array)
 
         def encode() -> None:
+            log.errors.clear()
             if not context.execute_async_v3(driver.stream_handle):
                 raise failure(f"{name}: the engine does not run", log)
             for output in outputs.values():
@@ -278,7 +326,6 @@ class TensorRtEngine:
         refused = step.record(self._volume.array)
         if refused is not None:
             self.not_recorded = refused
-            self._log.errors.clear()  # the next error is about something else
         step.run(self._volume.array)
         self.driver.synchronize()
 
@@ -299,12 +346,6 @@ def require_library(flavour: str) -> Any:
     if not hasattr(library, "Runtime"):  # type stubs alone make an empty package of that name
         raise EngineError(f"{flavour} is not installed: {install}")
     return library
-
-
-def rebuild(flavour: str, architecture: int) -> str:
-    """Say how to build an engine for a card."""
-    arch = f" --arch sm_{architecture}" if flavour == "tensorrt-rtx" else " on this machine"
-    return f"rebuild it: decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine {flavour}{arch}"
 
 
 def _check(name: str, found: NDArray[Any] | DeviceArray, expected: DeviceArray) -> None:

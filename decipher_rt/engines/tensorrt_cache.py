@@ -5,11 +5,35 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+
+class Cache(Protocol):
+    """``IRuntimeCache`` of TensorRT-RTX."""
+
+    def deserialize(self, blob: bytes, /) -> bool:
+        """Take what an earlier process wrote."""
+        ...
+
+    def serialize(self) -> bytes | memoryview:
+        """Return it as a buffer."""
+        ...
+
+
+class CachingConfig(Protocol):
+    """``IRuntimeConfig`` of TensorRT-RTX; TensorRT's own has neither function."""
+
+    def create_runtime_cache(self) -> Cache:
+        """Make an empty cache."""
+        ...
+
+    def set_runtime_cache(self, cache: Cache, /) -> bool:
+        """Use a cache for the contexts that are made with this configuration."""
+        ...
 
 
 class RuntimeCache:
-    """The cache of one engine, for all its contexts.
+    """The cache of one engine, for all its contexts; it keeps their configurations alive with it.
 
     Parameters
     ----------
@@ -24,11 +48,13 @@ class RuntimeCache:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._cache: Any = None
+        self._configs: list[CachingConfig] = []
+        self._cache: Cache | None = None
         self.found = False
 
-    def attach(self, config: Any) -> None:
+    def attach(self, config: CachingConfig) -> None:
         """Let a runtime configuration use the cache."""
+        self._configs.append(config)
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             if self._path is not None and self._path.is_file():

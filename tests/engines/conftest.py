@@ -7,6 +7,8 @@ import copy
 import ctypes
 import itertools
 import json
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,14 @@ import pytest
 from decipher_rt.engines import cuda
 
 Work = Callable[[], None]
+PRIMARY = 500  # the handle of the primary context
+OUT_OF_MEMORY, INVALID_CONTEXT = 2, 201  # CUresult
+ERRORS = {OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT"}
+# What cuda.h lets a thread call that has no current context.
+FREE_OF_CONTEXT = {
+    "cuInit", "cuDriverGetVersion", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuGetErrorName",
+    "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2",
+}  # fmt: skip
 
 
 def view(pointer: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -30,7 +40,10 @@ class FakeCuda:
     """The driver's functions on host memory. Work on a stream is done at once, or recorded while it is captured.
 
     ``done`` names the copies and kernels that were carried out, in order; ``launches`` are those of kernels outside of
-    graphs. A call in ``fail`` does nothing and gives an error.
+    graphs. A call in ``fail`` does nothing and gives an error, and so does one that needs a context in a thread where
+    none is current (``contexts()`` are the calling thread's, the last is current), or where the primary context is gone.
+    ``handles`` are streams and events that live, ``waits`` the streams that were waited for, ``destroyed`` the library's
+    objects in the order in which they went.
     """
 
     def __init__(self, kernels: Path, architecture: int = 89) -> None:
@@ -42,6 +55,12 @@ class FakeCuda:
         self.executables: dict[int, FakeGraph] = {}
         self.recording: list[Work] | None = None
         self.fail: set[str] = set()
+        self.retained = 0
+        self.handles: set[int] = set()
+        self.recorded_events: dict[int, int] = {}
+        self.waits: list[int] = []
+        self.destroyed: list[str] = []
+        self._thread = threading.local()
         launch_data = json.loads((kernels / "kernels.json").read_text())["kernels"]
         self.launch_data = {item["kernel"]: item for item in launch_data}
         self._kernel_of: dict[int, str] = {}
@@ -60,7 +79,9 @@ class FakeCuda:
             if name in self.fail:
                 if name == "cuStreamEndCapture":
                     self.recording = None  # also a capture that became invalid is over
-                return 2
+                return OUT_OF_MEMORY
+            if name not in FREE_OF_CONTEXT and not self.has_context():
+                return INVALID_CONTEXT
             return int(handler(self, *arguments) or 0)
 
         return call
@@ -68,8 +89,39 @@ class FakeCuda:
     def _nothing(self, *_: Any) -> None:
         pass
 
-    def on_cuGetErrorName(self, _status: int, name: Any) -> None:
-        name._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"
+    def contexts(self) -> list[int]:
+        if not hasattr(self._thread, "contexts"):
+            self._thread.contexts = []
+        return self._thread.contexts
+
+    def has_context(self) -> bool:
+        return self.retained > 0 and self.contexts()[-1:] == [PRIMARY]
+
+    def on_cuGetErrorName(self, status: int, name: Any) -> None:
+        name._obj.value = ERRORS[status]
+
+    def on_cuDevicePrimaryCtxRetain(self, context: Any, _device: int) -> None:
+        self.retained += 1
+        context._obj.value = PRIMARY
+
+    def on_cuDevicePrimaryCtxRelease_v2(self, _device: int) -> int:
+        if self.retained == 0:
+            return INVALID_CONTEXT
+        self.retained -= 1
+        assert self.retained or not (self.live or self.handles), "the context took what was not freed with it"
+        return 0
+
+    def on_cuCtxPushCurrent_v2(self, context: Any) -> int:
+        if not self.retained:
+            return INVALID_CONTEXT
+        self.contexts().append(context.value)
+        return 0
+
+    def on_cuCtxPopCurrent_v2(self, context: Any) -> int:
+        if not self.contexts():
+            return INVALID_CONTEXT
+        context._obj.value = self.contexts().pop()
+        return 0
 
     def on_cuDriverGetVersion(self, number: Any) -> None:
         number._obj.value = 13000
@@ -80,10 +132,27 @@ class FakeCuda:
     def on_cuDeviceGetAttribute(self, value: Any, attribute: int, _device: int) -> None:
         value._obj.value = self._attributes[attribute]
 
-    def _handle(self, out: Any, *_: Any) -> None:
+    def _create(self, out: Any, flags: int) -> None:
+        assert flags  # neither kind is made with the defaults
         out._obj.value = next(self._handles)
+        self.handles.add(out._obj.value)
 
-    on_cuDevicePrimaryCtxRetain = on_cuStreamCreate = _handle
+    on_cuStreamCreate = on_cuEventCreate = _create
+
+    def _destroy(self, handle: Any) -> None:
+        self.handles.remove(handle.value)
+
+    on_cuStreamDestroy_v2 = on_cuEventDestroy_v2 = _destroy
+
+    def on_cuEventRecord(self, event: Any, stream: Any) -> None:
+        assert event.value in self.handles
+        self.recorded_events[event.value] = stream.value
+
+    def on_cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> None:
+        assert flags == 0
+        assert stream.value in self.handles
+        self.waits.append(self.recorded_events[event.value])
+        self.enqueue("wait", lambda: None)
 
     def _allocate(self, out: Any, size: int) -> None:
         memory = (ctypes.c_uint8 * (size + 256))()
@@ -254,26 +323,47 @@ KERNELS = {"patch_embed3d": embed, "tissue_counts": count}
 
 
 class FakeContext:
-    def __init__(self, driver: FakeCuda, session: ort.InferenceSession) -> None:
-        self._driver, self._session = driver, session
-        self.refuses_capture = False
+    """An execution context of TensorRT; ``config`` is the runtime configuration that it was made with."""
+
+    def __init__(self, driver: FakeCuda, session: ort.InferenceSession, config: FakeConfig | None, log: Any) -> None:
+        self._driver, self._session, self._log = driver, session, log
+        self._config = None if config is None else weakref.ref(config)
+        self.refuses_capture = self.says_so = False
+        self.complaint: str | None = None  # why it does not run
         self.addresses: dict[str, int] = {}
         self.profile = self.shape = None
 
-    def set_optimization_profile_async(self, profile: int, _stream: int) -> bool:
-        self.profile = profile
+    def __del__(self) -> None:
+        self._driver.destroyed.append("context")
+
+    def _check(self) -> None:
+        """What it was made with must outlive it."""
+        config = None if self._config is None else self._config()
+        assert self._config is None or config is not None, "the runtime configuration went before the context"
+        assert config is None or config._attached() is not None, "the runtime cache went before the context"
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle in self._driver.handles
+        self.profile = profile_index
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert isinstance(shape, tuple | list)
         self.shape = shape
         return name == "embedded"
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = int(memory)
         return True
 
-    def execute_async_v3(self, _stream: int) -> bool:
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self._check()
+        assert stream_handle in self._driver.handles
+        assert self._driver.has_context(), "the library would take the first device's context"
         if self.refuses_capture and self._driver.recording is not None:
+            return False
+        if self.complaint is not None:
+            self._log.log(1, self.complaint)
             return False
         self._driver.enqueue("engine", self._run)
         return True
@@ -284,60 +374,122 @@ class FakeContext:
             view(self.addresses[name], array.shape, np.float32)[...] = array
 
 
+class FakeRtxContext(FakeContext):
+    """TensorRT-RTX alone can be asked before."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert stream in self._driver.handles
+        return not (self.says_so and self.refuses_capture)
+
+
 class FakeCache:
-    def __init__(self) -> None:
+    """``IRuntimeCache``."""
+
+    def __init__(self, driver: FakeCuda) -> None:
+        self._driver = driver
         self.content: bytes | None = None
 
-    def deserialize(self, content: bytes) -> bool:
-        self.content = content
-        return content == b"compiled"
+    def __del__(self) -> None:
+        self._driver.destroyed.append("cache")
 
-    def serialize(self) -> bytes:
-        return b"compiled"
+    def deserialize(self, blob: bytes) -> bool:
+        assert self._driver.has_context(), "the cache compares itself with the current context's device"
+        self.content = blob
+        return blob == b"compiled"
+
+    def serialize(self) -> memoryview:
+        return memoryview(b"compiled")
+
+
+class FakeConfig:
+    """``IRuntimeConfig`` of TensorRT, which knows of no cache."""
+
+    def get_execution_context_allocation_strategy(self) -> int:
+        return 0
+
+    def set_execution_context_allocation_strategy(self, strategy: int = 0) -> None:
+        pass
+
+    def _attached(self) -> FakeCache | None:
+        raise AssertionError("it has none")
+
+
+class FakeRtxConfig(FakeConfig):
+    """``IRuntimeConfig`` of TensorRT-RTX."""
+
+    def __init__(self, driver: FakeCuda, caches: list[weakref.ref[FakeCache]]) -> None:
+        self._driver, self._caches = driver, caches
+        self._cache: weakref.ref[FakeCache] | None = None
+
+    def __del__(self) -> None:
+        self._driver.destroyed.append("config")
+
+    def create_runtime_cache(self) -> FakeCache:
+        cache = FakeCache(self._driver)
+        self._caches.append(weakref.ref(cache))
+        return cache
+
+    def set_runtime_cache(self, cache: FakeCache | None = None) -> bool:
+        assert isinstance(cache, FakeCache)
+        self._cache = weakref.ref(cache)
+        return True
+
+    def _attached(self) -> FakeCache | None:
+        return self._cache() if self._cache is not None else None
 
 
 def fake_library(
     driver: FakeCuda, *, rtx: bool, refuses_capture: bool = False, says_so: bool = False
 ) -> SimpleNamespace:
-    """With ``refuses_capture`` no context runs while its stream is captured; with ``says_so`` it can be asked before."""
-    contexts: list[FakeContext] = []
-    caches: list[FakeCache] = []
+    """With ``refuses_capture`` no context runs while its stream is captured; with ``says_so`` it can be asked before.
+
+    ``contexts`` and ``caches`` are weak references: the library owns neither. ``parts`` are the played classes by the
+    names of the real ones.
+    """
+    contexts: list[weakref.ref[FakeContext]] = []
+    caches: list[weakref.ref[FakeCache]] = []
 
     class Logger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
 
     class Engine:
-        def __init__(self, content: bytes) -> None:
-            self.session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+        def __init__(self, content: bytes, log: Any) -> None:
+            self._session, self._log = ort.InferenceSession(content, providers=["CPUExecutionProvider"]), log
 
-        def create_execution_context(self, *_: Any) -> FakeContext:
-            contexts.append(FakeContext(driver, self.session))
-            contexts[-1].refuses_capture = refuses_capture
-            if says_so:
-                contexts[-1].is_stream_capturable = lambda _stream: not refuses_capture  # type: ignore[attr-defined]
-            return contexts[-1]
+        def __del__(self) -> None:
+            driver.destroyed.append("engine")
 
-    def runtime_config(self: Any) -> SimpleNamespace:
-        def create() -> FakeCache:
-            caches.append(FakeCache())
-            return caches[-1]
+        def create_runtime_config(self) -> FakeConfig:
+            return FakeRtxConfig(driver, caches) if rtx else FakeConfig()
 
-        return SimpleNamespace(create_runtime_cache=create, set_runtime_cache=lambda cache: cache in caches)
-
-    if rtx:
-        Engine.create_runtime_config = runtime_config  # type: ignore[attr-defined]
+        def create_execution_context(self, runtime_config: FakeConfig | None = None) -> FakeContext:
+            assert isinstance(runtime_config, FakeRtxConfig) or not rtx, "it would compile without a cache"
+            made = (FakeRtxContext if rtx else FakeContext)(driver, self._session, runtime_config, self._log)
+            made.refuses_capture, made.says_so = refuses_capture, says_so
+            contexts.append(weakref.ref(made))
+            return made
 
     class Runtime:
-        def __init__(self, log: Any) -> None:
-            self._log = log
+        def __init__(self, logger: Any) -> None:
+            assert driver.has_context(), "the library would take the first device's context"
+            self._log = logger
 
-        def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
-            if content.startswith(b"other"):
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            if serialized_engine.startswith(b"other"):
                 self._log.log(Logger.Severity.ERROR, "Version tag does not match.\n  expected 1.7")
                 return None
-            return Engine(content)
+            # The real ones complain of what they then mend, too.
+            self._log.log(Logger.Severity.ERROR, "an engine of another minor version, read all the same")
+            return Engine(serialized_engine, self._log)
 
-    return SimpleNamespace(ILogger=Logger, Runtime=Runtime, __version__="1.7.1", contexts=contexts, caches=caches)
+    parts = {"Runtime": Runtime, "ICudaEngine": Engine}
+    parts |= {"IExecutionContext": FakeRtxContext, "IRuntimeConfig": FakeRtxConfig, "IRuntimeCache": FakeCache}
+    if not rtx:
+        parts |= {"IExecutionContext": FakeContext, "IRuntimeConfig": FakeConfig}
+        del parts["IRuntimeCache"]
+    return SimpleNamespace(
+        ILogger=Logger, Runtime=Runtime, __version__="1.7.1", contexts=contexts, caches=caches, parts=parts
+    )
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def test_of_the_grid_only_counts_and_outputs_come_to_the_host(session: Session, 
     driver.calls.clear()
     session.infer_volume(ball())
     again = set(driver.calls) - {"cuGraphExecKernelNodeSetParams_v2"}  # where DALI leaves a grid is its own affair
-    assert again == {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+    assert again == {"cuCtxPushCurrent_v2", "cuGraphLaunch", "cuStreamSynchronize", "cuCtxPopCurrent_v2"}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32], ids=lambda dtype: dtype.__name__)

@@ -11,6 +11,7 @@ import copy
 import ctypes
 import dataclasses
 import gc
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -157,7 +158,10 @@ def test_after_loading_all_is_one_graph_launch_and_nothing_is_allocated(encoder,
         outputs = engine.run(given | {"volume": volume})
         assert driver.done == WHOLE
         assert np.abs(outputs["patch"] - reference(encoder, given)[0]).max() < HALF_STEPS  # new window, new indices
-    assert set(driver.calls) == {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+    assert set(driver.calls) == {
+        "cuCtxPushCurrent_v2", "cuGraphLaunch", "cuStreamSynchronize", "cuCtxPopCurrent_v2",
+    }  # fmt: skip
+    assert len(driver.calls) == 3 * 4
     assert driver.calls.count("cuGraphLaunch") == driver.calls.count("cuStreamSynchronize") == 3
     assert driver.launches == []
 
@@ -250,11 +254,12 @@ def test_launches_follow_the_launch_data(driver, load) -> None:
 
 
 def test_each_bucket_has_its_profile_and_its_addresses(load) -> None:
-    load()
-    contexts = module.require_library("tensorrt-rtx").contexts
+    engine = load()
+    contexts = [made() for made in module.require_library("tensorrt-rtx").contexts]
     assert [(c.profile, c.shape) for c in contexts] == [(0, (1, 24, 48)), (1, (1, 96, 48))]
     addresses = [address for c in contexts for address in c.addresses.values()]
     assert len(set(addresses)) == len(addresses) == 6
+    assert engine.sha256_of(24) == engine.sha256_of(96)  # two profiles of one plan
 
 
 def test_memory_and_graphs_are_freed_with_the_last_reference_to_the_engine(driver, load) -> None:
@@ -265,8 +270,13 @@ def test_memory_and_graphs_are_freed_with_the_last_reference_to_the_engine(drive
         assert driver.live
         assert len(driver.executables) == len(driver.graphs) == 3
         engine.run(inputs(24))
+        driver.destroyed.clear()
         del engine
         assert not driver.live | driver.graphs | driver.executables
+        assert not driver.handles
+        assert driver.retained == 0  # the primary context is released
+        order = [kind for kind, _ in itertools.groupby(driver.destroyed)]
+        assert order == ["context", "engine", "config", "cache"]
     finally:
         gc.enable()
 
@@ -277,7 +287,7 @@ def test_rtx_compiles_once_for_a_card(load) -> None:
     assert (first.compiled, second.compiled) == (True, False)
     caches = module.require_library("tensorrt-rtx").caches
     assert len(caches) == 1  # one for all contexts of an engine
-    assert caches[0].content == b"compiled"
+    assert caches[0]().content == b"compiled"
 
 
 def test_the_cache_belongs_to_engine_library_driver_and_card(monkeypatch, tmp_path) -> None:

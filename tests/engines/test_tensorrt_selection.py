@@ -54,7 +54,7 @@ def test_auto_without_a_gpu_runs_on_the_cpu_and_says_why(bundle: Bundle, no_driv
 
 
 def test_the_reasons_are_in_every_result(bundle: Bundle, no_driver: None) -> None:
-    described = Session(bundle, engine="auto", threads=1)._describe_engine()
+    described = Session(bundle, engine="auto", threads=1)._describe_engine(512)
     schema = json.loads((files("decipher_rt") / "schemas" / "result-1.schema.json").read_text())
     jsonschema.validate(described, schema["properties"]["engine"])
     assert "tensorrt: no NVIDIA driver" in described["fallback"]
@@ -106,7 +106,7 @@ def test_doctor_can_say_so_without_loading(
         def __init__(self) -> None:
             self.architecture = architecture
 
-    monkeypatch.setattr(cuda, "Driver", Card)
+    monkeypatch.setattr(cuda, "Device", Card)
     monkeypatch.setattr(module, "available", lambda: [type("A", (), {"name": "tensorrt", "available": True})()])
     said = why_not(with_plans(bundle), "tensorrt", "fp16")
     assert said is None if reason is None else reason in said
