@@ -110,12 +110,15 @@ def simulate(seeds: tuple[int, ...], output: Path) -> None:
     """
     from .data import load_anatomy
     from .data.series import acquire, write_dicom
+    from .text.findings import series_findings
+    from .text.wordings import write_report
 
     anatomy = load_anatomy()
     for seed in seeds:
         series = acquire(seed, anatomy)
         files = write_dicom(series, output / f"{seed}")
-        click.echo(f"{output / str(seed)}: {len(files)} files. {' '.join(series.report)}")
+        report = write_report(series_findings(series), seed, "train")
+        click.echo(f"{output / str(seed)}: {len(files)} files. {' '.join(report)}")
 
 
 def show(metrics: Mapping[str, object], as_json: bool) -> None:

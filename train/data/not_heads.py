@@ -95,13 +95,11 @@ def scramble(seed: int, head: Sample, preprocessing: Preprocessing) -> Sample:
         tissue=empty,
         volumes_ml=dict.fromkeys(head.volumes_ml, 0.0),
         lesions=(),
-        report=("The image does not show a head.",),
         facts={"way": str(way)},
     )
 
 
 def _sample(volume: F, low: float, high: float, kind: str, affine: NDArray[np.float64]) -> Sample:
-    sentence = {"phantom": "Image of a phantom.", "noise": "The image holds noise only."}
     return Sample(
         volume=volume,
         window=np.array([low, max(high, low + 1e-3)], np.float32),
@@ -109,7 +107,6 @@ def _sample(volume: F, low: float, high: float, kind: str, affine: NDArray[np.fl
         tissue=np.zeros(volume.shape, np.uint8),
         volumes_ml=dict.fromkeys(("grey", "white", "csf", "lesion", "brain"), 0.0),
         lesions=(),
-        report=(sentence.get(kind, "The image shows a body part other than the head."),),
         header=Acquisition(modality="MR"),
         affine_lps_mm=affine,
     )

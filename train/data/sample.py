@@ -58,7 +58,6 @@ class Sample:
     tissue : (D, H, W) uint8, indices into ``LABELS``
     volumes_ml : grey, white, csf, lesion, brain (grey + white + lesion) within the field of view
     lesions : the visible ones
-    report : sentences
     header : what a DICOM header would say
     affine_lps_mm : (4, 4), (d, h, w, 1) to LPS mm
     facts : plane, ventricles, artefacts and other drawn values, for evaluation
@@ -70,7 +69,6 @@ class Sample:
     tissue: NDArray[np.uint8]
     volumes_ml: dict[str, float]
     lesions: tuple[Lesion, ...]
-    report: tuple[str, ...]
     header: Acquisition
     affine_lps_mm: NDArray[np.float64]
     facts: dict[str, str | float] = field(default_factory=dict)

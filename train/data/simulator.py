@@ -13,7 +13,6 @@ from . import not_heads
 from .anatomy import Anatomy
 from .lesions import LABEL
 from .render import Rendered, labels_at, render
-from .report import write_report
 from .sample import KINDS, Sample, Truth, describe_labels
 from .scene import Scene, draw_scene
 
@@ -71,7 +70,6 @@ def simulate_scene(scene: Scene, anatomy: Anatomy, preprocessing: Preprocessing)
     affine = grid_affine(scene, counts, starts, spacing)
     names = [(plan.region, plan.side, plan.kind) for plan in scene.lesions]
     tissue, volumes, lesions = describe_labels(labels, affine, spacing, rendered.visible, names, LABEL, MIN_LESION_ML)
-    facts = scene_facts(scene)
     return Sample(
         volume=volume,
         window=np.array([low, max(high, low + 1e-3)], np.float32),
@@ -79,10 +77,9 @@ def simulate_scene(scene: Scene, anatomy: Anatomy, preprocessing: Preprocessing)
         tissue=tissue,
         volumes_ml=volumes,
         lesions=lesions,
-        report=write_report(scene, lesions, facts),
         header=scene.protocol.acquisition(),
         affine_lps_mm=affine,
-        facts=facts,
+        facts=scene_facts(scene),
     )
 
 

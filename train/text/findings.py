@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..data.sample import Sample
+from ..data.sample import Lesion, Sample
 from ..data.scene import Scene
+from ..data.series.acquired import AcquiredSeries
 from ..data.simulator import scene_facts
 
 GHOSTED, NOISY = 0.05, 20.0  # from where on a reader would mention ghosts, and below which SNR noise
@@ -26,7 +25,7 @@ class LesionFinding:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that a report states of one series; plain text and numbers, so that it can be kept as JSON.
+    """Everything that a report states of one series.
 
     ``kind`` is one of the simulator's ``KINDS``; for what is not a head, nothing else is stated. ``snr`` is of white
     matter, ``ghost`` a share of the signal, ``removed`` "nothing", "face" or "scalp".
@@ -50,10 +49,14 @@ def sample_findings(sample: Sample) -> Findings:
     """Return what can be said of a simulated sample: of its lesions, those that are visible."""
     if sample.labels.kind != "head" or sample.labels.sequence is None:
         return Findings(sample.labels.kind)
-    lesions = tuple(
-        LesionFinding(lesion.kind, lesion.region, lesion.side, round(max(lesion.size_mm))) for lesion in sample.lesions
-    )
-    return _head(sample.labels.sequence, float(sample.header.field_strength_t or 0.0), sample.facts, lesions)
+    field_t = float(sample.header.field_strength_t or 0.0)
+    return _head(sample.labels.sequence, field_t, sample.facts, _visible(sample.lesions))
+
+
+def series_findings(series: AcquiredSeries) -> Findings:
+    """Return what can be said of a simulated series at its native matrix: of its lesions, those that are visible."""
+    protocol = series.scene.protocol
+    return _head(protocol.sequence, protocol.field_strength_t, scene_facts(series.scene), _visible(series.lesions))
 
 
 def scene_findings(scene: Scene) -> Findings:
@@ -68,17 +71,8 @@ def scene_findings(scene: Scene) -> Findings:
     return _head(scene.protocol.sequence, scene.protocol.field_strength_t, scene_facts(scene), lesions)
 
 
-def findings_from_json(document: Mapping[str, Any]) -> Findings:
-    """Read back what ``dataclasses.asdict`` of findings gave, by way of JSON."""
-    values = dict(document)
-    lesions = tuple(LesionFinding(**lesion) for lesion in values.pop("lesions", ()))
-    return Findings(**values, lesions=lesions)
-
-
-def findings_to_json(findings: Findings) -> dict[str, Any]:
-    """Return findings as plain JSON types."""
-    document = dataclasses.asdict(findings)
-    return {**document, "lesions": list(document["lesions"])}
+def _visible(lesions: tuple[Lesion, ...]) -> tuple[LesionFinding, ...]:
+    return tuple(LesionFinding(one.kind, one.region, one.side, round(max(one.size_mm))) for one in lesions)
 
 
 def _head(

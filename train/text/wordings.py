@@ -11,12 +11,31 @@ from typing import Literal
 
 import numpy as np
 
-from ..data.report import FAMILY_WORDS, SEQUENCE_WORDS
 from .findings import GHOSTED, NOISY, Findings, LesionFinding
 
 Wordings = Literal["train", "held_out"]
 Templates = Mapping[Wordings, tuple[str, ...]]
 
+SEQUENCE_WORDS = {
+    "T1w": ("T1-weighted", "T1w", "T1 weighted"),
+    "T2w": ("T2-weighted", "T2w", "T2 weighted"),
+    "PDw": ("proton density weighted", "PD-weighted", "PDw"),
+    "FLAIR": ("FLAIR", "fluid-attenuated inversion recovery", "T2 FLAIR"),
+    "T2*w": ("T2*-weighted", "T2*w", "T2 star weighted"),
+}
+FAMILY_WORDS = {
+    "mprage": ("MPRAGE", "magnetisation-prepared gradient echo"),
+    "flash2d": ("2D FLASH", "spoiled gradient echo"),
+    "flash3d": ("3D FLASH", "3D spoiled gradient echo"),
+    "se": ("spin echo", "conventional spin echo"),
+    "tse": ("turbo spin echo", "fast spin echo"),
+    "tse3d": ("3D turbo spin echo", "3D fast spin echo"),
+    "flair": ("2D inversion recovery", "inversion recovery turbo spin echo"),
+    "flair3d": ("3D inversion recovery", "3D turbo spin echo with inversion"),
+    "epi": ("echo planar imaging", "gradient-echo EPI"),
+    "gre2d": ("gradient echo", "2D gradient echo"),
+    "gre3d": ("3D gradient echo", "susceptibility-sensitive 3D gradient echo"),
+}
 LESION_WORDS = {
     "plaque": ("demyelinating plaque", "ovoid white matter lesion", "focal demyelinating lesion", "plaque"),
     "tumour": ("mass", "space-occupying lesion", "tumour", "tumorous mass"),

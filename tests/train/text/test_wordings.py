@@ -5,23 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from decipher_rt.train.data.lesions import KINDS as LESION_KINDS
-from decipher_rt.train.data.report import FAMILY_WORDS, SEQUENCE_WORDS
 from decipher_rt.train.data.sample import Lesion, Sample, Truth
-from decipher_rt.train.text.findings import (
-    Findings,
-    LesionFinding,
-    findings_from_json,
-    findings_to_json,
-    sample_findings,
-)
-from decipher_rt.train.text.wordings import ADJECTIVES, NOT_A_HEAD, write_report
+from decipher_rt.train.text.findings import Findings, LesionFinding, sample_findings
+from decipher_rt.train.text.wordings import ADJECTIVES, FAMILY_WORDS, NOT_A_HEAD, SEQUENCE_WORDS, write_report
 from decipher_rt.volume import Acquisition
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -97,13 +89,12 @@ def test_findings_of_a_sample_go_through_json() -> None:
     }  # fmt: skip
     sample = Sample(
         volume=np.zeros((1, 1, 1), np.float32), window=np.zeros(2, np.float32), labels=Truth("T1w", True, "head"),
-        tissue=np.zeros((1, 1, 1), np.uint8), volumes_ml={}, lesions=(lesion,), report=(),
+        tissue=np.zeros((1, 1, 1), np.uint8), volumes_ml={}, lesions=(lesion,),
         header=Acquisition(field_strength_t=1.5), affine_lps_mm=np.eye(4), facts=facts,
     )  # fmt: skip
     findings = sample_findings(sample)
     assert findings.lesions == (LesionFinding("plaque", "frontal lobe", "right", 12),)
     assert (findings.sequence, findings.field_t, findings.slices, findings.removed) == ("T1w", 1.5, 160, "face")
-    assert findings_from_json(json.loads(json.dumps(findings_to_json(findings)))) == findings
     other = dataclasses.replace(sample, labels=Truth(None, False, "phantom"), lesions=())
     assert sample_findings(other) == Findings("phantom")
 

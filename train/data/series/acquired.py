@@ -14,10 +14,9 @@ from .. import acquisition as acq
 from ..anatomy import Anatomy
 from ..lesions import LABEL
 from ..render import labels_at, render
-from ..report import write_report
 from ..sample import Lesion, Truth, describe_labels
 from ..scene import Scene, draw_scene
-from ..simulator import MIN_LESION_ML, scene_facts
+from ..simulator import MIN_LESION_ML
 
 # Patient axis (S, A, R = 0, 1, 2) and direction (+1 towards it) along which slices, rows and columns follow one
 # another in the usual views: axial seen from below, coronal from the front, sagittal from the left.
@@ -39,7 +38,7 @@ class AcquiredSeries:
     voxels : (D, H, W) = (slice, row, column) uint16
     affine_lps_mm : (4, 4), (d, h, w, 1) to LPS mm, voxel centres
     tissue : (D, H, W) uint8, indices into `decipher_rt.train.data.sample.LABELS`
-    labels, volumes_ml, lesions, report, header : as in `Sample`; lesion sizes run along the image's S, A, R axes
+    labels, volumes_ml, lesions, header : as in `Sample`; lesion sizes run along the image's S, A, R axes
     thickness_mm : of a slice; slices lie further apart where there are gaps
     patient_position : DICOM's code; it decides which way up the images are stored, not where the patient's axes are
     phase_axis : "ROW" or "COL" (0018,1312)
@@ -52,7 +51,6 @@ class AcquiredSeries:
     labels: Truth
     volumes_ml: dict[str, float]
     lesions: tuple[Lesion, ...]
-    report: tuple[str, ...]
     header: Acquisition
     thickness_mm: float
     patient_position: str
@@ -91,7 +89,6 @@ def acquire_scene(scene: Scene, anatomy: Anatomy) -> AcquiredSeries:
         labels=Truth(scene.protocol.sequence, bool(lesions), "head"),
         volumes_ml=volumes,
         lesions=lesions,
-        report=write_report(scene, lesions, scene_facts(scene)),
         header=scene.protocol.acquisition(),
         thickness_mm=prescription.thickness_mm,
         patient_position=position,
