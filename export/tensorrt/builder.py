@@ -1,43 +1,89 @@
 """TensorRT engines (data centre, Jetson, IGX), built on the machine that will run them: one for each token bucket.
 
-Networks are strongly typed. Attention is TensorRT's own or the kernel of this project; both are built and measured
-here, and the faster is kept. Written against the documented API of TensorRT 10.9 to 11; see ``docs/engines.md`` for
-what has been run.
+Networks are strongly typed. Attention is TensorRT's own or the kernel of this project; both are built, both run here as
+the runtime runs them, and the faster is kept. Written against the documented API of TensorRT 10.9 to 11; see
+``docs/engines.md`` for what has been run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import statistics
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
 from decipher_rt.engines.cuda import Buffer, Driver
-from decipher_rt.engines.tensorrt import HALF, INPUT, OUTPUTS, SINGLE, require_library
+from decipher_rt.engines.tensorrt import SINGLE, Plan, TensorRtEngine, require_library
 from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
+from decipher_rt.manifest import Precision, Preprocessing
 
 from .graph import half_type, with_attention_nodes, with_static_tokens
-from .plugin import plugin_kernel, register_attention
+from .plugin import plugin_kernel, use_kernel
 
 ROUNDS, WARM_UP = 30, 5
+NATIVE, KERNEL = "native", "kernel"
+# What is raised where a plugin cannot be built: by this project, by TensorRT in Python, and by what binds it to C++.
+REFUSALS = (EngineError, ValueError, TypeError, RuntimeError)
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an engine runs with.
+
+    Attributes
+    ----------
+    kernels : Path
+        As in the bundle: launch data, cubins, and the weights of the patch embedding.
+    spec : Preprocessing
+    embedding_size : int
+    precision : str
+        Of the graph.
+    """
+
+    kernels: Path
+    spec: Preprocessing
+    embedding_size: int
+    precision: Precision
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine for one bucket, and the median time of each attention in ms; absent where that one was not built."""
+    """An engine for one bucket.
+
+    Attributes
+    ----------
+    plan : bytes
+    tokens : int
+        Of the bucket.
+    attention : "native" or "kernel"
+        Which it is built with.
+    times_ms : dict
+        Median time of each attention that runs.
+    kernel_refused : str or None
+        Why the kernel was no candidate, in a line.
+    not_recorded : str or None
+        Why the times are without a CUDA graph, where one was refused; the runtime then has none either.
+    """
 
     plan: bytes
     tokens: int
     attention: str
     times_ms: dict[str, float]
+    kernel_refused: str | None = None
+    not_recorded: str | None = None
 
 
-def build_engines(model: ModelProto, heads: int, token_buckets: Sequence[int], device: int = 0) -> list[BuiltEngine]:
+def build_engines(
+    model: ModelProto, heads: int, token_buckets: Sequence[int], surroundings: Surroundings
+) -> list[BuiltEngine]:
     """Build the engines of an encoder for the card of this machine.
 
     Parameters
@@ -47,8 +93,7 @@ def build_engines(model: ModelProto, heads: int, token_buckets: Sequence[int], d
     heads : int
         Attention heads.
     token_buckets : sequence of int
-    device : int
-        Index of the card.
+    surroundings : Surroundings
 
     Raises
     ------
@@ -56,18 +101,26 @@ def build_engines(model: ModelProto, heads: int, token_buckets: Sequence[int], d
         If TensorRT or the driver is absent, or TensorRT refuses the graph with its own attention.
     """
     require_library("tensorrt")
-    driver = Driver(device)
-    width = model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
-    engines = []
-    for tokens in token_buckets:
-        plans = {"native": build_one(with_static_tokens(model, tokens))}
-        fused = _with_kernel(model, heads, width // heads, tokens, driver)
-        if fused is not None:
-            plans["kernel"] = fused
-        times = {name: measure(driver, plan) for name, plan in plans.items()}
-        best = min(times, key=times.__getitem__)
-        engines.append(BuiltEngine(plans[best], tokens, best, times))
-    return engines
+    architecture = Driver().architecture
+    return [_build_bucket(model, heads, tokens, architecture, surroundings) for tokens in token_buckets]
+
+
+def _build_bucket(
+    model: ModelProto, heads: int, tokens: int, architecture: int, surroundings: Surroundings
+) -> BuiltEngine:
+    plans = {NATIVE: build_one(with_static_tokens(model, tokens))}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engines = {NATIVE: _load(folder / NATIVE, plans[NATIVE], tokens, surroundings)}
+        refused = None
+        try:
+            plans[KERNEL] = build_with_kernel(model, heads, tokens, architecture)
+            engines[KERNEL] = _load(folder / KERNEL, plans[KERNEL], tokens, surroundings)
+        except REFUSALS as error:
+            refused = _in_a_line(error)
+        times = measure(engines, tokens, surroundings.spec)
+    best = min(times, key=times.__getitem__)
+    return BuiltEngine(plans[best], tokens, best, times, refused, engines[best].not_recorded)
 
 
 def build_one(model: ModelProto) -> bytes:
@@ -92,42 +145,66 @@ def build_one(model: ModelProto) -> bytes:
     return bytes(plan)
 
 
-def measure(driver: Driver, plan: bytes) -> float:
-    """Return the median time of a run in ms, on zeros: the work does not depend on the values."""
-    import tensorrt as trt
+def build_with_kernel(model: ModelProto, heads: int, tokens: int, architecture: int) -> bytes:
+    """Build the engine of one bucket with the attention kernel.
 
-    log = message_log(trt)
-    runtime = trt.Runtime(log)
-    engine = runtime.deserialize_cuda_engine(plan)
-    context = engine.create_execution_context() if engine is not None else None
-    if context is None:
-        raise failure("TensorRT does not load what it built", log)
-    types: dict[str, np.dtype[Any]] = {INPUT: HALF, **dict.fromkeys(OUTPUTS, SINGLE)}
-    buffers = {}
-    for name, dtype in types.items():
-        sizes = engine.get_tensor_shape(name)
-        buffers[name] = Buffer(driver, [sizes[axis] for axis in range(len(sizes))], dtype)
-        context.set_tensor_address(name, buffers[name].array.pointer)
-    buffers[INPUT].host[...] = 0
-    buffers[INPUT].upload(driver.stream)
-    times = []
-    for _ in range(WARM_UP + ROUNDS):
-        driver.synchronize()
-        start = time.perf_counter()
-        if not context.execute_async_v3(driver.stream_handle):
-            raise failure("the engine does not run", log)
-        driver.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[WARM_UP:])
-
-
-def _with_kernel(model: ModelProto, heads: int, head_dim: int, tokens: int, driver: Driver) -> bytes | None:
-    """Build with the attention kernel; None where this TensorRT has no such plugins or refuses it."""
+    Raises
+    ------
+    EngineError
+        If this TensorRT has no plugins for it, or refuses it, or the kernel cannot be one.
+    ValueError
+        If TensorRT refuses the plugin's definition, or the kernel does not compile.
+    """
     try:
         import tensorrt.plugin as trtp
+    except ImportError:
+        raise EngineError("this TensorRT has no tensorrt.plugin (10.6 and later)") from None
+    width = model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
+    # The class token and the registers join the tokens of the bucket; the tiles hardly differ for them.
+    use_kernel(trtp, plugin_kernel(heads, width // heads, tokens, architecture, half_type(model)))
+    return build_one(with_attention_nodes(with_static_tokens(model, tokens), heads))
 
-        # The class token and the registers join the tokens of the bucket; the tiles hardly differ for them.
-        register_attention(trtp, plugin_kernel(heads, head_dim, tokens, driver.architecture, half_type(model)))
-        return build_one(with_attention_nodes(with_static_tokens(model, tokens), heads))
-    except (ImportError, EngineError, ValueError):
-        return None
+
+def measure(engines: Mapping[str, TensorRtEngine], tokens: int, spec: Preprocessing) -> dict[str, float]:
+    """Return the median time of each engine in ms, from a grid in device memory to the outputs on the host.
+
+    They run as at inference, each as its one CUDA graph where that was recorded, and take turns, so that a card that
+    slows down slows all of them. The grid is of zeros: the work does not depend on the values.
+
+    Parameters
+    ----------
+    engines : mapping
+        By name; each has a bucket of ``tokens``.
+    tokens : int
+    spec : Preprocessing
+    """
+    driver = Driver()
+    grid = Buffer(driver, (1, 1, *spec.grid_shape), SINGLE)
+    grid.host[...] = 0
+    grid.upload(driver.stream)
+    driver.synchronize()
+    window, chosen = np.array([[0, 1]], np.float32), np.arange(tokens, dtype=np.int64)[None]
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(WARM_UP + ROUNDS):
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            engine.run({"volume": grid.array, "window": window, "tokens": chosen})
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+
+
+def _load(path: Path, plan: bytes, tokens: int, surroundings: Surroundings) -> TensorRtEngine:
+    path.write_bytes(plan)
+    return TensorRtEngine(
+        "tensorrt",
+        [Plan(path, hashlib.sha256(plan).hexdigest(), (tokens,))],
+        surroundings.kernels,
+        surroundings.spec,
+        precision=surroundings.precision,
+        embedding_size=surroundings.embedding_size,
+    )
+
+
+def _in_a_line(error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said[:LONGEST_REASON]

@@ -7,7 +7,7 @@ import io
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,14 @@ from decipher_rt.kernels.config import ARCHITECTURES as KERNEL_ARCHITECTURES
 from decipher_rt.kernels.specs import PatchEmbed3dSpec, Spec, TissueCountsSpec
 from decipher_rt.manifest import EngineFile, Precision
 from decipher_rt.train.model.vit import ViT
+from decipher_rt.verify import TOLERANCES
 
+from ..runnable import write_files
 from . import builder, rtx
 from .graph import embedded_graph
 from .int8 import activation_ranges, symmetric_qdq, weight_only
 
+KERNELS = "kernels"  # folder of a bundle
 FIRST_WITH_BF16 = 80  # Ampere
 FIRST_WITHOUT_SUCCESSORS = 90  # Hopper: Triton compiles for sm_90a and the like, which run on no other card
 
@@ -108,17 +111,19 @@ def plan_files(
             "the encoder has a convolutional stem (encoder.stem=conv), and the kernel that embeds patches before a "
             "TensorRT engine is for a linear one: leave --engine out, or train with encoder.stem=linear"
         )
-    build = _rtx_plans if wanted.flavour == "tensorrt-rtx" else _native_plans
-    files, entries, architectures = build(encoder, wanted, calibration)
-    return files | _kernel_files(encoder, architectures), entries
+    if wanted.flavour == "tensorrt-rtx":
+        files, entries = _rtx_plans(encoder, wanted)
+    else:
+        files, entries = _native_plans(encoder, wanted, calibration)
+    # Also of plans that no machine has run yet: wherever one is loaded, its golden case is held to this.
+    allowed = {entry.precision: f"{TOLERANCES[entry.precision]:g}" for entry in entries}
+    return files, [replace(e, built_with={**e.built_with, "tolerance": allowed[e.precision]}) for e in entries]
 
 
-def _rtx_plans(
-    encoder: ViT, wanted: Wanted, _: Sequence[Mapping[str, NDArray[Any]]]
-) -> tuple[dict[str, bytes], list[EngineFile], Sequence[int]]:
+def _rtx_plans(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[EngineFile]]:
     architectures = wanted.architectures or rtx.ARCHITECTURES
     buckets = encoder.config.token_buckets
-    files, entries = {}, []
+    files, entries = _kernel_files(encoder, architectures), []
     for precision in wanted.precisions:
         model = _half_model(encoder, precision)
         graph = weight_only(model) if precision == "int8" else model
@@ -126,32 +131,48 @@ def _rtx_plans(
         name = f"engines/tensorrt-rtx-{precision}.plan"
         files[name] = rtx.build_engine(graph, buckets, cards)
         entries.append(EngineFile("tensorrt-rtx", precision, name, rtx.built_with(buckets, cards)))
-    return files, entries, architectures
+    return files, entries
 
 
 def _native_plans(
     encoder: ViT, wanted: Wanted, calibration: Sequence[Mapping[str, NDArray[Any]]]
-) -> tuple[dict[str, bytes], list[EngineFile], Sequence[int]]:
+) -> tuple[dict[str, bytes], list[EngineFile]]:
     architecture = Driver().architecture
     if "bf16" in wanted.precisions and architecture < FIRST_WITH_BF16:
         raise EngineError(f"this card is sm_{architecture}, which has no bfloat16: leave --bf16 out")
-    files, entries = {}, []
-    for precision in wanted.precisions:
-        model = _half_model(encoder, precision)
-        if precision == "int8":
-            model = symmetric_qdq(model, activation_ranges(model, embedded_tokens(encoder, calibration)))
-        for built in builder.build_engines(model, encoder.config.heads, encoder.config.token_buckets):
-            name = f"engines/tensorrt-sm_{architecture}-{precision}-{built.tokens}.plan"
-            files[name] = built.plan
-            about = {
-                "tensorrt": version("tensorrt"),
-                "architectures": f"sm_{architecture}",
-                "tokens": str(built.tokens),
-                "attention": built.attention,
-                **{f"{kind}_ms": f"{ms:.4f}" for kind, ms in built.times_ms.items()},
-            }
-            entries.append(EngineFile(plan_target("tensorrt", architecture), precision, name, about))
-    return files, entries, (architecture,)
+    config, entries = encoder.config, []
+    files = _kernel_files(encoder, (architecture,))
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder), files)
+        for precision in wanted.precisions:
+            model = _half_model(encoder, precision)
+            if precision == "int8":
+                model = symmetric_qdq(model, activation_ranges(model, embedded_tokens(encoder, calibration)))
+            surroundings = builder.Surroundings(
+                Path(folder) / KERNELS, config.preprocessing, config.embedding_size, precision
+            )
+            for built in builder.build_engines(model, config.heads, config.token_buckets, surroundings):
+                file = f"engines/tensorrt-sm_{architecture}-{precision}-{built.tokens}.plan"
+                files[file] = built.plan
+                about = _built_with(built, architecture)
+                entries.append(EngineFile(plan_target("tensorrt", architecture), precision, file, about))
+    return files, entries
+
+
+def _built_with(built: builder.BuiltEngine, architecture: int) -> dict[str, str]:
+    """Return what the manifest says of an engine: which attention it has, what each took, and why one was left out."""
+    about = {
+        "tensorrt": version("tensorrt"),
+        "architectures": f"sm_{architecture}",
+        "tokens": str(built.tokens),
+        "attention": built.attention,
+        **{f"{kind}_ms": f"{ms:.4f}" for kind, ms in built.times_ms.items()},
+    }
+    if built.kernel_refused is not None:
+        about["kernel_refused"] = built.kernel_refused
+    if built.not_recorded is not None:
+        about["no_cuda_graph"] = built.not_recorded
+    return about
 
 
 def _half_model(encoder: ViT, precision: Precision) -> onnx.ModelProto:
@@ -186,7 +207,7 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
     ]
     with tempfile.TemporaryDirectory() as folder:
         paths = write_kernels(Path(folder), specs, sorted({_cubin_architecture(a) for a in architectures}))
-        files = {f"kernels/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
+        files = {f"{KERNELS}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
     arrays = io.BytesIO()
     with torch.no_grad():
         np.savez(
@@ -195,7 +216,7 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
             bias=encoder.patch_embed.get_parameter("bias").float().numpy(),
             position=encoder.position.float().numpy(),
         )
-    return files | {f"kernels/{CONSTANTS}": arrays.getvalue()}
+    return files | {f"{KERNELS}/{CONSTANTS}": arrays.getvalue()}
 
 
 def _cubin_architecture(architecture: int) -> int:

@@ -7,8 +7,10 @@ use; they are taken out of the PTX here.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from decipher_rt.errors import EngineError
@@ -88,8 +90,10 @@ def symbolic(scalar: Scalar, sizes: Mapping[str, Any], ceil_div: Callable[[Any, 
     return blocks if scalar.times == 1 else blocks * scalar.times
 
 
-def register_attention(trtp: Any, kernel: CompiledKernel) -> None:
-    """Register the plugin for one kernel; a later call replaces it for engines that are built from then on.
+def use_kernel(trtp: Any, kernel: CompiledKernel) -> None:
+    """Let the engines that are built from now on launch a kernel as their attention nodes.
+
+    TensorRT defines a plugin once in a process; what it launches is looked up when an engine is built.
 
     Parameters
     ----------
@@ -97,28 +101,69 @@ def register_attention(trtp: Any, kernel: CompiledKernel) -> None:
         ``tensorrt.plugin``.
     kernel : CompiledKernel
         From ``plugin_kernel``.
-    """
-    specialisation = kernel.specialisation
-    ptx = without_hidden_parameters(kernel.ptx).encode()
-    Desc = trtp.TensorDesc
 
-    # Annotations are objects and not text, because TensorRT reads them.
+    Raises
+    ------
+    EngineError
+        If this TensorRT has no ahead-of-time plugins, or the kernel's PTX cannot be one.
+    ValueError
+        If TensorRT refuses the definition.
+    """
+    global _in_use
+    if not hasattr(trtp, "aot_impl"):
+        raise EngineError("this TensorRT has no ahead-of-time plugins (tensorrt.plugin.aot_impl, 10.9 and later)")
+    ptx = without_hidden_parameters(kernel.ptx).encode()
+    _define(trtp)
+    _in_use = _InUse(kernel, ptx)
+
+
+@dataclass(frozen=True)
+class _InUse:
+    """What the plugin launches: a kernel, and its PTX as TensorRT takes it."""
+
+    kernel: CompiledKernel
+    ptx: bytes
+
+
+_in_use: _InUse | None = None
+
+
+@functools.cache
+def _define(trtp: Any) -> None:
+    """Define the plugin in this process.
+
+    It is registered at once: the ONNX parser looks for creators in the registry, where a lazy one is only after a
+    network was made with ``tensorrt.plugin.op``.
+    """
+
+    # Annotations are objects and not text, because TensorRT reads them; without that of a result it refuses.
     def describe(q: Any, k: Any, v: Any) -> Any:  # noqa: ARG001 - TensorRT takes the names from here
         return q.like()
 
-    describe.__annotations__ = {"q": Desc, "k": Desc, "v": Desc, "return": Desc}
-
     def implement(q: Any, k: Any, v: Any, outputs: Any, tactic: Any) -> Any:  # noqa: ARG001
-        sizes = {"batch": q.shape_expr[0], "tokens": q.shape_expr[1]}
-        launch = trtp.KernelLaunchParams()
-        launch.grid_x, launch.grid_y, launch.grid_z = (symbolic(axis, sizes, trtp.cdiv) for axis in specialisation.grid)
-        launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_memory
-        scalars = list(specialisation.scalars.values())
-        extra = trtp.SymIntExprs(len(scalars))
-        for index, scalar in enumerate(scalars):
-            extra[index] = trtp.SymInt32(symbolic(scalar, sizes, trtp.cdiv))
-        return kernel.entry.name.encode(), ptx, launch, extra
+        return _launch(trtp, q)
 
-    implement.__annotations__ = {}
-    trtp.register(PLUGIN_ID, lazy_register=True)(describe)
+    Desc = trtp.TensorDesc
+    describe.__annotations__ = {"q": Desc, "k": Desc, "v": Desc, "return": Desc}
+    implement.__annotations__ = {"return": tuple[bytes, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]}
+    # A definition that failed half-way is not begun twice: TensorRT refuses a second one of the same name.
+    if not hasattr(getattr(trtp.op, PLUGIN_NAMESPACE, None), PLUGIN_NAME):
+        trtp.register(PLUGIN_ID, lazy_register=False)(describe)
     trtp.aot_impl(PLUGIN_ID)(implement)
+
+
+def _launch(trtp: Any, q: Any) -> tuple[bytes, bytes, Any, Any]:
+    """Return name, PTX, launch and int32 arguments of the kernel in use, by the symbolic shape of q (B, N, H, d)."""
+    if _in_use is None:
+        raise EngineError("no kernel was chosen for the attention plugin")
+    kernel = _in_use.kernel
+    specialisation = kernel.specialisation
+    sizes = {"batch": q.shape_expr[0], "tokens": q.shape_expr[1]}
+    launch = trtp.KernelLaunchParams()
+    launch.grid_x, launch.grid_y, launch.grid_z = (symbolic(axis, sizes, trtp.cdiv) for axis in specialisation.grid)
+    launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_memory
+    scalars = list(specialisation.scalars.values())
+    extra = trtp.SymIntExprs(len(scalars))
+    for index, scalar in enumerate(scalars):
+        extra[index] = trtp.SymInt32(symbolic(scalar, sizes, trtp.cdiv))
+    return kernel.entry.name.encode(), _in_use.ptx, launch, extra

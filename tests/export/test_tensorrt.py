@@ -7,10 +7,8 @@ import importlib.util
 import io
 import re
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,16 +26,14 @@ from decipher_rt.export.tensorrt import builder, files, plugin, rtx
 from decipher_rt.export.tensorrt.files import Wanted, plan_files
 from decipher_rt.export.tensorrt.graph import (
     embedded_graph,
-    half_type,
     plugin_nodes,
     with_attention_nodes,
     with_static_tokens,
 )
 from decipher_rt.export.tensorrt.int8 import activation_ranges, symmetric_qdq, weight_only
-from decipher_rt.kernels.aot import CompiledKernel
-from decipher_rt.kernels.specs import Scalar
 from decipher_rt.manifest import Encoder, Manifest
 from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.verify import TOLERANCES
 
 CONFIG = ViTConfig(
     width=192, depth=2, heads=6, embedding_size=32, grid_shape=(32, 32, 32), patch_shape=(8, 8, 8),
@@ -120,6 +116,7 @@ def test_one_file_is_built_for_all_cards_and_buckets(plans: tuple[dict[str, byte
         assert entry.built_with["architectures"] == "sm_80 sm_86 sm_89 sm_120"
         assert entry.built_with["tokens"] == "32 64"
         assert entry.built_with["tensorrt_rtx"] == "1.7.1.116"
+        assert float(entry.built_with["tolerance"]) == TOLERANCES[entry.precision]
 
 
 def test_the_kernel_of_every_card_and_its_weights_come_along(
@@ -222,8 +219,12 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[ModelProto]:
     """As on a card of sm_89 whose builder keeps what it is given."""
     models: list[ModelProto] = []
 
-    def build(model: ModelProto, _heads: int, buckets: tuple[int, ...]) -> list[builder.BuiltEngine]:
+    def build(
+        model: ModelProto, _heads: int, buckets: tuple[int, ...], surroundings: builder.Surroundings
+    ) -> list[builder.BuiltEngine]:
         models.append(model)
+        assert (surroundings.kernels / "kernels.json").is_file()
+        assert (surroundings.spec, surroundings.embedding_size) == (CONFIG.preprocessing, CONFIG.embedding_size)
         return [builder.BuiltEngine(b"plan", tokens, "native", {"native": 1.0}) for tokens in buckets]
 
     monkeypatch.setattr(builder, "build_engines", build)
@@ -243,6 +244,7 @@ def test_int8_for_the_card_is_calibrated_on_the_volumes_given(encoder: ViT, buil
     assert [(e.target, e.precision, e.built_with["tokens"]) for e in entries] == [
         ("tensorrt-sm_89", precision, tokens) for precision in ("fp16", "int8") for tokens in ("32", "64")
     ]
+    assert [float(e.built_with["tolerance"]) for e in entries] == [5e-2] * 2 + [0.5] * 2
     half, quantized = built
     (embedded,) = files.embedded_tokens(encoder, calibration())
     assert (embedded.dtype, embedded.shape) == (np.float16, (1, 32, CONFIG.width))
@@ -313,31 +315,6 @@ def test_attention_of_a_bfloat16_graph_is_given_bfloat16(encoder: ViT, tokens: n
         assert np.abs(ours - wanted.numpy()).max() < 16 * HALF_STEPS
 
 
-def test_the_plugin_is_compiled_for_what_the_graph_computes_in(
-    encoder: ViT, model: ModelProto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kernel of the other half type would read the bits of one as the other."""
-    bfloat16 = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).bfloat16()))
-    assert (half_type(model), half_type(weight_only(model)), half_type(bfloat16)) == ("float16", "float16", "bfloat16")
-    registered: list[CompiledKernel] = []
-    trtp = ModuleType("tensorrt.plugin")
-    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
-    monkeypatch.setitem(sys.modules, "tensorrt.plugin", trtp)
-    monkeypatch.setattr(sys.modules["tensorrt"], "plugin", trtp, raising=False)
-    monkeypatch.setattr(builder, "register_attention", lambda _, kernel: registered.append(kernel))
-    monkeypatch.setattr(builder, "build_one", lambda model: b"plan")
-    for graph in (model, bfloat16):
-        assert builder._with_kernel(graph, CONFIG.heads, 32, 64, SimpleNamespace(architecture=89)) == b"plan"
-    half, brain = registered
-    for kernel, dtype in ((half, "fp16"), (brain, "bf16")):
-        signature = kernel.specialisation.signature
-        assert {signature[name] for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr")} == {f"*{dtype}"}
-        ptx = plugin.without_hidden_parameters(kernel.ptx)
-        assert re.search(rf"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.{dtype.replace('fp', 'f')}", ptx)
-    with pytest.raises(ValueError, match="sm_75 has no bfloat16"):
-        plugin.plugin_kernel(CONFIG.heads, 32, 64, 75, "bfloat16")
-
-
 def test_a_softmax_that_is_no_attention_is_named(model: ModelProto) -> None:
     odd = ModelProto()
     odd.CopyFrom(model)
@@ -381,57 +358,3 @@ def test_ptx_that_reads_its_scratch_is_refused(kernel: Any) -> None:
         plugin.without_hidden_parameters(reading)
     with pytest.raises(EngineError, match="does not end its parameters"):
         plugin.without_hidden_parameters(plugin.without_hidden_parameters(kernel.ptx))
-
-
-class Size:
-    """A symbolic size, as TensorRT gives them: an expression that is worked out when the shape is known."""
-
-    def __init__(self, value: Callable[[dict[str, int]], int]) -> None:
-        self.value = value
-
-    def __mul__(self, other: int) -> Size:
-        return Size(lambda sizes: self.value(sizes) * other)
-
-
-def ceil_div(size: Size, block: int) -> Size:
-    return Size(lambda sizes: -(-size.value(sizes) // block))
-
-
-@pytest.mark.parametrize("sizes", [{"batch": 1, "tokens": 37}, {"batch": 3, "tokens": 64}, {"batch": 2, "tokens": 517}])
-def test_what_the_plugin_launches_is_what_the_launch_data_say(kernel: Any, sizes: dict[str, int]) -> None:
-    registered: dict[str, Any] = {}
-    trtp = SimpleNamespace(
-        TensorDesc=object,
-        cdiv=ceil_div,
-        KernelLaunchParams=SimpleNamespace,
-        SymIntExprs=lambda count: [None] * count,
-        SymInt32=lambda value: value,
-        register=lambda name, lazy_register: lambda function: registered.update({f"register {name}": function}),
-        aot_impl=lambda name: lambda function: registered.update({f"aot {name}": function}),
-    )
-    plugin.register_attention(trtp, kernel)
-    describe = registered["register decipher_rt::attention"]
-    assert list(describe.__annotations__) == ["q", "k", "v", "return"]
-    shape = [Size(lambda s: s["batch"]), Size(lambda s: s["tokens"])]
-    q = SimpleNamespace(shape_expr=shape)
-    name, ptx, launch, extra = registered["aot decipher_rt::attention"](q, q, q, (q,), None)
-
-    def evaluate(value: Any) -> int:
-        return value.value(sizes) if isinstance(value, Size) else value
-
-    assert name.decode() == kernel.entry.name
-    assert f".entry {name.decode()}".encode() in ptx.replace(b"\t", b" ")
-    grid = [evaluate(axis) for axis in (launch.grid_x, launch.grid_y, launch.grid_z)]
-    block = kernel.specialisation.constants["BLOCK_M"]
-    assert grid == [-(-sizes["tokens"] // block), CONFIG.heads, sizes["batch"]]
-    assert (launch.block_x, launch.shared_mem) == (kernel.threads, kernel.shared_memory)
-    stride = sizes["tokens"] * CONFIG.width  # of one volume in q, k, v and the result, each (B, N, H, d)
-    expected = {"n": sizes["tokens"], **{f"stride_{x}b": stride for x in "qkvo"}}
-    assert dict(zip(kernel.specialisation.scalars, map(evaluate, extra), strict=True)) == expected
-
-
-@pytest.mark.parametrize(
-    ("scalar", "expected"), [(Scalar(None, 7), 7), (Scalar("tokens"), 37), (Scalar("tokens", 3, 16), 9)]
-)
-def test_symbolic_sizes_also_work_on_numbers(scalar: Scalar, expected: int) -> None:
-    assert plugin.symbolic(scalar, {"tokens": 37, "batch": 1}, lambda a, b: -(-a // b)) == expected
