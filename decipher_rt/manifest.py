@@ -161,12 +161,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Scope:
-    """When the heads answer: the graph takes ``embedding``, gives ``score`` (B,); in scope where score >= threshold."""
+    """When the heads answer: the graph takes ``embedding``, gives ``score`` (B,); in scope where score >= threshold.
+
+    Before that the header is asked: ``modalities`` (0008,0060) and ``body_parts`` (0018,0015, upper case; none: any).
+    What it does not say is not judged.
+    """
 
     file: str
     method: str
     threshold: float
     modalities: tuple[str, ...] = ("MR",)
+    body_parts: tuple[str, ...] = ()
     subject: str = ""
 
 

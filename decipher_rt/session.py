@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ from decipher_rt.clock import StageClock
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
-from decipher_rt.engines.select import CPU_ENGINES, GPU_PLANS
+from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
-from decipher_rt.errors import BundleError, DecipherError, SeriesError
+from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError
 from decipher_rt.heads import answer_of, head_threads
-from decipher_rt.manifest import Head, Precision
+from decipher_rt.manifest import Head, Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
@@ -30,7 +30,7 @@ from decipher_rt.series import ReadOptions, find_series
 from decipher_rt.streaming import SeriesStream, blank_volume
 from decipher_rt.tokens import Tokens, rank_patches, select_tokens, tissue_threshold
 from decipher_rt.verify import golden_fault
-from decipher_rt.volume import SeriesInfo, Volume
+from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
 if TYPE_CHECKING:
     from decipher_rt.text import Prompts
@@ -89,6 +89,7 @@ class Session:
     ) -> None:
         self.bundle = bundle
         self.fallback: str | None = None
+        self._auto = engine == AUTO
         self._slices: SliceResampler | None = None  # made for the first stream
         threads = threads or usable_cores()
         manifest = bundle.manifest
@@ -110,16 +111,24 @@ class Session:
             self._scope = load_engine(small, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
             if precision != "fp32":
                 self._require_golden(threads)
-            self.preprocessor = loading.result()
+            self.preprocessor = self._loaded(loading, threads, device)
 
     def _use(self, encoder: Encoder) -> None:
         self.encoder, self._entry, self.fallback = encoder.engine, encoder.entry, encoder.fallback
 
     def _require_golden(self, threads: int) -> None:
-        """Go back to fp32 where a reduced precision answers the golden case otherwise on this machine."""
+        """Go back to fp32 where a reduced precision answers the golden case otherwise on this machine.
+
+        One that was found by ``auto`` gives way also where it fails on it.
+        """
         if is_accepted(self.bundle, self._entry, self.encoder):
             return
-        fault = golden_fault(self.bundle, self._entry, self.encoder, self._heads, self._scope)
+        try:
+            fault = golden_fault(self.bundle, self._entry, self.encoder, self._heads, self._scope)
+        except EngineError as error:
+            if not self._auto:
+                raise
+            fault = f"on the golden case it fails: {error}"
         if fault is not None:
             name = self.encoder.name if self.encoder.name in CPU_ENGINES else "onnxruntime"
             asked = (
@@ -141,6 +150,17 @@ class Session:
             "sha256": self.encoder.sha256_of(tokens) if isinstance(self.encoder, HoldsPlans) else file,
         }
         return described | ({"fallback": self.fallback} if self.fallback else {})
+
+    def _loaded(self, loading: Future[Preprocessor], threads: int, device: Device) -> Preprocessor:
+        """Wait for preprocessing; with ``auto`` it runs on the CPU where the GPU refuses it."""
+        try:
+            return loading.result()
+        except EngineError as error:
+            if not self._auto or device == "cpu":
+                raise
+            reason = f"preprocessing on the GPU: {error}; it runs on the CPU"
+            self.fallback = f"{self.fallback}; {reason}" if self.fallback else reason
+            return self._load_preprocessor(threads, "cpu")
 
     def _load_preprocessor(self, threads: int, device: Device) -> Preprocessor:
         return Preprocessor(self._read_graph(device), self.bundle.manifest.preprocessing, device, threads=threads)
@@ -326,9 +346,8 @@ class Session:
         scope = self.bundle.manifest.scope
         if scope is None or self._scope is None:
             return ScopeAnswer(True, None, "the bundle sets no scope")
-        modality = volume.series.acquisition.modality
-        if modality is not None and modality not in scope.modalities:
-            return ScopeAnswer(False, None, f"modality {modality}, made for {', '.join(scope.modalities)}")
+        if reason := _against_header(volume.series.acquisition, scope):
+            return ScopeAnswer(False, None, reason)
         score = float(self._scope.run(_wanted(self._scope, features))["score"][0])
         comparison = "at least" if score >= scope.threshold else "below"
         reason = f"{scope.method} score {score:.3g} is {comparison} the threshold {scope.threshold:.3g}"
@@ -356,6 +375,16 @@ def _read_prompts(bundle: Bundle, prompts: Sequence[str], threads: int) -> Promp
     from decipher_rt.text import read_prompts
 
     return read_prompts(bundle, prompts, threads)
+
+
+def _against_header(header: Acquisition, scope: Scope) -> str:
+    """Return what speaks against a series in its header, before any voxel is asked; empty where nothing does."""
+    if header.modality is not None and header.modality not in scope.modalities:
+        return f"modality {header.modality}, made for {', '.join(scope.modalities)}"
+    part = (header.body_part or "").upper()
+    if part and scope.body_parts and part not in scope.body_parts:
+        return f"body part {part}, made for {', '.join(scope.body_parts)}"
+    return ""
 
 
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from decipher_rt.errors import EngineError
 from decipher_rt.heads import OUTPUTS
 from decipher_rt.manifest import Encoder, Head, Preprocessing, Scope, Text
 from decipher_rt.train.config import dump_config
 from decipher_rt.train.decoders.contract import Answering, Decoder
+from decipher_rt.train.decoders.kinds.classification import Classification
 from decipher_rt.train.model.first import FirstModel
 from decipher_rt.train.model.heads import LESION, SEQUENCES
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
@@ -37,11 +39,15 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class HeadPart:
-    """A head: ``module`` takes ``inputs`` in order, some of patch (B, K, C), tokens (B, K) and embedding (B, E)."""
+    """A head: ``module`` takes ``inputs`` in order, some of patch (B, K, C), tokens (B, K) and embedding (B, E).
+
+    ``decoder`` is the same head as training knows it: its figures are what a reduced precision is judged by.
+    """
 
     entry: Head
     module: nn.Module
     inputs: tuple[str, ...]
+    decoder: Decoder
 
     @property
     def output(self) -> str:
@@ -171,14 +177,31 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
     return ""
 
 
+class FirstHead(Classification):
+    """A head of the first model as a decoder; ``raw`` is its calibrated logits."""
+
+    def __init__(self, entry: Head, head: nn.Module, feature: str) -> None:
+        nn.Module.__init__(self)  # there is nothing to build: the head is there
+        self.name, self.labels, self.inputs = entry.name, entry.labels, (feature,)
+        self.head = head
+        self.register_buffer("temperature", torch.ones(()))
+
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - the base's signature
+        """Return the logits (B, L)."""
+        logits = self.head(embedding if self.inputs == ("embedding",) else patch)
+        if isinstance(logits, tuple):  # of the volume, and of its tokens
+            logits = torch.stack([-logits[0] / 2, logits[0] / 2], dim=-1)
+        return cast("Tensor", logits)
+
+
 def _first_heads(model: FirstModel, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
     sequence = Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES)
     asked = "Whether a focal lesion of the brain is visible."
     asked += unreliable(metrics.get("lesion"))
     lesion = Head("lesion", "classification", "heads/lesion.onnx", asked, LESION)
-    return (
-        HeadPart(sequence, Probabilities(model.sequence), ("embedding",)),
-        HeadPart(lesion, Probabilities(model.lesion), ("patch",)),
+    return tuple(
+        HeadPart(entry, Probabilities(head), (feature,), FirstHead(entry, head, feature))
+        for entry, head, feature in ((sequence, model.sequence, "embedding"), (lesion, model.lesion, "patch"))
     )
 
 
@@ -202,7 +225,7 @@ def _decoders(model: RecipeModel, config: RecipeConfig, metrics: Mapping[str, An
             stride=int(decoder.stride),
             threshold=float(getattr(decoder, "threshold", Head.threshold)),
         )
-        parts.append(HeadPart(entry, Answering(decoder), decoder.inputs))
+        parts.append(HeadPart(entry, Answering(decoder), decoder.inputs, decoder))
     return tuple(parts)
 
 
@@ -211,7 +234,8 @@ def _scope(model: RecipeModel, config: RecipeConfig) -> ScopePart | None:
         return None
     distance = {"mahalanobis": "Mahalanobis", "nearest": "nearest-neighbour"}[config.scope.method]
     method = f"mean of {distance} and outlier-exposure margins" if config.scope.outliers else f"{distance} margin"
-    return ScopePart(Scope(SCOPE_GRAPH, method, 0.0, subject="heads"), model.scope)
+    entry = Scope(SCOPE_GRAPH, method, 0.0, body_parts=config.scope.body_parts, subject="heads")
+    return ScopePart(entry, model.scope)
 
 
 def _text(model: RecipeModel, config: RecipeConfig, tokenizer: bytes | None, tolerance: float) -> TextPart | None:

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 import decipher_rt
 from decipher_rt.bundle import open_bundle
 from decipher_rt.errors import BundleError, DecipherError
-from decipher_rt.session import Session
+from decipher_rt.manifest import Scope
+from decipher_rt.session import Session, _against_header
 from decipher_rt.verify import verify_bundle
 from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
@@ -124,6 +125,15 @@ def test_a_note_goes_with_every_answer_also_where_there_is_none(session, result)
     assert refused.heads["tissue"].note == "Whole patches only."
     assert refused.heads["tissue"].label_map is None
     validate(refused.to_json())
+
+
+@pytest.mark.parametrize(
+    ("part", "said"), [("KNEE", "body part KNEE, made for HEAD, BRAIN"), ("brain", ""), (None, "")]
+)
+def test_a_body_part_that_the_model_was_not_made_for_is_out_of_scope(session, part, said):
+    scope = Scope("scope.onnx", "toy", 0.0, body_parts=("HEAD", "BRAIN"))
+    assert _against_header(Acquisition(modality="MR", body_part=part), scope) == said
+    assert not _against_header(Acquisition(body_part=part), replace(scope, body_parts=()))
 
 
 def constant_graph(output: str, values: np.ndarray, takes: str = "embedding", free: int = 2) -> bytes:

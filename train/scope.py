@@ -57,6 +57,7 @@ class ScopeConfig:
     others : simulated series that are no heads, made beside the source's to show what to refuse; a quarter as many, of
         the test split, are what the share refused is measured on
     false_refusals : share of validation heads that may be refused
+    body_parts : values of Body Part Examined (0018,0015) that a series may have, upper case; none: any
     groups, outliers : what the fit found: the number of classes or heads; whether there was anything else than heads
     """
 
@@ -66,6 +67,7 @@ class ScopeConfig:
     among: int = 512
     others: int = 0
     false_refusals: float = 0.01
+    body_parts: tuple[str, ...] = ()
     groups: int = 0
     outliers: bool = False
 
@@ -73,6 +75,8 @@ class ScopeConfig:
         """Raise ValueError by key where a value cannot be used."""
         if not 0 < self.false_refusals < 0.5:
             raise ValueError(f"{key}.false_refusals is {self.false_refusals}, expected more than 0 and less than 0.5")
+        if any(not part or part != part.upper().strip() for part in self.body_parts):
+            raise ValueError(f"{key}.body_parts is {list(self.body_parts)}, expected words in upper case")
         if self.others < 0:
             raise ValueError(f"{key}.others is {self.others}, expected 0 or more")
         if not 1 <= self.neighbours <= self.among:

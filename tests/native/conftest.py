@@ -54,7 +54,7 @@ class VolumeStruct(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t), ("voxels", c_void_p), ("memory", c_int), ("type", c_int), ("shape", c_int64 * 3),
         ("strides", c_int64 * 3), ("affine_lps_mm", c_double * 16), ("slope", c_double), ("intercept", c_double),
-        ("modality", c_char_p),
+        ("modality", c_char_p), ("body_part", c_char_p),
     ]  # fmt: skip
 
 
@@ -62,6 +62,7 @@ class Geometry(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t), ("type", c_int), ("shape", c_int64 * 3), ("affine_lps_mm", c_double * 16),
         ("slope", c_double), ("intercept", c_double), ("modality", c_char_p),
+        ("body_part", c_char_p),
     ]  # fmt: skip
 
 

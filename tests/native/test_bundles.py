@@ -62,6 +62,7 @@ BAD_MANIFESTS: dict[str, Change] = {
     "scope without method": lambda m: m["scope"].pop("method"),
     "scope threshold is text": lambda m: m["scope"].update(threshold="0"),
     "scope modalities": lambda m: m["scope"].update(modalities="MR"),
+    "scope body parts": lambda m: m["scope"].update(body_parts=[7]),
     "segmentation of one label": lambda m: m["heads"][0].update(SEGMENTATION, labels=["background"]),
     "segmentation of 257 labels": lambda m: m["heads"][0].update(SEGMENTATION, labels=[str(i) for i in range(257)]),
     "segmentation of no stride": lambda m: m["heads"][0].update(SEGMENTATION, stride=0),

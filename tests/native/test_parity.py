@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from decipher_rt.bundle import open_bundle
 from decipher_rt.errors import DecipherError
 from decipher_rt.series import ReadOptions, find_series, read_series
 from decipher_rt.session import Session
-from decipher_rt.volume import SeriesInfo, Volume
+from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
 # onnxruntime and OpenVINO sum in another order; half precision rounds after each operator in both; in int8 a value near
 # the middle of two steps goes either way.
 MIN_COSINE = {"fp32": 0.9999, "fp16": 0.9999, "int8": 0.999}
 PROBABILITY_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "int8": 2e-2}
 
+IN_PROCESS, WORKER = 0, 1  # drt_mode
 REAL_SERIES = (
     "ge_epi_fmri_ax",
     "ge_t1_mprage_ax",
@@ -53,7 +55,7 @@ def agree(native: Any, python: Session, volume: Volume, precision: str) -> None:
     result = python.infer_volume(volume)
     native.run(
         volume.voxels, volume.affine_lps_mm, slope=volume.slope, intercept=volume.intercept,
-        modality=volume.series.acquisition.modality,
+        modality=volume.series.acquisition.modality, body_part=volume.series.acquisition.body_part,
     )  # fmt: skip
     embedding = native.embedding()
     assert isinstance(result.embedding, np.ndarray)
@@ -108,6 +110,28 @@ def test_synthetic_volumes_in_any_orientation(
     signal = (sum(axis**2 for axis in axes) < 0.7) * 180.0 + generator.normal(30, 6, shape)
     volume = Volume(np.clip(signal, 0, 255).astype(dtype), affine, SeriesInfo("1.2.3", Path()))
     agree(native_sessions["fp32"], python_sessions["fp32"], volume, "fp32")
+
+
+def test_the_header_decides_alike(
+    sdk: Any, native_bundle: Path, tmp_path: Path, rewrite_bundle: Callable[..., Path]
+) -> None:
+    parts = {"body_parts": ["HEAD", "BRAIN"]}
+    bundle = rewrite_bundle(native_bundle, tmp_path, change=lambda m: m["scope"].update(parts))
+    python = Session(open_bundle(bundle), threads=2)
+    voxels = np.random.default_rng(0).integers(0, 120, (20, 40, 44)).astype(np.int16)
+    reasons = set()
+    for mode in (IN_PROCESS, WORKER):
+        native = sdk.open(bundle, mode=mode)
+        for modality, part in ((None, None), ("MR", ""), ("MR", "Brain"), (None, "knee"), ("CT", "BRAIN")):
+            header = Acquisition(modality=modality, body_part=part or None)
+            volume = Volume(voxels, np.diag([4.0, 3.0, 3.0, 1.0]), SeriesInfo("1.2.3", Path(), acquisition=header))
+            agree(native, python, volume, "fp32")
+            scope = native.scope()
+            assert scope.reason.decode() == python.infer_volume(volume).scope.reason
+            assert bool(scope.has_score) == (modality != "CT" and part != "knee")
+            reasons.add(scope.reason.decode().split(" score")[0])
+        native.close()
+    assert {"modality CT, made for MR", "body part KNEE, made for HEAD, BRAIN"} < reasons
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.float64])

@@ -261,7 +261,8 @@ typedef struct drt_volume {
     double affine_lps_mm[16];
     double slope;     /* stored * slope + intercept is the value in the scanner's units (PS3.3 C.11.1) */
     double intercept;
-    const char *modality; /* "MR" as in DICOM (0008,0060); NULL: not known, and not judged */
+    const char *modality;  /* "MR" as in DICOM (0008,0060); NULL: not known, and not judged */
+    const char *body_part; /* "BRAIN" as in DICOM (0018,0015); NULL or "": not known, and not judged */
 } drt_volume;
 
 /* [any] Host memory, C-contiguous, slope 1, intercept 0, no voxels, no shape, identity affine. */
@@ -287,7 +288,8 @@ typedef struct drt_series_geometry {
     double affine_lps_mm[16]; /* as drt_volume; slice 0 is where its last column says */
     double slope;
     double intercept;
-    const char *modality;
+    const char *modality; /* this and the next: as drt_volume */
+    const char *body_part;
 } drt_series_geometry;
 
 typedef struct drt_slice {
@@ -317,7 +319,7 @@ DRT_API void drt_series_free(drt_series *series);
 typedef struct drt_scope {
     size_t struct_size;
     int32_t inside;    /* 0: the series is not what the model was made for, heads are withheld */
-    int32_t has_score; /* 0: a rule on the modality decided, or the bundle sets no scope */
+    int32_t has_score; /* 0: a rule on the header decided, or the bundle sets no scope */
     double score;
     const char *reason; /* one line; lives until the next run */
 } drt_scope;

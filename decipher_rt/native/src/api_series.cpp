@@ -37,7 +37,8 @@ drt_status drt_series_begin(drt_session* session, const drt_series_geometry* geo
         required(series, "series");
         drt_session& opened = required(session, "session");
         const drt_series_geometry given = read_struct(geometry, "geometry", default_geometry);
-        const SeriesForm form = check_form(given.type, given.shape, given.affine_lps_mm, given.slope, given.intercept, given.modality);
+        const SeriesForm form = check_form(given.type, given.shape, given.affine_lps_mm, given.slope, given.intercept,
+                                           header_facts(given.modality, given.body_part));
         auto begun = std::make_unique<drt_series>();
         begun->session = session;
         begun->arrival = opened.backend->begin(form);

@@ -61,7 +61,8 @@ SessionOptions session_options(const char* bundle, const drt_session_params& par
 }
 
 SeriesForm form_of(const drt_volume& volume) {
-    return check_form(volume.type, volume.shape, volume.affine_lps_mm, volume.slope, volume.intercept, volume.modality);
+    return check_form(volume.type, volume.shape, volume.affine_lps_mm, volume.slope, volume.intercept,
+                      header_facts(volume.modality, volume.body_part));
 }
 
 // Voxels in device memory are read back into the session's own buffer: preprocessing is the CPU's.
@@ -182,12 +183,12 @@ drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, v
         Gpu& gpu = opened.backend->gpu();
         drt_volume given = read_struct(volume, "volume", default_volume);
         form_of(given);  // what is wrong with it is said at once
-        const std::string modality = text_or_empty(given.modality);
-        const bool knows_modality = given.modality != nullptr;
+        const HeaderFacts header = header_facts(given.modality, given.body_part);  // the caller's text may go
         const std::uint32_t gate = event != nullptr ? gpu.close_gate(event) : 0;
         try {
-            opened.enqueued = std::jthread([&opened, &gpu, given, modality, knows_modality, gate, event]() mutable {
-                given.modality = knows_modality ? modality.c_str() : nullptr;
+            opened.enqueued = std::jthread([&opened, &gpu, given, header, gate, event]() mutable {
+                given.modality = header.modality ? header.modality->c_str() : nullptr;
+                given.body_part = header.body_part ? header.body_part->c_str() : nullptr;
                 opened.enqueued_status = guarded([&] { run_now(opened, given); });
                 opened.enqueued_message = opened.enqueued_status != DRT_OK ? last_error() : "";
                 if (event != nullptr) gpu.open_gate(gate);

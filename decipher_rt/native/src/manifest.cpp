@@ -216,7 +216,7 @@ Head read_head(const Json& json, const std::string& key) {
 
 std::optional<Scope> read_scope(const Json& json) {
     if (json.is_null()) return std::nullopt;
-    const Object object(json, "manifest.scope", {"file", "method", "threshold"}, {"modalities", "subject"});
+    const Object object(json, "manifest.scope", {"file", "method", "threshold"}, {"modalities", "body_parts", "subject"});
     Scope scope;
     scope.file = object.text("file");
     scope.method = object.text("method");
@@ -226,6 +226,7 @@ std::optional<Scope> read_scope(const Json& json) {
         scope.modalities.clear();
         object.read_list("modalities", scope.modalities, Object::text_of);
     }
+    if (object.has("body_parts")) object.read_list("body_parts", scope.body_parts, Object::text_of);
     return scope;
 }
 

@@ -52,7 +52,7 @@ struct Text {
 struct Scope {
     std::string file, method, subject;
     double threshold = 0;
-    std::vector<std::string> modalities{"MR"};
+    std::vector<std::string> modalities{"MR"}, body_parts;  // no body parts: not judged
 };
 
 struct EngineFile {

@@ -296,12 +296,24 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     return result;
 }
 
+// What speaks against a series in its header, before any voxel is asked.
+static std::optional<std::string> against_header(const HeaderFacts& header, const Scope& scope) {
+    const auto among = [](const std::vector<std::string>& known, const std::string& text) {
+        return std::find(known.begin(), known.end(), text) != known.end();
+    };
+    if (header.modality && !among(scope.modalities, *header.modality))
+        return "modality " + *header.modality + ", made for " + joined(scope.modalities);
+    if (!header.body_part || scope.body_parts.empty()) return std::nullopt;
+    std::string part = *header.body_part;
+    std::transform(part.begin(), part.end(), part.begin(), [](unsigned char c) { return c >= 'a' && c <= 'z' ? c - 32 : c; });
+    if (among(scope.body_parts, part)) return std::nullopt;
+    return "body part " + part + ", made for " + joined(scope.body_parts);
+}
+
 ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features) {
     const std::optional<Scope>& scope = description_.manifest.scope;
     if (!scope) return {true, std::nullopt, "the bundle sets no scope"};
-    const auto& known = scope->modalities;
-    if (form.knows_modality && std::find(known.begin(), known.end(), form.modality) == known.end())
-        return {false, std::nullopt, "modality " + form.modality + ", made for " + joined(known)};
+    if (const auto reason = against_header(form.header, *scope)) return {false, std::nullopt, *reason};
     const std::vector<float> score = std::move(scope_->run(features, {})["score"]);
     if (score.size() != 1) throw engine_error(scope->file + ": gave no single score: it does not match its manifest");
     const double value = score[0];

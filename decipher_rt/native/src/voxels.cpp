@@ -93,11 +93,18 @@ VoxelType graph_type(drt_voxel_type type, Rescale rescale) {
     }
 }
 
+HeaderFacts header_facts(const char* modality, const char* body_part) {
+    HeaderFacts facts;
+    if (modality != nullptr) facts.modality = modality;
+    if (body_part != nullptr && *body_part != 0) facts.body_part = body_part;
+    return facts;
+}
+
 SeriesForm check_form(drt_voxel_type type, const std::int64_t (&shape)[3], const double (&affine)[16], double slope,
-                      double intercept, const char* modality) {
+                      double intercept, HeaderFacts header) {
     if (type < DRT_UINT8 || type > DRT_FLOAT64)
         throw argument_error("voxel type " + std::to_string(type) + " is none of drt_voxel_type");
-    SeriesForm form{type, graph_type(type, {slope, intercept}), {}, {}, {slope, intercept}, "", modality != nullptr};
+    SeriesForm form{type, graph_type(type, {slope, intercept}), {}, {}, {slope, intercept}, std::move(header)};
     std::int64_t voxels = 1;
     for (std::size_t i = 0; i < 3; ++i) {
         if (shape[i] < 1 || shape[i] > largest_axis)
@@ -114,7 +121,6 @@ SeriesForm check_form(drt_voxel_type type, const std::int64_t (&shape)[3], const
     const auto& last = form.affine.rows[3];
     if (last != std::array<double, 4>{0, 0, 0, 1})
         throw series_error("the last row of the affine must be 0 0 0 1: it is row-major and maps (d, h, w, 1) to LPS mm");
-    if (modality != nullptr) form.modality = modality;
     axis_order(form.affine);  // refuses what is no geometry
     for (std::size_t axis = 0; axis < 3; ++axis) {
         const double spacing = form.affine.spacing(axis);

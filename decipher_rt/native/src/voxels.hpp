@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -26,6 +27,13 @@ struct Rescale {
 // everything wider and where the slope is not positive.
 VoxelType graph_type(drt_voxel_type type, Rescale rescale);
 
+// What the header says of the series; what it does not say is not judged.
+struct HeaderFacts {
+    std::optional<std::string> modality, body_part;
+};
+
+HeaderFacts header_facts(const char* modality, const char* body_part);
+
 // Geometry and type, checked: sizes positive and together less than 2^48 bytes, affine and rescale finite.
 struct SeriesForm {
     drt_voxel_type type;
@@ -33,15 +41,14 @@ struct SeriesForm {
     std::array<std::int64_t, 3> shape;
     Affine affine;
     Rescale rescale;
-    std::string modality;
-    bool knows_modality;
+    HeaderFacts header;
 
     std::size_t slice_voxels() const { return static_cast<std::size_t>(shape[1] * shape[2]); }
     std::size_t voxels() const { return static_cast<std::size_t>(shape[0]) * slice_voxels(); }
 };
 
 SeriesForm check_form(drt_voxel_type type, const std::int64_t (&shape)[3], const double (&affine)[16], double slope,
-                      double intercept, const char* modality);
+                      double intercept, HeaderFacts header);
 
 // Rows of a caller's slice, converted into contiguous ones. Strides in bytes.
 struct SliceView {

@@ -30,13 +30,24 @@ SessionOptions get_options(ByteReader& reader) {
     return options;
 }
 
+static void put_optional(ByteWriter& writer, const std::optional<std::string>& text) {
+    writer.put(text.has_value());
+    writer.put(text.value_or(""));
+}
+
+static std::optional<std::string> get_optional(ByteReader& reader) {
+    const bool known = reader.get_bool();
+    std::string text = reader.get_text();
+    return known ? std::optional(std::move(text)) : std::nullopt;
+}
+
 // The host has checked and converted the voxels: the worker sees them as stored, with no rescale left to do.
 void put_form(ByteWriter& writer, const SeriesForm& form) {
     writer.put(form.stored);
     writer.put(form.shape);
     writer.put(form.affine);
-    writer.put(form.modality);
-    writer.put(form.knows_modality);
+    put_optional(writer, form.header.modality);
+    put_optional(writer, form.header.body_part);
 }
 
 SeriesForm get_form(ByteReader& reader) {
@@ -50,8 +61,8 @@ SeriesForm get_form(ByteReader& reader) {
     }
     form.shape = reader.get<std::array<std::int64_t, 3>>();
     form.affine = reader.get<Affine>();
-    form.modality = reader.get_text();
-    form.knows_modality = reader.get_bool();
+    form.header.modality = get_optional(reader);
+    form.header.body_part = get_optional(reader);
     return form;
 }
 
