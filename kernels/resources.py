@@ -1,6 +1,6 @@
 """What ptxas says of the kernels, as a Markdown table: ``python -m decipher_rt.kernels.resources``.
 
-The kernels are those of the encoder presets: ``tiny`` (12^3 patches, 32 channels a head) and ``base`` (16^3, 64).
+The kernels are those of the shipped model (``tiny``: 8^3 patches, 32 channels a head) and of ``base`` (16^3, 64).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from .config import ARCHITECTURES
 from .specs import AttentionSpec, PatchEmbed3dSpec, Spec, TissueCountsSpec
 
 PRESETS: tuple[Spec, ...] = (
-    PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192),
+    PatchEmbed3dSpec((96, 96, 96), (8, 8, 8), 192, rows=256),
     PatchEmbed3dSpec((128, 128, 128), (16, 16, 16), 768),
-    TissueCountsSpec((96, 96, 96), (12, 12, 12)),
+    TissueCountsSpec((96, 96, 96), (8, 8, 8)),
     TissueCountsSpec((128, 128, 128), (16, 16, 16)),
     AttentionSpec(6, 32),
     AttentionSpec(12, 64),

@@ -20,10 +20,10 @@ ATTENTION_SHAPES = ((2, 3, 517), (1, 12, 128), (1, 2, 1), (1, 2, 1000), (3, 1, 6
 """(B, H, N): the encoder's, and tails of every kind."""
 PATCH_SHAPES = (
     ((8, 8, 8), (16, 16, 16), 2, 512, 768),
-    ((8, 8, 8), (12, 12, 12), 1, 130, 192),
+    ((12, 12, 12), (8, 8, 8), 1, 130, 192),
     ((2, 3, 2), (5, 3, 4), 3, 7, 40),
 )
-"""(patches along each axis, patch size, B, K, C): the encoder's presets, and one that is no multiple of anything."""
+"""(patches along each axis, patch size, B, K, C): base, the shipped model, and one that is no multiple of anything."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import os
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from decipher_rt.kernels.aot import (
     SHARED_MEMORY_LIMIT,
@@ -20,15 +22,20 @@ from decipher_rt.kernels.aot import (
 )
 from decipher_rt.kernels.bundle import describe, write_kernels
 from decipher_rt.kernels.config import ARCHITECTURES
+from decipher_rt.kernels.resources import PRESETS, table
 from decipher_rt.kernels.specs import AttentionSpec, PatchEmbed3dSpec, Scalar, Spec, TissueCountsSpec, specialise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# The encoder presets (tiny: 12^3 patches, 32 channels a head; base: 16^3, 64), the third head dim, and the other voxel type.
+SHIPPED_CONFIG = REPOSITORY / "decipher_rt" / "default" / "weights" / "config.yaml"
+# The shipped model (8^3 patches, 32 channels a head), the preset base (16^3, 64), and the third head dim.
 BASE_PATCH = PatchEmbed3dSpec((128, 128, 128), (16, 16, 16), 768)
-TINY_PATCH = PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192, volume="int16", rows=4096)
-SPECS: list[Spec] = [BASE_PATCH, TINY_PATCH, AttentionSpec(6, 32), AttentionSpec(12, 64), AttentionSpec(8, 96)]
-# The other dtypes, a patch whose rows start on no boundary, and the large tiles of attention.
+SHIPPED_PATCH = PatchEmbed3dSpec((96, 96, 96), (8, 8, 8), 192, rows=256)
+SHIPPED_COUNTS = TissueCountsSpec((96, 96, 96), (8, 8, 8))
+SHIPPED_ATTENTION = AttentionSpec(6, 32)
+SPECS: list[Spec] = [BASE_PATCH, SHIPPED_PATCH, SHIPPED_ATTENTION, AttentionSpec(12, 64), AttentionSpec(8, 96)]
+# The other dtypes, the large tiles, and a patch whose rows start on no boundary.
 MORE: list[Spec] = [
+    PatchEmbed3dSpec((96, 96, 96), (8, 8, 8), 192, volume="int16", rows=4096),
     PatchEmbed3dSpec((96, 96, 96), (12, 12, 12), 192, volume="uint16"),
     PatchEmbed3dSpec(
         (128, 128, 128), (16, 16, 16), 768, volume="float16", operand="bfloat16", output="bfloat16", rows=4096
@@ -37,11 +44,27 @@ MORE: list[Spec] = [
     AttentionSpec(12, 64, dtype="bfloat16", layout="separate"),
     *(AttentionSpec(32, d, tokens=4096) for d in (64, 96)),
     # Every type of voxel; a tile that the patch fills, three quarters of one, and rows on no boundary.
+    SHIPPED_COUNTS,
     TissueCountsSpec((128, 128, 128), (16, 16, 16)),
     TissueCountsSpec((96, 96, 96), (12, 12, 12), "int16"),
     TissueCountsSpec((90, 90, 90), (15, 15, 15), "float16"),
     TissueCountsSpec((64, 64, 64), (8, 8, 8), "uint16"),
 ]
+
+
+def test_the_kernels_of_the_shipped_model_are_among_these() -> None:
+    """As ``export`` asks for them, and as its resources are documented."""
+    config = yaml.safe_load(SHIPPED_CONFIG.read_text())["encoder"]
+    grid, patch = tuple(config["grid_shape"]), tuple(config["patch_shape"])
+    shipped = {
+        PatchEmbed3dSpec(grid, patch, config["width"], rows=config["token_buckets"][0]): SHIPPED_PATCH,
+        TissueCountsSpec(grid, patch): SHIPPED_COUNTS,
+        AttentionSpec(config["heads"], config["width"] // config["heads"]): SHIPPED_ATTENTION,
+    }
+    for asked, compiled in shipped.items():
+        assert asked == compiled
+        assert compiled in SPECS + MORE
+        assert compiled in PRESETS
 
 
 def name(spec: Spec) -> str:
@@ -111,6 +134,17 @@ def test_uses_tensor_cores_and_asynchronous_copies(
         assert instruction in compiled[spec, architecture].ptx
     for spec in (BASE_PATCH, AttentionSpec(12, 64)):
         assert "cp.async.cg.shared.global" in compiled[spec, architecture].ptx, "16-byte copies need aligned rows"
+
+
+def test_the_documented_resources_are_those_of_these_kernels(compiled: Compiled) -> None:
+    documented = (REPOSITORY / "docs" / "kernels.md").read_text()
+    triton = importlib.metadata.version("triton")
+    if f"(Triton {triton})" not in documented:
+        pytest.skip(f"the table is of another Triton than {triton}")
+    lines = table(compiled[spec, a] for spec in PRESETS for a in ARCHITECTURES).splitlines()
+    assert len(lines) == 2 + len(PRESETS)
+    for line in lines:
+        assert line in documented
 
 
 def test_the_environment_does_not_change_what_is_compiled(
