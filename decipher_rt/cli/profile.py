@@ -118,7 +118,7 @@ def _profile(
     tell.done()
     report = build_report(
         bundle=opened,
-        threads=session.encoder.threads,
+        encoder=session.encoder,
         warm=warm,
         cold=cold_runs,
         throughput=saturated,

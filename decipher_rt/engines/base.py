@@ -39,6 +39,24 @@ class HoldsPlans(Protocol):
 
 
 @runtime_checkable
+class SaysHowItLoaded(Protocol):
+    """An engine whose first load on a card differs from the others.
+
+    Attributes
+    ----------
+    load_ms : float
+    compiled : bool
+        Whether this load compiled what a later one finds on disk.
+    not_recorded : str or None
+        Why its work is not one CUDA graph.
+    """
+
+    load_ms: float
+    compiled: bool
+    not_recorded: str | None
+
+
+@runtime_checkable
 class TakesGridsOnDevice(Protocol):
     """An engine that reads grids where DALI left them on its GPU, and counts their tissue there."""
 

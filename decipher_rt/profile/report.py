@@ -12,6 +12,8 @@ from typing import Any
 from decipher_rt import __version__
 from decipher_rt.bundle import Bundle
 from decipher_rt.clock import STAGES
+from decipher_rt.engines import Engine
+from decipher_rt.engines.base import SaysHowItLoaded
 from decipher_rt.errors import DecipherError
 from decipher_rt.machine import describe_machine, package_version
 from decipher_rt.profile.cold import PARTS, ColdRun, environment
@@ -26,7 +28,7 @@ PACKAGES = ("numpy", "pydicom", "nvidia-dali-cuda130", "onnxruntime", "onnxrunti
 def build_report(
     *,
     bundle: Bundle,
-    threads: int,
+    encoder: Engine,
     warm: Warm,
     cold: Sequence[ColdRun],
     throughput: Throughput | None,
@@ -39,8 +41,8 @@ def build_report(
     Parameters
     ----------
     bundle : Bundle
-    threads : int
-        That the session was given.
+    encoder : Engine
+        That the session ran.
     warm, cold, throughput, peak : what was measured
     load : mapping
         Milliseconds of ``bundle open`` and ``engine load`` in this process.
@@ -60,7 +62,8 @@ def build_report(
         "series": {key: result.series[key] for key in ("path", "description", "files", "shape_ras")}
         | {"voxel_mib": round(warm.volume_bytes / 2**20, 2)},
         "bundle": dict(result.bundle),
-        "engine": dict(result.engine) | {"threads": threads},
+        "engine": dict(result.engine) | {"threads": encoder.threads},
+        "encoder_load": _encoder_load(encoder),
         "tokens": dict(result.tokens),
         "stages": stages,
         "total": total,
@@ -120,6 +123,7 @@ def text_report(report: Mapping[str, Any]) -> str:
         lines.append(_row(stage, row, row["share"]))
     lines.append(_row("total", total, 1.0))
     lines.append(f"  the parts sum to {report['parts_over_total']:.2%} of the total, which is measured on its own")
+    lines += _load_lines(report)
     lines += _cold_lines(report["cold"])
     if throughput := report["throughput"]:
         lines += [
@@ -207,6 +211,26 @@ def _throughput(measured: Throughput | None) -> dict[str, Any] | None:
         "busy": round(measured.busy, 4),
         "peak_mib": round(measured.peak_mib, 1),
     }
+
+
+def _encoder_load(encoder: Engine) -> dict[str, Any] | None:
+    if not isinstance(encoder, SaysHowItLoaded):
+        return None
+    return {
+        "load_ms": round(encoder.load_ms, 2),
+        "compiled": encoder.compiled,
+        "not_recorded": encoder.not_recorded,
+    }
+
+
+def _load_lines(report: Mapping[str, Any]) -> list[str]:
+    """Say how an engine of a GPU was loaded: where it compiled, this time is no measure of the next."""
+    load = report.get("encoder_load")  # profiles of earlier versions have none
+    if load is None:
+        return []
+    which = "compiled for this card, the first load here" if load["compiled"] else "nothing to compile"
+    graphs = f"no CUDA graph: {load['not_recorded']}" if load["not_recorded"] else "one CUDA graph a token bucket"
+    return ["", f"encoder loaded in {load['load_ms']:.0f} ms ({which}); {graphs}"]
 
 
 def _cold_lines(cold: Mapping[str, Any] | None) -> list[str]:

@@ -42,6 +42,7 @@ class FakeCuda:
     ``done`` names the copies and kernels that were carried out, in order; ``launches`` are those of kernels outside of
     graphs. A call in ``fail`` does nothing and gives an error, and so does one that needs a context in a thread where
     none is current (``contexts()`` are the calling thread's, the last is current), or where the primary context is gone.
+    ``foreign_streams`` are those of others in the same context.
     ``handles`` are streams and events that live, ``waits`` the streams that were waited for, ``destroyed`` the library's
     objects in the order in which they went.
     """
@@ -57,6 +58,7 @@ class FakeCuda:
         self.fail: set[str] = set()
         self.retained = 0
         self.handles: set[int] = set()
+        self.foreign_streams: set[int] = set()
         self.recorded_events: dict[int, int] = {}
         self.waits: list[int] = []
         self.destroyed: list[str] = []
@@ -144,9 +146,12 @@ class FakeCuda:
 
     on_cuStreamDestroy_v2 = on_cuEventDestroy_v2 = _destroy
 
-    def on_cuEventRecord(self, event: Any, stream: Any) -> None:
+    def on_cuEventRecord(self, event: Any, stream: Any) -> int:
         assert event.value in self.handles
+        if stream.value not in self.handles | self.foreign_streams:
+            return INVALID_CONTEXT
         self.recorded_events[event.value] = stream.value
+        return 0
 
     def on_cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> None:
         assert flags == 0

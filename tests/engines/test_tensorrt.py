@@ -14,6 +14,7 @@ import gc
 import itertools
 import json
 import re
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,12 +74,13 @@ def load(
 ) -> Callable[..., TensorRtEngine]:
     """Load the engine of ``folder``; ``module.require_library`` then gives the library that it was loaded with."""
 
-    def load(*, rtx: bool = True, **options: bool) -> TensorRtEngine:
+    def load(*, rtx: bool = True, one_each: bool = False, **options: bool) -> TensorRtEngine:
         library = play_library(driver, rtx=rtx, **options)
         monkeypatch.setattr(module, "require_library", lambda flavour: library)
-        plan = Plan(folder / "encoder.plan", "0" * 64, CONFIG.token_buckets)
+        buckets = [(tokens,) for tokens in CONFIG.token_buckets] if one_each else [CONFIG.token_buckets]
+        plans = [Plan(folder / "encoder.plan", f"{index:064d}", tokens) for index, tokens in enumerate(buckets)]
         return TensorRtEngine(
-            "tensorrt-rtx" if rtx else "tensorrt", [plan], folder / "kernels", CONFIG.preprocessing,
+            "tensorrt-rtx" if rtx else "tensorrt", plans, folder / "kernels", CONFIG.preprocessing,
             precision="fp16", embedding_size=CONFIG.embedding_size,
         )  # fmt: skip
 
@@ -281,6 +283,91 @@ def test_memory_and_graphs_are_freed_with_the_last_reference_to_the_engine(drive
         gc.enable()
 
 
+def test_memory_is_freed_in_whatever_thread_the_engine_goes(driver, load) -> None:
+    """Another thread has no current context, and the driver frees nothing without one."""
+    gc.collect()
+    held = [load()]
+    assert driver.live
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert not driver.live | driver.graphs | driver.executables
+    assert not driver.handles
+    assert driver.retained == 0
+    assert driver.contexts() == []
+
+
+def test_the_context_of_the_caller_is_current_again(encoder, driver, load, on_device) -> None:
+    """Also where it runs in a thread that never saw the engine, and where a run fails."""
+    theirs = 999
+    driver.contexts().append(theirs)
+    engine = load()
+    assert driver.contexts() == [theirs]
+    given = inputs(24)
+    outputs = engine.run(given)
+    engine.tissue_counts(on_device(given["volume"]), np.float32(0))
+    assert driver.contexts() == [theirs]
+    assert np.abs(outputs["embedding"] - reference(encoder, given)[1]).max() < HALF_STEPS
+    left = []
+    thread = threading.Thread(target=lambda: left.extend([engine.run(given), *driver.contexts()]))
+    thread.start()
+    thread.join()
+    (elsewhere,) = left
+    np.testing.assert_array_equal(elsewhere["embedding"], outputs["embedding"])
+    driver.fail.add("cuGraphLaunch")
+    with pytest.raises(EngineError):
+        engine.run(given)
+    assert driver.contexts() == [theirs]
+
+
+def test_a_driver_that_fails_half_way_gives_the_context_back(driver) -> None:
+    driver.fail.add("cuStreamCreate")
+    with pytest.raises(EngineError, match="cuStreamCreate"):
+        cuda.Driver()
+    gc.collect()  # the traceback held it
+    assert driver.retained == 0
+
+
+def test_to_ask_a_device_what_it_is_starts_nothing_on_it(driver) -> None:
+    device = cuda.Device()
+    assert (device.name, device.architecture, device.version) == ("Fake RTX", 89, "13.0")
+    assert "cuDevicePrimaryCtxRetain" not in driver.calls
+
+
+@pytest.mark.parametrize("call", ["run", "tissue_counts"])
+def test_a_grid_that_another_stream_still_writes_is_waited_for(driver, load, on_device, call) -> None:
+    engine, given = load(), inputs(24)
+    theirs, ready = 777, on_device(given["volume"])
+    driver.foreign_streams.add(theirs)
+
+    def go(stream: int) -> list[str]:
+        driver.done.clear()
+        volume = dataclasses.replace(ready, stream=stream)
+        engine.run(given | {"volume": volume}) if call == "run" else engine.tissue_counts(volume, np.float32(0))
+        return driver.done
+
+    assert "wait" not in go(0)  # ready for any
+    assert "wait" not in go(engine.driver.stream_handle)  # its own
+    done = go(theirs)
+    assert driver.waits == [theirs]
+    assert done[0] == "wait"  # before the kernel reads it
+    with pytest.raises(EngineError, match="cuEventRecord gives CUDA_ERROR_INVALID_CONTEXT"):
+        go(778)
+
+
+def test_each_plan_is_named_by_its_buckets(load) -> None:
+    engine = load(rtx=False, one_each=True)
+    assert [engine.sha256_of(tokens) for tokens in CONFIG.token_buckets] == [f"{0:064d}", f"{1:064d}"]
+    with pytest.raises(EngineError, match="25 tokens, the engine was built for 24, 96"):
+        engine.sha256_of(25)
+
+
+def test_tensorrt_has_no_cache_and_compiles_nothing(load) -> None:
+    engine = load(rtx=False)
+    assert not engine.compiled
+    assert module.require_library("tensorrt").caches == []
+
+
 def test_rtx_compiles_once_for_a_card(load) -> None:
     first = load()
     second = load()
@@ -288,6 +375,16 @@ def test_rtx_compiles_once_for_a_card(load) -> None:
     caches = module.require_library("tensorrt-rtx").caches
     assert len(caches) == 1  # one for all contexts of an engine
     assert caches[0]().content == b"compiled"
+
+
+def test_another_release_of_the_driver_compiles_again(load, monkeypatch) -> None:
+    """It can know the same CUDA and compile otherwise."""
+    releases = ["580.65.06", "580.65.06", "580.95.05"]
+    compiled = []
+    for release in releases:
+        monkeypatch.setattr(module, "driver_release", lambda release=release: release)
+        compiled.append(load().compiled)
+    assert compiled == [True, False, True]
 
 
 def test_the_cache_belongs_to_engine_library_driver_and_card(monkeypatch, tmp_path) -> None:
@@ -319,20 +416,33 @@ def test_a_call_that_fails_is_named(driver, load) -> None:
         engine.run(inputs(24))
 
 
+def test_an_error_repeats_what_was_said_of_it_and_nothing_older(load) -> None:
+    """The library complained at loading, of what it then mended."""
+    engine = load(refuses_capture=True)  # its parts are enqueued one by one
+    for made in module.require_library("tensorrt-rtx").contexts:
+        made().complaint = "no workspace"
+    with pytest.raises(EngineError, match=r"tensorrt-rtx: the engine does not run: no workspace$"):
+        engine.run(inputs(24))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_an_engine_of_another_version_says_how_to_rebuild_it(
-    folder, driver, monkeypatch, tmp_path, play_library
+    folder, driver, monkeypatch, tmp_path, play_library, precision
 ) -> None:
     monkeypatch.setattr(module, "require_library", lambda flavour: play_library(driver, rtx=True))
     (tmp_path / "old.plan").write_bytes(b"other version")
     with pytest.raises(EngineError) as caught:
         TensorRtEngine(
-            "tensorrt-rtx", [Plan(tmp_path / "old.plan", "0" * 64, (24,))], folder / "kernels", CONFIG.preprocessing,
-            precision="fp16", embedding_size=16,
+            "tensorrt-rtx", [Plan(tmp_path / "old.plan", "0" * 64, (24,), "tensorrt-rtx 1.6.0")], folder / "kernels",
+            CONFIG.preprocessing, precision=precision, embedding_size=16,
         )  # fmt: skip
     message = str(caught.value)
     assert "\n" not in message
     assert "Version tag does not match. expected 1.7" in message
-    assert message.endswith("decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine tensorrt-rtx --arch sm_89")
+    assert message.startswith("old.plan (built with tensorrt-rtx 1.6.0): tensorrt-rtx 1.7.1 on sm_89 refuses it: ")
+    assert message.endswith(
+        f"; rebuild it: decipher-rt export CHECKPOINT -o BUNDLE --{precision} --engine tensorrt-rtx --arch sm_89"
+    )
 
 
 def kernels_json(folder: Path, *architectures: str) -> Path:

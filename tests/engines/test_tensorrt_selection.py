@@ -14,7 +14,7 @@ from decipher_rt import encoder as module
 from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder, why_not
 from decipher_rt.engines import cuda, load_engine
-from decipher_rt.engines.select import AUTO_ORDER, plan_entries
+from decipher_rt.engines.select import AUTO_ORDER, built_by, plan_entries
 from decipher_rt.errors import BundleError, EngineError
 from decipher_rt.manifest import EngineFile
 from decipher_rt.session import Session
@@ -85,6 +85,23 @@ def test_auto_takes_the_first_that_loads(bundle: Bundle, monkeypatch: pytest.Mon
     assert chosen.fallback == (expected or None)
 
 
+def test_a_library_that_fails_in_its_own_way_does_not_end_auto(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = module._load
+
+    def fail(bundle: Bundle, engine: str, *others: Any) -> Encoder:
+        if engine == "onnxruntime":
+            return load(bundle, engine, *others)
+        raise {"tensorrt": AttributeError, "tensorrt-rtx": RuntimeError}.get(engine, ValueError)("no\nsuch thing")
+
+    monkeypatch.setattr(module, "_load", fail)
+    chosen = load_encoder(bundle, "auto", "fp32", 1)
+    assert chosen.engine.name == "onnxruntime"
+    assert chosen.fallback == (
+        "tensorrt: AttributeError: no such thing; tensorrt-rtx: RuntimeError: no such thing; "
+        "onnxruntime-cuda: ValueError: no such thing"
+    )
+
+
 def test_plans_of_a_card_are_all_its_buckets(bundle: Bundle) -> None:
     manifest = with_plans(bundle).manifest
     assert [entry.file for entry in plan_entries(manifest, "tensorrt", "fp16", 89)] == [
@@ -96,6 +113,24 @@ def test_plans_of_a_card_are_all_its_buckets(bundle: Bundle) -> None:
         EngineError, match=r"for sm_89, this card is sm_86; build one: .* --engine tensorrt on this machine"
     ):
         plan_entries(manifest, "tensorrt", "fp16", 86)
+    with pytest.raises(EngineError, match=r"for no card, .* --bf16 --engine tensorrt-rtx --arch sm_86$"):
+        plan_entries(manifest, "tensorrt-rtx", "bf16", 86)
+    with pytest.raises(
+        EngineError, match=r"--fp16 --engine tensorrt on this machine, and run it with --precision fp16"
+    ):
+        plan_entries(manifest, "tensorrt", "fp32", 86)
+
+
+@pytest.mark.parametrize(
+    ("target", "built", "expected"),
+    [
+        ("tensorrt-sm_89", {"tensorrt": "10.13.0"}, "tensorrt 10.13.0"),
+        ("tensorrt-rtx", {"tensorrt_rtx": "1.7.1", "onnx": "1.19"}, "tensorrt-rtx 1.7.1"),
+        ("tensorrt-rtx", {"onnx": "1.19"}, ""),
+    ],
+)
+def test_what_built_a_plan(target: str, built: dict[str, str], expected: str) -> None:
+    assert built_by(EngineFile(target, "fp16", "a.plan", built)) == expected
 
 
 @pytest.mark.parametrize(("architecture", "reason"), [(89, None), (90, "this card is sm_90")])

@@ -103,7 +103,13 @@ def test_active_only_in_half_precision_without_gradients(served_on_the_cpu: None
 
 @pytest.mark.parametrize(
     ("capability", "half", "brain"),
-    [((7, 0), False, False), ((7, 2), False, False), ((7, 5), True, False), ((8, 0), True, True), ((12, 1), True, True)],
+    [
+        ((7, 0), False, False),
+        ((7, 2), False, False),
+        ((7, 5), True, False),
+        ((8, 0), True, True),
+        ((12, 1), True, True),
+    ],
 )
 def test_only_on_cards_that_the_kernels_serve(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: bool, brain: bool

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,7 +55,7 @@ def cold() -> list[ColdRun]:
 def report(session, warm, cold, saturated):
     return build_report(
         bundle=session.bundle,
-        threads=session.encoder.threads,
+        encoder=session.encoder,
         warm=warm,
         cold=cold,
         throughput=saturated,
@@ -101,6 +102,28 @@ def test_a_person_reads_every_stage(report):
     for name in (*STAGES, *PARTS, "total", "GFLOP/s", "series/s", "decipher-rt profile series"):
         assert name in text
     assert "of so few, p95 and p99 are the slowest" in text
+
+
+def test_a_first_load_on_a_card_is_told_apart(session, warm, cold, report):
+    assert report["encoder_load"] is None  # nothing is compiled on a CPU
+    assert "encoder loaded" not in text_report(report)
+
+    def lines(**said):
+        encoder = SimpleNamespace(threads=1, load_ms=1234.567, **said)
+        made = build_report(
+            bundle=session.bundle, encoder=encoder, warm=warm, cold=cold, throughput=None,
+            peak=MachinePeak(100.0, 10.0), load={}, command="",
+        )  # fmt: skip
+        assert made["encoder_load"] == {"load_ms": 1234.57, **said}
+        (line,) = (line for line in text_report(made).splitlines() if line.startswith("encoder loaded"))
+        return line
+
+    first = lines(compiled=True, not_recorded=None)
+    assert first == (
+        "encoder loaded in 1235 ms (compiled for this card, the first load here); one CUDA graph a token bucket"
+    )
+    again = lines(compiled=False, not_recorded="the driver refuses")
+    assert again.endswith("(nothing to compile); no CUDA graph: the driver refuses")
 
 
 def test_a_report_is_read_back_and_others_are_refused(report, tmp_path):
