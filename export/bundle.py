@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import io
 from collections.abc import Mapping, Sequence
@@ -23,14 +24,14 @@ from decipher_rt.preprocess import build_graph
 from decipher_rt.text import INPUTS, OUTPUT
 from decipher_rt.train.golden import GoldenCase
 from decipher_rt.train.weights import RecipeWeights, Weights
-from decipher_rt.verify import CASE
+from decipher_rt.verify import CASE, TOLERANCES
 
 from .evaluate import Judge, judge_encoders
 from .onnx import encoder_graph, graph, half_storage
 from .parts import SCOPE_GRAPH, TEXT_GRAPH, TOKENIZER, Parts, TextPart, parts_of
 from .quantize import int8_graphs
 from .tensorrt.files import Wanted, plan_files
-from .verify import TOLERANCES, check_graphs, reference_outputs
+from .verify import check_graphs, reference_outputs
 
 ENCODERS: dict[tuple[str, Precision], str] = {
     ("onnx", "fp32"): "encoder.onnx",
@@ -117,9 +118,14 @@ def export_bundle(
     manifest = _manifest(parts, engines)
     reference = reference_outputs(parts, inputs)
     whole = reference_outputs(parts, _whole_grid(inputs, parts.spec))
-    numerics = check_graphs(files, manifest, [reference, whole])
+
+    @functools.cache
+    def of_bucket(tokens: int) -> Mapping[str, NDArray[Any]]:
+        return reference_outputs(parts, _of_bucket(inputs, parts.spec, tokens))
+
+    numerics = check_graphs(files, manifest, [reference, whole], of_bucket)
     if judge:
-        numerics = judge_encoders(files, manifest, numerics, judge)
+        numerics = judge_encoders(files, manifest, numerics, parts.heads, judge)
     files[f"{manifest.golden}/{CASE}"] = _archive({**reference, "volume": case.volume[None, None]})
     write_bundle(folder, replace(manifest, numerics=numerics), files)
     return numerics
@@ -165,6 +171,14 @@ def _whole_grid(inputs: Mapping[str, Tensor], spec: Preprocessing) -> dict[str, 
     volume = torch.cat([inputs["volume"], inputs["volume"].flip(2)])
     tokens = torch.arange(spec.patches).expand(2, -1)
     return {"volume": volume, "window": inputs["window"].expand(2, -1), "tokens": tokens}
+
+
+def _of_bucket(inputs: Mapping[str, Tensor], spec: Preprocessing, tokens: int) -> dict[str, Tensor]:
+    """Return the golden case with another number of tokens: some of its own, or those and others."""
+    golden = inputs["tokens"][0]
+    others = torch.arange(spec.patches)
+    others = others[~torch.isin(others, golden)]
+    return {**inputs, "tokens": torch.cat([golden, others])[:tokens].sort().values[None]}
 
 
 def _manifest(parts: Parts, engines: Sequence[EngineFile]) -> Manifest:

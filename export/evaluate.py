@@ -1,4 +1,4 @@
-"""What a reduced precision costs: every head's metric on simulated series that no one trained on, beside fp32."""
+"""What a reduced precision costs: every head's figures on series that no one trained on, beside fp32."""
 
 from __future__ import annotations
 
@@ -9,38 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
-from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines import Engine
 from decipher_rt.errors import EngineError
-from decipher_rt.manifest import Head, Manifest, Numerics, Preprocessing
-from decipher_rt.preprocess import Grid, Preprocessor
-from decipher_rt.series import ReadOptions, find_series, read_series
-from decipher_rt.tokens import select_tokens
-from decipher_rt.train.decoders.registry import kind_of
-from decipher_rt.train.first_config import FirstConfig
-from decipher_rt.train.model.heads import LESION, SEQUENCES
-from decipher_rt.train.model.recipe import RecipeConfig
-from decipher_rt.train.progress import Progress
-from decipher_rt.train.samples import SHARD, Samples, SampleSource, Split, make_samples
-from decipher_rt.train.sources import SourceConfig, open_source
-from decipher_rt.train.views import UNIT_WINDOW
+from decipher_rt.manifest import Manifest, Numerics
+from decipher_rt.train.decoders.contract import Decoder, Rows
 from decipher_rt.verify import MIN_EMBEDDING_COSINE
 
+from .known import Arrays, KnownSeries
+from .parts import HeadPart
 from .runnable import runnable_encoders, write_files
-
-Arrays = Mapping[str, NDArray[Any]]
-
-CALIBRATION_SERIES = SHARD  # they are simulated by the shard
-
-
-@dataclass(frozen=True)
-class KnownSeries:
-    """One preprocessed series as the encoder takes it, and the true label of each head that has one for it."""
-
-    inputs: Arrays
-    truth: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +49,7 @@ class Figures:
         Smallest to the fp32 encoder's, over all series and all their tokens.
     patch_max_error : float
     metrics : mapping
-        In percent: accuracy of a head, or area under the ROC curve where it has two labels.
+        In points of a hundred, as ``points`` says.
     """
 
     embedding_cosine: float
@@ -78,84 +58,12 @@ class Figures:
     metrics: Mapping[str, float]
 
 
-def known_series(
-    config: FirstConfig | RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
-) -> Iterator[KnownSeries]:
-    """Yield the first series of a split of what the model was trained on, made where they are not in the cache.
-
-    Parameters
-    ----------
-    config : FirstConfig or RecipeConfig
-        Of the model: it says where its series come from.
-    split : "train", "validation" or "test"
-    count : int
-    cache : Path
-        The folder that ``decipher-rt evaluate`` uses too.
-    progress : Progress
-    """
-    if isinstance(config, RecipeConfig):
-        yield from _recipe_series(config, split, count, cache, progress)
-        return
-    spec = config.encoder.preprocessing
-    source = SampleSource(config.seed, config.samples.not_heads, spec)
-    with progress.bar(f"simulating {split}", count) as advance_to:
-        samples: Samples = make_samples(source, split, count, cache, config.workers, advance_to)
-    for index in range(count):
-        series = samples[index]
-        volume = series.volume.astype(np.float32)
-        truth = {"sequence": SEQUENCES[series.sequence], "lesion": LESION[series.lesion]} if series.head else {}
-        yield KnownSeries(_inputs(Grid(volume, UNIT_WINDOW, np.eye(4)), spec), truth)
-
-
-def _recipe_series(
-    config: RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
-) -> Iterator[KnownSeries]:
-    """Yield ``count`` series of every source, each with the truth for the heads that were trained on that source."""
-    spec, seen = config.encoder.preprocessing, list[SourceConfig]()
-    classified = [d for d in config.decoders if kind_of(d.kind).answer == "classification"]
-    for source in (config.sources[decoder.name] for decoder in classified):
-        if source in seen:
-            continue
-        seen.append(source)
-        targets = {d.name: d.target for d in classified if config.sources[d.name] == source}
-        examples = open_source(source, spec, split, cache, config.threads, progress)
-        for index in range(min(count, len(examples))):
-            example = examples[index]
-            truth = {name: str(example.labels[t]) for name, t in targets.items() if t in example.labels}
-            yield KnownSeries(_inputs(Grid(example.volume.astype(np.float32), UNIT_WINDOW, np.eye(4)), spec), truth)
-
-
-def real_series(paths: Sequence[Path], spec: Preprocessing) -> Iterator[KnownSeries]:
-    """Yield the series under some paths, read and preprocessed as the runtime does it; nothing is known of them.
-
-    Raises
-    ------
-    SeriesError
-        If one of them cannot be read.
-    """
-    preprocess, options = Preprocessor(None, spec), ReadOptions()
-    for path in paths:
-        for found in find_series(path, options):
-            yield KnownSeries(_inputs(preprocess(read_series(found, options)), spec), {})
-
-
-def calibration_inputs(
-    config: FirstConfig | RecipeConfig, paths: Sequence[Path], cache: Path, progress: Progress
-) -> list[Arrays]:
-    """Return what int8 is calibrated on: heads of the training split, and the real series under ``paths``."""
-    trained_on = known_series(config, "train", CALIBRATION_SERIES, cache, progress)
-    heads = [known.inputs for known in trained_on if known.truth]
-    return heads + [known.inputs for known in real_series(paths, config.encoder.preprocessing)]
-
-
-def _inputs(grid: Grid, spec: Preprocessing) -> Arrays:
-    tokens = select_tokens(grid, spec).indices
-    window = np.asarray(grid.window, np.float32)
-    return {"volume": grid.volume[None, None], "window": window[None], "tokens": tokens[None]}
-
-
 def judge_encoders(
-    files: Mapping[str, bytes | Path], manifest: Manifest, numerics: Sequence[Numerics], judge: Judge
+    files: Mapping[str, bytes | Path],
+    manifest: Manifest,
+    numerics: Sequence[Numerics],
+    heads: Sequence[HeadPart],
+    judge: Judge,
 ) -> tuple[Numerics, ...]:
     """Complete what is known of each encoder by the evaluation series.
 
@@ -166,6 +74,8 @@ def judge_encoders(
     manifest : Manifest
     numerics : sequence
         Of the golden case, from ``check_graphs``; fp32 first.
+    heads : sequence of HeadPart
+        Of the model; their graphs were compared with them.
     judge : Judge
 
     Raises
@@ -179,11 +89,6 @@ def judge_encoders(
         write_files(folder, files)
         loaded = {(entry.target, entry.precision): engine for entry, engine in runnable_encoders(folder, manifest)}
         encoders = [loaded[row.target, row.precision] for row in numerics]
-        heads = [
-            (head, load_engine("onnxruntime", folder / head.file, precision="fp32"))
-            for head in manifest.heads
-            if head.kind == "classification"
-        ]
         reference, others = evaluate_encoders(encoders[0], encoders[1:], heads, judge.series())
     judged = []
     for row, figures in zip(numerics, (reference, *others), strict=True):
@@ -200,11 +105,9 @@ def judge_encoders(
     return tuple(judged)
 
 
+@torch.no_grad()
 def evaluate_encoders(
-    reference: Engine,
-    encoders: Sequence[Engine],
-    heads: Sequence[tuple[Head, Engine]],
-    series: Iterator[KnownSeries],
+    reference: Engine, encoders: Sequence[Engine], heads: Sequence[HeadPart], series: Iterator[KnownSeries]
 ) -> tuple[Figures, tuple[Figures, ...]]:
     """Run encoders and heads on the same series.
 
@@ -214,8 +117,8 @@ def evaluate_encoders(
         The fp32 encoder.
     encoders : sequence of Engine
         What is compared with it.
-    heads : sequence
-        Each head of the bundle with its graph; those that are no classification are left out.
+    heads : sequence of HeadPart
+        Of every kind; the decoders' own figures are what is compared.
     series : iterator
 
     Returns
@@ -226,34 +129,78 @@ def evaluate_encoders(
     Raises
     ------
     EngineError
-        If for some head no series has a truth.
+        If for some head no series has a truth, or all the same one.
     """
     everything = (reference, *encoders)
-    cosines = [[(1.0, 1.0, 0.0)] for _ in everything]
-    heads = [(head, engine) for head, engine in heads if head.kind == "classification"]
-    truths: dict[str, list[int]] = {head.name: [] for head, _ in heads}
-    answers: list[dict[str, list[NDArray[np.floating]]]] = [{head.name: [] for head, _ in heads} for _ in everything]
-    for known in series:
-        asked = [(head, engine) for head, engine in heads if known.truth.get(head.name) in head.labels]
-        for head, _ in asked:
-            truths[head.name].append(head.labels.index(known.truth[head.name]))
-        exact = reference.run(known.inputs)
+    differences = [[(1.0, 1.0, 0.0)] for _ in everything]
+    rows: list[dict[str, list[Rows]]] = [{part.entry.name: [] for part in heads} for _ in everything]
+    for one in series:
+        known = one.known
+        asked = [part for part in heads if known and part.entry.name in one.heads and part.decoder.knows(known)]
+        exact = reference.run(one.inputs)
         for place, encoder in enumerate(everything):
-            encoded = exact if place == 0 else encoder.run(known.inputs)
-            cosines[place].append(_difference(encoded, exact))
-            features = {**encoded, "tokens": known.inputs["tokens"]}
-            for head, engine in asked:
-                output = engine.run({name: features[name] for name in engine.inputs})
-                answers[place][head.name].append(output["probabilities"][0])
-    empty = [name for name, known_truths in truths.items() if not known_truths]
-    if empty:
-        raise EngineError(f"the evaluation series have no truth for {', '.join(empty)}; evaluate on more series")
+            encoded = exact if place == 0 else encoder.run(one.inputs)
+            differences[place].append(_difference(encoded, exact))
+            for part in asked:
+                rows[place][part.entry.name].append(_rows(part.decoder, encoded, one))
     figures = []
-    for seen, given in zip(cosines, answers, strict=True):
+    for seen, found in zip(differences, rows, strict=True):
         embedding, patch, error = zip(*seen, strict=True)
-        metrics = {name: _metric(np.array(given[name]), np.array(truth)) for name, truth in truths.items()}
-        figures.append(Figures(min(embedding), min(patch), max(error), metrics))
+        figures.append(Figures(min(embedding), min(patch), max(error), _metrics(heads, found)))
     return figures[0], tuple(figures[1:])
+
+
+def points(decoder: Decoder, figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a head is judged by, in points of a hundred, by what follows the head's name.
+
+    Classification: area under the ROC curve of two labels, accuracy of more. Regression: R squared. Segmentation: Dice,
+    the mean over labels. Localisation: area under the ROC curve of presence, and the overlap (IoU) of the best box.
+    What the series cannot tell, such as an area of one class, is left out.
+    """
+    found: dict[str, float | None]
+    if decoder.answer == "classification":
+        area = figures["auroc"] if len(decoder.labels) == 2 else None
+        found = {"": figures["accuracy"] if area is None else area}
+    elif decoder.answer == "regression":
+        found = {"": figures["r_squared"]}
+    elif decoder.answer == "segmentation":
+        dices = [dice for dice in figures["dice"].values() if dice is not None]
+        found = {"": sum(dices) / len(dices) if dices else None}
+    else:
+        found = {"": figures["presence_auroc"], " IoU": figures["iou"]}
+    return {name: 100 * value for name, value in found.items() if value is not None}
+
+
+def _metrics(heads: Sequence[HeadPart], rows: Mapping[str, Sequence[Rows]]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for part in heads:
+        name, of_head = part.entry.name, rows[part.entry.name]
+        joined = {key: np.concatenate([row[key] for row in of_head]) for key in (of_head[0] if of_head else ())}
+        told = points(part.decoder, part.decoder.figures(joined)) if joined else {}
+        if not told:
+            raise EngineError(
+                f"the evaluation series have no truth to judge {name} by; evaluate on more with --evaluate, or on "
+                "none with --evaluate 0"
+            )
+        metrics |= {f"{name}{what}": value for what, value in told.items()}
+    return metrics
+
+
+def _rows(decoder: Decoder, encoded: Arrays, one: KnownSeries) -> Rows:
+    """Return what the figures of a head need of one series, from what an encoder made of it."""
+    tokens = one.inputs["tokens"]
+    if one.known is None:
+        raise ValueError("nothing is known of the series")
+    truth = decoder.target(one.known, one.tissue if decoder.reads_tissue else None, tokens[0])
+    target = {name: torch.from_numpy(np.stack([values])) for name, values in truth.items()}
+    patch, embedding = (torch.from_numpy(_finite(encoded[name])) for name in ("patch", "embedding"))
+    places = torch.from_numpy(tokens)
+    return decoder.rows(decoder.raw(patch, places, embedding), target, places)
+
+
+def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an output with 0 for what is no number: such an encoder is refused by its cosine, with all the figures."""
+    return np.where(np.isfinite(array), array, np.float32(0))
 
 
 def _refuse(encoder: str, reference: Figures, figures: Figures, max_drop: float) -> None:
@@ -277,10 +224,3 @@ def _difference(encoded: Arrays, exact: Arrays) -> tuple[float, float, float]:
         found.append(float(np.nan_to_num(cosine, nan=-1.0).min()))
     error = float(np.nan_to_num(np.abs(encoded["patch"] - exact["patch"]), nan=np.inf).max())
     return found[0], found[1], error
-
-
-def _metric(probabilities: NDArray[np.floating], truth: NDArray[np.int64]) -> float:
-    probabilities = np.nan_to_num(probabilities, nan=0.0)
-    if probabilities.shape[1] == 2 and 0 < truth.mean() < 1:
-        return 100 * float(roc_auc_score(truth, probabilities[:, 1]))
-    return 100 * float((probabilities.argmax(axis=1) == truth).mean())

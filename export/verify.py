@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,13 @@ from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.select import ONNX_TARGETS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
-from decipher_rt.manifest import EngineFile, Manifest, Numerics, Precision
+from decipher_rt.manifest import EngineFile, Manifest, Numerics
 from decipher_rt.text import TextTower
 from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
-from decipher_rt.verify import SCOPE, TEXT, VerifyRow, compare, run_case
+from decipher_rt.verify import SCOPE, TEXT, TOLERANCES, VerifyRow, compare, run_case
 
 from .parts import PROMPTS, Parts, TextPart
 from .runnable import runnable_encoders, write_files
-
-# Largest absolute difference of tokens (of order 1), embedding, probabilities and scope margin. fp32: orders of
-# summation differ between engines. fp16: 11 bits of mantissa through every layer; bf16: 8. int8: single tokens move by
-# this much; what is asked of it beside the golden case's answers is the embedding's cosine and the heads' metrics.
-TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 0.4, "int8": 0.5}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -61,9 +57,12 @@ def _text_reference(text: TextPart) -> dict[str, NDArray[Any]]:
 
 
 def check_graphs(
-    files: Mapping[str, bytes | Path], manifest: Manifest, cases: Sequence[Arrays]
+    files: Mapping[str, bytes | Path],
+    manifest: Manifest,
+    cases: Sequence[Arrays],
+    of_bucket: Callable[[int], Arrays] | None = None,
 ) -> tuple[Numerics, ...]:
-    """Run the graphs on onnxruntime and compare with the reference.
+    """Run the graphs on this machine and compare with the reference.
 
     Parameters
     ----------
@@ -72,7 +71,10 @@ def check_graphs(
     manifest : Manifest
         Names graphs, labels and threshold.
     cases : sequence
-        Inputs with the outputs of ``reference_outputs``.
+        Inputs with the outputs of ``reference_outputs``; the first is the golden case.
+    of_bucket : callable, optional
+        Gives such a case of one volume for a number of tokens. Each bucket of a plan is a build of its own, so that
+        each is run; without this, only the golden case's.
 
     Returns
     -------
@@ -100,12 +102,24 @@ def check_graphs(
             tolerance = TOLERANCES[entry.precision]
             # Int8 takes one range for all that is in a run, and plans take one volume: no pairs for them.
             single = entry.precision == "int8" or entry.target not in ONNX_TARGETS
-            judged = cases[:1] if single else cases
-            compared = [compare(run_case(case, encoder, heads, scope), case, manifest, tolerance) for case in judged]
-            rows = [row for _, rows in compared for row in rows]
+            judged = [("", case) for case in (cases[:1] if single else cases)]
+            if of_bucket is not None and entry.target not in ONNX_TARGETS:
+                others = _buckets(manifest, entry) - {cases[0]["tokens"].shape[-1]}
+                judged += [(f" of {tokens} tokens", of_bucket(tokens)) for tokens in sorted(others)]
+            cosines, rows = [], []
+            for place, case in judged:
+                cosine, compared = compare(run_case(case, encoder, heads, scope), case, manifest, tolerance)
+                cosines.append(cosine)
+                rows += [replace(row, output=row.output + place) for row in compared]
             _refuse(rows, f"{entry.target} {entry.precision}" if single else entry.precision)
-            numerics.append(_numerics(entry, min(cosine for cosine, _ in compared), rows, tolerance))
+            numerics.append(_numerics(entry, min(cosines), rows, tolerance))
     return tuple(numerics)
+
+
+def _buckets(manifest: Manifest, entry: EngineFile) -> set[int]:
+    """Return the numbers of tokens that the plans of a card and precision are built for."""
+    ours = (e for e in manifest.engines if (e.target, e.precision) == (entry.target, entry.precision))
+    return {int(tokens) for e in ours for tokens in e.built_with["tokens"].split()}
 
 
 def _text_rows(folder: Path, manifest: Manifest, case: Arrays) -> list[VerifyRow]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +16,19 @@ from click.testing import CliRunner
 
 from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.engines import load_engine
+from decipher_rt.engines.select import plan_entries
 from decipher_rt.errors import BundleError, EngineError
 from decipher_rt.export import bundle as export_module
 from decipher_rt.export import cli
+from decipher_rt.export import known as known_module
+from decipher_rt.export import verify as verify_module
 from decipher_rt.export.bundle import ENCODERS, export_bundle
 from decipher_rt.export.cli import export
-from decipher_rt.manifest import Numerics, Precision
+from decipher_rt.export.evaluate import Judge
+from decipher_rt.export.known import KnownSeries
+from decipher_rt.export.tensorrt.files import Wanted
+from decipher_rt.manifest import EngineFile, Numerics, Precision
+from decipher_rt.train.decoders.contract import Known
 from decipher_rt.train.first_config import FirstConfig
 from decipher_rt.train.golden import GoldenCase, save_golden
 from decipher_rt.train.model.first import FirstModel
@@ -300,3 +309,190 @@ def test_the_comparison_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, caps
         assert figure in printed
     assert "\N{HORIZONTAL ELLIPSIS}" not in printed
     assert max(map(len, printed.splitlines())) < 250  # and no line is padded to that width
+
+
+# --- Plans, whose buckets are builds of their own
+
+
+class Bucketed:
+    """The fp32 graph in a plan's place; from the bucket of ``broken`` tokens come other tokens."""
+
+    def __init__(self, graph: Path, broken: int) -> None:
+        self._engine, self._broken, self.ran = load_engine("onnxruntime", graph, precision="fp32"), broken, list[int]()
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert inputs["volume"].shape[0] == 1, "a plan takes one volume"
+        self.ran.append(inputs["tokens"].shape[1])
+        outputs = self._engine.run(inputs)
+        return {**outputs, "patch": outputs["patch"] * 1.5} if self.ran[-1] == self._broken else outputs
+
+
+@pytest.mark.parametrize("broken", [0, 24, 48, 96])
+def test_every_bucket_of_a_plan_is_compared_with_fp32(
+    weights: Weights,
+    case: GoldenCase,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exported_again: Callable[..., None],
+    broken: int,
+) -> None:
+    exported_again("none", lambda values: None)
+    about = {"architectures": "sm_89"}
+    plans = [
+        EngineFile("tensorrt-sm_89", "fp16", f"engines/{name}.plan", about | {"tokens": tokens})
+        for name, tokens in (("a", "24"), ("b", "48 96"))
+    ]
+    engine = Bucketed(bundle.file("encoder.onnx"), broken)
+    fp32 = load_engine("onnxruntime", bundle.file("encoder.onnx"), precision="fp32")
+    monkeypatch.setattr(export_module, "plan_files", lambda *_: ({p.file: b"plan" for p in plans}, plans))
+    monkeypatch.setattr(
+        verify_module, "runnable_encoders", lambda _, manifest: [(manifest.engines[0], fp32), (plans[0], engine)]
+    )
+    wanted = Wanted("tensorrt", ("fp16",))
+    if broken:
+        said = rf"tensorrt-sm_89 fp16 graphs .*patch{'' if broken == 24 else f' of {broken} tokens'} differs by"
+        with pytest.raises(EngineError, match=said):
+            export_bundle(weights, case, tmp_path / "bundle", fp16=False, plans=wanted)
+        return
+    numerics = export_bundle(weights, case, tmp_path / "bundle", fp16=False, plans=wanted)
+    assert engine.ran == [24, 48, 96]
+    assert [row.target for row in numerics] == ["onnx", "tensorrt-sm_89"]
+
+
+def test_other_buckets_of_the_golden_case_are_of_it(case: GoldenCase) -> None:
+    inputs = {"tokens": torch.from_numpy(case.tokens)[None]}
+    for K in (8, 24, 40, 96):
+        found = export_module._of_bucket(inputs, ENCODER.preprocessing, K)["tokens"][0].tolist()
+        assert len(set(found)) == K
+        assert found == sorted(found)
+        assert len(set(found) & set(case.tokens.tolist())) == min(K, 24)
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="the extra tensorrt-rtx is absent")
+def test_command_builds_an_engine_for_a_card_that_is_not_here(
+    weights: Weights, case: GoldenCase, tmp_path: Path, exported_again: Callable[..., None]
+) -> None:
+    save_weights(tmp_path / "weights", weights)
+    save_golden(tmp_path / "weights", case)
+    exported_again("none", lambda values: None)
+    arguments = ["--engine", "tensorrt-rtx", "--arch", "sm_89", "--fp16", "--evaluate", "0"]
+    run = CliRunner().invoke(
+        export, [str(tmp_path / "weights"), "-o", str(tmp_path / "bundle"), *arguments], catch_exceptions=False
+    )
+    assert run.exit_code == 0, run.output
+    assert "tensorrt-rtx engines are built and not run: no card for them here." in run.output
+    opened = open_bundle(tmp_path / "bundle")
+    (entry,) = plan_entries(opened.manifest, "tensorrt-rtx", "fp16", 89)
+    assert opened.file(entry.file).read_bytes()[1:4] == b"trt"
+    assert (entry.built_with["tokens"], entry.built_with["tolerance"]) == ("24 96", "0.05")
+    kernels = json.loads(opened.file("kernels/kernels.json").read_text())["kernels"]
+    assert {(kernel["kernel"], kernel["architecture"]) for kernel in kernels} == {
+        ("patch_embed3d", "sm_89"),
+        ("tissue_counts", "sm_89"),
+    }
+    assert opened.file("kernels/patch_embed3d.npz").is_file()
+
+
+# --- Which precisions are judged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ([], 0),
+        (["--fp16"], 320),
+        (["--fp16", "--evaluate", "7"], 7),
+        (["--fp16", "--evaluate", "0"], 0),
+        (["--int8"], 512),
+        (["--bf16", "--engine", "tensorrt-rtx"], 320),
+        (["--fp16", "--engine", "tensorrt"], 512),
+    ],
+)
+def test_every_reduced_precision_is_judged(
+    weights: Weights,
+    case: GoldenCase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    count: int,
+) -> None:
+    save_weights(tmp_path / "weights", weights)
+    save_golden(tmp_path / "weights", case)
+    asked: list[int] = []
+
+    def exported(*_: object, judge: Judge | None, **__: object) -> tuple[Numerics, ...]:
+        if judge is not None:
+            assert list(judge.series()) == []
+            assert judge.max_drop == 0.5
+        return (Numerics("fp32", 1.0, 0.0, 0.0, 0.0, 1e-3),)
+
+    def series(_config: object, split: str, wanted: int, *_: object) -> list[KnownSeries]:
+        assert split == "test"
+        asked.append(wanted)
+        return []
+
+    monkeypatch.setattr(export_module, "export_bundle", exported)
+    monkeypatch.setattr(known_module, "known_series", series)
+    monkeypatch.setattr(known_module, "calibration_inputs", lambda *_: [])
+    run = CliRunner().invoke(
+        export,
+        [str(tmp_path / "weights"), "-o", str(tmp_path / "bundle"), "--json", *arguments],
+        catch_exceptions=False,
+    )
+    assert run.exit_code == 0, run.output
+    assert asked == ([count] if count else [])
+
+
+def test_half_precision_alone_has_its_figures_and_can_be_refused(
+    weights: Weights,
+    case: GoldenCase,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exported_again: Callable[..., None],
+) -> None:
+    exported_again("none", lambda values: None)
+    save_weights(tmp_path / "weights", weights)
+    save_golden(tmp_path / "weights", case)
+    rng = np.random.default_rng(3)
+    inputs = [
+        {
+            "volume": rng.normal(1500, 900, (1, 1, *ENCODER.grid_shape)).astype(np.float32),
+            "window": np.array([[0, 3000]], np.float32),
+            "tokens": np.sort(rng.choice(96, 24, replace=False)).astype(np.int64)[None],
+        }
+        for _ in range(8)
+    ]
+    encoder = load_engine("onnxruntime", bundle.file("encoder.onnx"), precision="fp32")
+    patches = torch.from_numpy(np.concatenate([encoder.run(one)["patch"] for one in inputs]))
+    with torch.no_grad():
+        strongest = weights.model.lesion(patches)[0].argsort()[4:].tolist()
+
+    def series(*_: object) -> Iterator[KnownSeries]:
+        for number, one in enumerate(inputs):
+            labels = {"sequence": "T1w", "lesion": "present" if number in strongest else "absent"}
+            yield KnownSeries(one, Known(labels, boxes=None, kind="head", tissue=False), heads=("sequence", "lesion"))
+
+    monkeypatch.setattr(known_module, "known_series", series)
+    arguments = [str(tmp_path / "weights"), "-o", str(tmp_path / "bundle"), "--fp16", "--evaluate", "8", "--json"]
+    run = CliRunner().invoke(export, [*arguments, "--max-drop", "100"], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    rows = json.loads(run.stdout)["numerics"]
+    assert [(row["precision"], set(row["metrics"])) for row in rows] == [
+        ("fp32", {"sequence", "lesion"}),
+        ("fp16", {"sequence", "lesion"}),
+    ]
+    assert rows[0]["metrics"]["lesion"] == 100.0
+
+    engine = type(encoder)
+    whole = engine.run
+
+    def turned(self: Any, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = whole(self, given)
+        judged = any(given.get("volume") is one["volume"] for one in inputs)
+        return {**outputs, "patch": -outputs["patch"]} if self.precision == "fp16" and judged else outputs
+
+    monkeypatch.setattr(engine, "run", turned)
+    with pytest.raises(EngineError, match=r"onnx fp16 encoder loses too much.*lesion falls from 100\.00 to"):
+        CliRunner().invoke(export, arguments, catch_exceptions=False)

@@ -19,8 +19,11 @@ from decipher_rt.engines.select import INT8_FULL_RANGE, INT8_PORTABLE, int8_targ
 from decipher_rt.errors import EngineError
 from decipher_rt.export import bundle as export_module
 from decipher_rt.export.bundle import GoldenCase, export_bundle
-from decipher_rt.export.evaluate import Judge, KnownSeries, evaluate_encoders
+from decipher_rt.export.evaluate import Judge, evaluate_encoders
+from decipher_rt.export.known import KnownSeries
+from decipher_rt.export.parts import parts_of
 from decipher_rt.session import Session
+from decipher_rt.train.decoders.contract import Known
 from decipher_rt.train.first_config import FirstConfig
 from decipher_rt.train.model.first import FirstModel
 from decipher_rt.train.model.heads import LESION, SEQUENCES
@@ -43,8 +46,13 @@ def series(count: int, seed: int) -> list[KnownSeries]:
         volume = rng.normal(500, 300, (1, 1, *ENCODER.grid_shape)).astype(np.float32)
         tokens = np.sort(rng.choice(64, 24, replace=False)).astype(np.int64)[None]
         inputs = {"volume": volume, "window": np.array([[0, 1000]], np.float32), "tokens": tokens}
-        known.append(KnownSeries(inputs, {"sequence": SEQUENCES[i % 5], "lesion": LESION[i % 2]}))
+        known.append(labelled(KnownSeries(inputs, heads=("sequence", "lesion")), SEQUENCES[i % 5], LESION[i % 2]))
     return known
+
+
+def labelled(series: KnownSeries, sequence: str, lesion: str) -> KnownSeries:
+    known = Known({"sequence": sequence, "lesion": lesion}, boxes=None, kind="head", tissue=False)
+    return dataclasses.replace(series, known=known)
 
 
 def weights() -> Weights:
@@ -192,10 +200,10 @@ def test_metrics_are_accuracy_and_area_under_the_curve(exported: Bundle) -> None
     said = [int(engine.run({"embedding": e[None]})["probabilities"].argmax()) for e in embeddings]
     truth = [SEQUENCES[(answer + (i < 3)) % 5] for i, answer in enumerate(said)]  # three of ten are wrong
     known = [
-        dataclasses.replace(item, truth={"sequence": label, "lesion": LESION[i % 2]})
-        for i, (item, label) in enumerate(zip(series(10, 0), truth, strict=True))
+        labelled(item, label, LESION[i % 2]) for i, (item, label) in enumerate(zip(series(10, 0), truth, strict=True))
     ]
-    reference, others = evaluate_encoders(Answering(embeddings), [Answering(-embeddings)], heads(exported), iter(known))
+    parts = parts_of(weights()).heads
+    reference, others = evaluate_encoders(Answering(embeddings), [Answering(-embeddings)], parts, iter(known))
     assert reference.metrics["sequence"] == pytest.approx(70.0)
     assert reference.metrics["lesion"] == pytest.approx(50.0)  # the same tokens for all: no ranking
     assert reference.embedding_cosine == pytest.approx(1.0)
@@ -210,10 +218,7 @@ def as_fp32_answers(bundle: Bundle, known: list[KnownSeries]) -> list[KnownSerie
     said = [int(sequence.run({"embedding": e["embedding"]})["probabilities"].argmax()) for e in encoded]
     present = np.array([lesion.run({"patch": e["patch"]})["probabilities"][0, 1] for e in encoded])
     upper = present > np.median(present)
-    return [
-        dataclasses.replace(item, truth={"sequence": SEQUENCES[said[i]], "lesion": LESION[int(upper[i])]})
-        for i, item in enumerate(known)
-    ]
+    return [labelled(item, SEQUENCES[said[i]], LESION[int(upper[i])]) for i, item in enumerate(known)]
 
 
 DAMAGE = {

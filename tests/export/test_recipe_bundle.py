@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from decipher_rt.engines import load_engine
 from decipher_rt.errors import EngineError
 from decipher_rt.export import bundle as export_module
 from decipher_rt.export import evaluate as evaluate_module
+from decipher_rt.export import known as known_module
 from decipher_rt.export.bundle import export_bundle
-from decipher_rt.export.parts import PROMPTS, unreliable
+from decipher_rt.export.evaluate import evaluate_encoders
+from decipher_rt.export.known import KnownSeries
+from decipher_rt.export.parts import PROMPTS, parts_of, unreliable
 from decipher_rt.session import Session
 from decipher_rt.text import TextTower
+from decipher_rt.train.decoders.contract import Known
 from decipher_rt.train.decoders.registry import DecoderConfig
 from decipher_rt.train.golden import GoldenCase
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
@@ -26,7 +31,7 @@ from decipher_rt.train.model.text import TextConfig
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.scope import ScopeConfig
-from decipher_rt.train.sources import Example, ListedExamples, SourceConfig
+from decipher_rt.train.sources import Box, Example, ListedExamples, SourceConfig
 from decipher_rt.train.text.tokenizer import encode, train_tokenizer
 from decipher_rt.train.weights import RecipeWeights
 from decipher_rt.verify import read_case, verify_bundle
@@ -211,24 +216,108 @@ def test_a_text_tower_without_its_tokenizer_is_refused(weights, case, tmp_path) 
 
 
 def test_series_to_judge_on_come_from_each_decoder_s_own_source(monkeypatch, tmp_path) -> None:
-    """Truth is by the decoder's target, and only for the decoders that were trained on a source."""
+    """A series judges the decoders that were trained on its source, and no more are made than are looked at."""
     rng = np.random.default_rng(0)
     asked = []
 
     def examples(source, spec, split, *_):
-        asked.append((source.seed, split))
+        asked.append((source.seed, split, source.test))
         labels = {"sequence": "T2w", "lesion": "present", "age": 61.0}
         volume = rng.random(ENCODER.grid_shape).astype(np.float16)
-        return ListedExamples([Example(patient="p", volume=volume, affine_lps_mm=np.eye(4), labels=labels)] * 3)
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        boxes = (Box((8.0, 4.0, 2.0), (4.0, 2.0, 6.0)),)
+        tissue = np.ones(ENCODER.grid_shape, np.uint8)
+        example = Example(patient="p", volume=volume, affine_lps_mm=affine, labels=labels, boxes=boxes, tissue=tissue)
+        return ListedExamples([example] * 3)
 
-    monkeypatch.setattr(evaluate_module, "open_source", examples)
+    monkeypatch.setattr(known_module, "open_source", examples)
     sources = {d.name: SourceConfig(seed=1 if d.name == "lesion" else 0) for d in DECODERS}
     config = dataclasses.replace(CONFIG, sources=sources)
-    known = list(evaluate_module.known_series(config, "test", 2, tmp_path, Progress()))
-    assert asked == [(0, "test"), (1, "test")]
-    assert [series.truth for series in known] == [{"sequence": "T2w"}] * 2 + [{"lesion": "present"}] * 2
+    known = list(known_module.known_series(config, "test", 2, tmp_path, Progress()))
+    assert asked == [(0, "test", 2), (1, "test", 2)]
+    others = tuple(d.name for d in DECODERS if d.name != "lesion")
+    assert [series.heads for series in known] == [others] * 2 + [("lesion",)] * 2
+    assert {series.known.labels["sequence"] for series in known} == {"T2w"}
+    assert np.allclose(known[0].known.boxes, [[4, 2, 1, 2, 1, 3]])  # in voxels of 2 mm
+    assert known[0].tissue.all()
     assert known[0].inputs["volume"].shape == (1, 1, *ENCODER.grid_shape)
     assert len(known[0].inputs["tokens"][0]) in ENCODER.token_buckets
+
+
+class Encoded:
+    """An encoder that gives each series, known by its first voxel, tokens and an embedding of its own, changed."""
+
+    name, device, precision, threads, inputs = "fake", "cpu", "fp16", 1, ("volume", "window", "tokens")
+
+    def __init__(self, change: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> None:
+        self._change = change
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(int(inputs["volume"].flat[0]))
+        patch = self._change(rng.normal(size=(1, 24, 48)).astype(np.float32))
+        embedding = self._change(rng.normal(size=(1, 16)).astype(np.float32))
+        return {"patch": patch, "embedding": embedding / np.linalg.norm(embedding)}
+
+
+@pytest.fixture(scope="module")
+def answered(weights: RecipeWeights) -> list[KnownSeries]:
+    """Series whose truth is what the decoders say of the tokens as they are; of the lesions, of the upper half."""
+    rng = np.random.default_rng(6)
+    decoders, said = weights.model.decoders, []
+    for number in range(24):
+        tokens = np.sort(rng.choice(96, 24, replace=False)).astype(np.int64)[None]
+        inputs = {"volume": np.full((1, 1, *ENCODER.grid_shape), number, np.float32), "tokens": tokens}
+        encoded = {name: torch.from_numpy(array) for name, array in Encoded().run(inputs).items()}
+        features = {**encoded, "tokens": torch.from_numpy(tokens)}
+        with torch.no_grad():
+            said.append((inputs, {name: decoder(**features)[0].numpy() for name, decoder in decoders.items()}))
+    strong, sure = (
+        np.median([one[name][place] for _, one in said]) for name, place in (("lesion", 1), ("lesion_box", (0, 0)))
+    )
+    series = []
+    for inputs, one in said:
+        labels = {
+            "sequence": DECODERS[0].options["labels"][one["sequence"].argmax()],
+            "lesion": "present" if one["lesion"][1] > strong else "absent",
+            "brain_volume_ml": float(one["brain_volume_ml"][0]),
+        }
+        boxes = one["lesion_box"][:1, 1:] if one["lesion_box"][0, 0] > sure else np.zeros((0, 6), np.float32)
+        tissue = one["tissue"].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+        known = Known(labels, boxes=boxes, kind="head", tissue=True)
+        series.append(KnownSeries(inputs, known, tissue, tuple(d.name for d in DECODERS)))
+    return series
+
+
+METRICS = ["sequence", "lesion", "brain_volume_ml", "tissue", "lesion_box", "lesion_box IoU"]
+
+
+def test_every_kind_of_head_is_judged_and_refused_with_the_numbers(
+    weights: RecipeWeights, tokenizer: bytes, answered: list[KnownSeries]
+) -> None:
+    """Tokens that are others make every head worse; a rounding to half makes none."""
+    noise = np.random.default_rng(7)
+    half = Encoded(lambda x: x.astype(np.float16).astype(np.float32))
+    other = Encoded(lambda x: x + 2 * noise.normal(size=x.shape).astype(np.float32))
+    heads = parts_of(weights, tokenizer).heads
+    reference, (close, far) = evaluate_encoders(Encoded(), [half, other], heads, iter(answered))
+    assert list(reference.metrics) == METRICS
+    assert list(reference.metrics.values()) == pytest.approx([100.0] * len(METRICS), abs=0.02)
+    evaluate_module._refuse("onnx fp16", reference, close, 0.5)
+    with pytest.raises(EngineError) as caught:
+        evaluate_module._refuse("onnx int8", reference, far, 0.5)
+    for name in METRICS:
+        assert far.metrics[name] < 99
+        assert f"{name} falls from {reference.metrics[name]:.2f} to {far.metrics[name]:.2f} %" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["brain_volume_ml", "tissue", "lesion_box"])
+def test_a_head_that_no_series_can_judge_is_named(
+    weights: RecipeWeights, tokenizer: bytes, answered: list[KnownSeries], name: str
+) -> None:
+    heads = parts_of(weights, tokenizer).heads
+    unknown = [dataclasses.replace(one, heads=tuple(n for n in one.heads if n != name)) for one in answered]
+    with pytest.raises(EngineError, match=rf"no truth to judge {name} by; evaluate on more with --evaluate"):
+        evaluate_encoders(Encoded(), [], heads, iter(unknown))
 
 
 @pytest.mark.parametrize(
