@@ -119,9 +119,31 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
 
 
 def tolerance_of(manifest: Manifest, entry: EngineFile) -> float:
-    """Return what an encoder may differ by: what the export stated for it, or else what its precision is allowed."""
+    """Return what an encoder may differ by.
+
+    That is what the export stated in ``numerics``; of a plan that it did not run, what it wrote beside the plan; or
+    else what the precision is allowed.
+
+    Raises
+    ------
+    BundleError
+        If what stands beside the plan is no positive number.
+    """
     stated = manifest.tolerance(entry)
-    return TOLERANCES[entry.precision] if stated is None else stated
+    if stated is not None:
+        return stated
+    written = entry.built_with.get("tolerance")
+    if written is None:
+        return TOLERANCES[entry.precision]
+    try:
+        tolerance = float(written)
+    except ValueError:
+        tolerance = 0.0
+    if not 0 < tolerance < float("inf"):
+        raise BundleError(
+            f"manifest.json: {entry.file} states tolerance {written!r}, expected a positive number; export again"
+        )
+    return tolerance
 
 
 def golden_fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,30 @@ from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess.dali import DaliGraph
 from decipher_rt.preprocess.graph import Device, build_graph
-from decipher_rt.preprocess.grid import Grid, GridPlan, VolumeOnDevice, graph_inputs, plan
+from decipher_rt.preprocess.grid import (
+    PERMUTATIONS,
+    VOXEL_TYPES,
+    Grid,
+    GridPlan,
+    VolumeOnDevice,
+    graph_inputs,
+    lay_grid,
+    plan,
+)
 from decipher_rt.preprocess.operators import check_operators
 from decipher_rt.volume import Volume
 
 # The same on every machine: where a grid is cut decides how its last bits round. More than four slow down volumes whose
 # columns run to S, and one already costs 1.6 times as much as four on one thread, for want of cache.
 CPU_SLABS = 4
+GRID_AXES_LPS = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]], np.float64)  # S, A, R
 
 
 class Preprocessor:
     """Volumes to grids, on one graph that is made ready once for each type of voxel.
+
+    On a GPU it is made ready for all of them here, and run once in each orientation of an acquisition, so that no
+    series waits for it; on the CPU, where to start fast matters more, when the first volume of a type comes.
 
     Parameters
     ----------
@@ -51,6 +65,8 @@ class Preprocessor:
         self._threads = min(threads, self._slabs)
         self._pipelines: dict[np.dtype[np.generic], DaliGraph] = {}
         self._unused: DaliGraph | None = self._new_pipeline()  # made while loading, taken by the first type of voxel
+        if device == "gpu":
+            self._warm_up()
 
     def __call__(self, volume: Volume) -> Grid:
         """Resample, reorient and pad a volume.
@@ -84,6 +100,11 @@ class Preprocessor:
             raise
         return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm)
 
+    def _warm_up(self) -> None:
+        for shape, grid_plan in orientations(self._spec):
+            for dtype in VOXEL_TYPES:
+                self.resample(np.zeros(shape, dtype), grid_plan)
+
     def _run(self, pipeline: DaliGraph, inputs: dict[str, list[NDArray[Any]]]) -> NDArray[np.float32] | VolumeOnDevice:
         shape = self._spec.grid_shape
         if self.device == "gpu":
@@ -103,3 +124,13 @@ class Preprocessor:
     def _new_pipeline(self) -> DaliGraph:
         device_id = None if self.device == "cpu" else 0
         return DaliGraph(self.graph, batch=self._slabs, threads=self._threads, device_id=device_id)
+
+
+def orientations(spec: Preprocessing) -> Iterator[tuple[tuple[int, ...], GridPlan]]:
+    """Give the shape and the plan of a volume that fills the grid, for each order of acquired axes."""
+    for permutation in PERMUTATIONS:
+        shape, affine = [0, 0, 0], np.eye(4)
+        for axis, acquired in enumerate(permutation):
+            shape[acquired] = spec.grid_shape[axis]
+            affine[:3, acquired] = GRID_AXES_LPS[axis] * spec.spacing_mm[axis]
+        yield tuple(shape), lay_grid(affine, tuple(shape), spec, (0.0, 1.0))
