@@ -71,7 +71,7 @@ def check(options: argparse.Namespace, command: str) -> int:
     say("encoder")
     encoder_rows, agreements = encoder.run(ceilings, deadline, full)
     say("engines and runtime")
-    other = engines.run(deadline)
+    other = engines.run(deadline, ceilings)
     result = report.Report(
         machine=describe_machine(),
         command=command,

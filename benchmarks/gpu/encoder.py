@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.measure import Ceilings, Deadline, Row, attempt, rate, reason
+from benchmarks.gpu.measure import Ceilings, Deadline, Row, Timing, attempt, rate, reason, summarise
 from decipher_rt.kernels import ops
 
 TOKENS = (512, 128, 4096, 256, 1024, 2048)
@@ -24,6 +25,7 @@ GRID = 256
 """Voxels along each axis: 4096 patches of 16^3, so that one encoder serves every K."""
 EAGER, SDPA, COMPILED, KERNELS = "eager", "eager, SDPA", "blocks compiled", "eager, kernels"
 GRAPH = " in a CUDA graph"
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,40 @@ def make_inputs(k: int) -> tuple[Tensor, Tensor, Tensor]:
 def case_name(k: int, precision: str) -> str:
     """Return how a case is called in the tables."""
     return f"ViT-Base B=1 K={k} {precision}"
+
+
+def from_grid(precision: str, k: int) -> str:
+    """Return how a case of an engine is called: it starts where the runtime's does."""
+    return f"ViT-Base {precision} K={k}, from the grid on the device to the host"
+
+
+def rated(row: Row, ceilings: Ceilings, config: Any, k: int, precision: str) -> Row:
+    """Fill in an engine's rates; the share of the GEMM ceiling only where that was measured in this precision.
+
+    The bytes are those of the weights, which each run must read.
+    """
+    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "")
+    measured = dtype in ceilings.gemm_tflops
+    moved = ITEM_BYTES[precision] * weights(config)
+    rates = rate(row, ceilings, flops(config, k), moved, dtype if measured else next(iter(ceilings.gemm_tflops)))
+    return rates if measured else dataclasses.replace(rates, of_gemm=None)
+
+
+def weights(config: Any) -> int:
+    """Return how many weights of matrices a run reads: patch projection, and four products of each layer."""
+    C, voxels = config.width, config.patch_shape[0] * config.patch_shape[1] * config.patch_shape[2]
+    return int(voxels * C + config.depth * C * C * (4 + 2 * config.mlp_ratio))
+
+
+def wall(run: Callable[[], Any], rounds: int = 9) -> Timing:
+    """Time on the wall clock: these calls return when the result is in the host's memory."""
+    run()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return summarise(times)
 
 
 def bind(model: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.measure import Deadline, Row, reason, summarise
+from benchmarks.gpu import encoder as base
+from benchmarks.gpu.measure import Ceilings, Deadline, Row, reason, summarise
 
 if TYPE_CHECKING:
     from decipher_rt.manifest import Precision
@@ -16,30 +17,45 @@ if TYPE_CHECKING:
 ROUNDS, WARM_UP = 30, 3
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8")
 LEAST_S = 60.0
-"""What must be left of the time for building the engines of one more precision."""
+"""What must be left of the time for one more build, or for the demo series."""
 
 
-def run(flavour: str, deadline: Deadline) -> list[Row]:
+def run(flavour: str, deadline: Deadline, ceilings: Ceilings) -> list[Row]:
     """Build the engines of a flavour for this card, run each bucket on the device, then the demo series."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for precision in PRECISIONS:
-            if deadline.left() < LEAST_S:
-                rows.append(Row(f"ViT-Base {precision}", flavour, not_run="out of time"))
-                continue
-            try:
-                rows += encoder(flavour, precision, Path(folder) / precision)
-            except Exception as error:  # noqa: BLE001 (one precision that fails must not lose the others)
-                rows.append(Row(f"ViT-Base {precision}", flavour, not_run=reason(error)))
+            for group in groups(flavour):
+                case = case_of(flavour, precision, group)
+                if deadline.left() < LEAST_S:
+                    rows.append(Row(case, flavour, not_run="out of time"))
+                    continue
+                try:
+                    rows += encoder(flavour, precision, group, Path(folder) / precision, ceilings)
+                except Exception as error:  # noqa: BLE001 (one build that fails must not lose the others)
+                    rows.append(Row(case, flavour, not_run=reason(error)))
+        if deadline.left() < LEAST_S:
+            return [*rows, Row("demo series", flavour, not_run="out of time")]
         return [*rows, *runtime(flavour, Path(folder))]
 
 
-def encoder(flavour: str, precision: Precision, folder: Path) -> list[Row]:
-    """Time ViT-Base with random weights: load (the first ever compiles), then each number of tokens."""
+def groups(flavour: str) -> list[tuple[int, ...]]:
+    """Return the buckets that are built at once: RTX has one plan for all, TensorRT one for each, by importance."""
+    if flavour == "tensorrt-rtx":
+        return [tuple(sorted(base.TOKENS))]
+    return [(tokens,) for tokens in base.TOKENS]
+
+
+def case_of(flavour: str, precision: str, group: tuple[int, ...]) -> str:
+    """Return how the builds of a group are called."""
+    return f"ViT-Base {precision}" + ("" if flavour == "tensorrt-rtx" else f" K={group[0]}")
+
+
+def encoder(flavour: str, precision: Precision, group: tuple[int, ...], folder: Path, ceilings: Ceilings) -> list[Row]:
+    """Time ViT-Base with random weights: load (the first ever compiles), then each number of tokens of a group."""
     import numpy as np
     import torch
 
-    from benchmarks.gpu.encoder import TOKENS, base_config
     from decipher_rt.device_array import DeviceArray
     from decipher_rt.engines.cuda import Buffer, Driver
     from decipher_rt.engines.tensorrt import Plan, TensorRtEngine
@@ -47,7 +63,7 @@ def encoder(flavour: str, precision: Precision, folder: Path) -> list[Row]:
     from decipher_rt.train.model.vit import ViT
 
     torch.manual_seed(0)
-    model = ViT(dataclasses.replace(base_config(), token_buckets=tuple(sorted(TOKENS)))).eval()
+    model = ViT(dataclasses.replace(base.base_config(), token_buckets=group)).eval()
     config, driver = model.config, Driver()
     random = np.random.default_rng(0)
     volume = random.normal(500, 300, (1, 1, *config.grid_shape)).astype(np.float32)
@@ -59,8 +75,9 @@ def encoder(flavour: str, precision: Precision, folder: Path) -> list[Row]:
 
     begin = time.perf_counter()
     wanted = Wanted(flavour, (precision,), (driver.architecture,) if "rtx" in flavour else ())
-    files, entries = plan_files(model, wanted, [inputs(512)])
-    rows = [Row(f"ViT-Base {precision}, build", flavour, summarise([(time.perf_counter() - begin) * 1e3]))]
+    files, entries = plan_files(model, wanted, [inputs(min(512, config.preprocessing.patches))])
+    case = case_of(flavour, precision, group)
+    rows = [Row(f"{case}, build", flavour, summarise([(time.perf_counter() - begin) * 1e3]))]
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +91,7 @@ def encoder(flavour: str, precision: Precision, folder: Path) -> list[Row]:
             flavour, plans, folder / "kernels", config.preprocessing,
             precision=precision, embedding_size=config.embedding_size,
         )  # fmt: skip
-        rows.append(Row(f"ViT-Base {precision}, {load}", flavour, summarise([engine.load_ms])))
+        rows.append(Row(f"{case}, {load}", flavour, summarise([engine.load_ms])))
     grid = Buffer(driver, volume.shape, volume.dtype)
     grid.host[...] = volume
     grid.upload(driver.stream)
@@ -88,8 +105,8 @@ def encoder(flavour: str, precision: Precision, folder: Path) -> list[Row]:
             begin = time.perf_counter()
             engine.run(given)
             times.append((time.perf_counter() - begin) * 1e3)
-        case = f"ViT-Base {precision} K={tokens}, from the grid on the device to the host"
-        rows.append(Row(case, f"{flavour}, {how}", summarise(times[WARM_UP:])))
+        row = Row(base.from_grid(precision, tokens), f"{flavour}, {how}", summarise(times[WARM_UP:]))
+        rows.append(base.rated(row, ceilings, config, tokens, precision))
     return rows
 
 

@@ -32,7 +32,7 @@ def test_every_precision_is_built_loaded_and_timed_or_says_why_not(
 ) -> None:
     monkeypatch.syspath_prepend(REPOSITORY)
     from benchmarks.gpu import encoder, plans
-    from benchmarks.gpu.measure import Deadline
+    from benchmarks.gpu.measure import Ceilings, Deadline
     from decipher_rt.export.tensorrt.files import _kernel_files
     from decipher_rt.train.model.vit import ViT
 
@@ -53,7 +53,8 @@ def test_every_precision_is_built_loaded_and_timed_or_says_why_not(
     monkeypatch.setattr(encoder, "base_config", lambda: dataclasses.replace(CONFIG))
     monkeypatch.setattr(encoder, "TOKENS", (96, 24))
     monkeypatch.setattr(plans, "runtime", lambda flavour, folder: [])
-    rows = plans.run("tensorrt-rtx", Deadline(1000))
+    ceilings = Ceilings({"float16": 600.0, "bfloat16": 650.0}, 2500.0)
+    rows = plans.run("tensorrt-rtx", Deadline(1000), ceilings)
     timed = [row for row in rows if row.timing is not None]
     assert [row.case for row in timed] == [
         f"ViT-Base {precision}{what}"
@@ -70,4 +71,40 @@ def test_every_precision_is_built_loaded_and_timed_or_says_why_not(
     (failed,) = (row for row in rows if row.timing is None)
     assert failed.case == "ViT-Base bf16"
     assert failed.not_run == "EngineError: TensorRT-RTX builds no engine: no bfloat16 today"
-    assert [row.not_run for row in plans.run("tensorrt-rtx", Deadline(0))] == ["out of time"] * 3
+    late = plans.run("tensorrt-rtx", Deadline(0), ceilings)
+    assert [(row.case, row.not_run) for row in late] == [
+        *((f"ViT-Base {precision}", "out of time") for precision in ("fp16", "bf16", "int8")),
+        ("demo series", "out of time"),
+    ]
+    ran = [row for row in timed if "K=" in row.case]
+    for row in ran:
+        k = int(row.case.split("K=")[1].split(",")[0])
+        assert row.timing is not None
+        assert row.tflops == pytest.approx(encoder.flops(CONFIG, k) / row.timing.median_ms / 1e9)
+    assert [row.of_gemm is None for row in ran] == [False, False, True, True]  # no ceiling of 8 bits was measured
+
+
+def test_tensorrt_is_built_bucket_by_bucket_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build takes as long as it takes; what is told first is what matters most."""
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks.gpu import encoder, plans
+    from benchmarks.gpu.measure import Ceilings, Row
+
+    left = iter([100.0, 100.0, 59.0, *[0.0] * 100])
+    built = []
+
+    def build(flavour: str, precision: str, group: tuple[int, ...], *_: Any) -> list[Row]:
+        built.append((precision, group))
+        return []
+
+    class Clock:
+        def left(self) -> float:
+            return next(left)
+
+    monkeypatch.setattr(plans, "encoder", build)
+    rows = plans.run("tensorrt", Clock(), Ceilings({"float16": 600.0}, 2500.0))
+    first, second, *_ = encoder.TOKENS
+    assert built == [("fp16", (first,)), ("fp16", (second,))]
+    assert [row.not_run for row in rows] == ["out of time"] * (3 * len(encoder.TOKENS) - 2 + 1)
+    assert rows[0].case == f"ViT-Base fp16 K={encoder.TOKENS[2]}"
+    assert rows[-1].case == "demo series"

@@ -40,6 +40,7 @@ from benchmarks.gpu import (  # noqa: E402
     engines,
     measure,
     numerics,
+    onnx_base,
     patch_embed3d,
     report,
     targets,
@@ -248,9 +249,10 @@ def test_floor_is_the_larger_of_arithmetic_and_weights(small_encoder: None) -> N
 
 def test_absent_engines_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "installed", lambda module: False)
-    sections = engines.run(Deadline(600))
+    sections = engines.run(Deadline(600), CEILINGS)
     assert {name: rows[0].not_run for name, rows in sections.items()} == {
         "onnxruntime": "not installed: onnxruntime, numpy",
+        "onnxruntime, ViT-Base": "not installed: onnxruntime, onnx",
         "TensorRT": "not installed: tensorrt, onnx",
         "TensorRT-RTX": "not installed: tensorrt_rtx_bindings, onnx",
         "DALI on the GPU": "not installed: nvidia.dali, numpy",
@@ -267,11 +269,67 @@ def test_engine_sections_run_where_the_libraries_are(monkeypatch: pytest.MonkeyP
     rows = engines.onnxruntime("CPUExecutionProvider")
     assert [row.not_run for row in rows] == [""] * len(rows)
     assert all("CUDAExecutionProvider" in row.not_run for row in engines.onnxruntime("CUDAExecutionProvider"))
-    stages = engines.runtime()
+    *stages, passed_over = engines.runtime()
     assert stages[-1].case == "demo series, total"
     assert stages[-1].timing is not None
     parts = sum(row.timing.median_ms for row in stages[:-1] if row.timing is not None)
     assert parts == pytest.approx(stages[-1].timing.median_ms, rel=0.25)  # medians of two runs need not add up exactly
+    # The machine's best engine is asked for; here the GPU's are passed over, and each says why.
+    assert passed_over.case == "demo series, engines before this one"
+    for engine in ("tensorrt: ", "tensorrt-rtx: ", "onnxruntime-cuda: "):
+        assert engine in passed_over.not_run
+
+
+def test_vit_base_runs_on_onnxruntime_in_each_precision(small_encoder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "TOKENS", (5, 8))
+    rows = onnx_base.run("CPUExecutionProvider", CEILINGS, Deadline(600))
+    assert [(row.case, row.not_run) for row in rows] == [
+        (f"ViT-Base {precision} K={k}, from the grid on the device to the host", "")
+        for precision in ("fp16", "fp32")
+        for k in (5, 8)
+    ]
+    config = encoder.base_config()
+    for row, k in zip(rows, (5, 8, 5, 8), strict=True):
+        assert row.timing is not None
+        assert row.tflops == pytest.approx(encoder.flops(config, k) / row.timing.median_ms / 1e9)
+        assert (row.of_gemm is None) == ("fp32" in row.case), "the ceiling is of half precision"
+    absent = onnx_base.run("CUDAExecutionProvider", CEILINGS, Deadline(600))
+    assert [row.not_run.split(" is built")[1] for row in absent] == [" without CUDAExecutionProvider"]
+    late = onnx_base.run("CPUExecutionProvider", CEILINGS, Deadline(0))
+    assert [(row.case, row.not_run) for row in late] == [
+        ("ViT-Base fp16", "out of time"),
+        ("ViT-Base fp32", "out of time"),
+    ]
+
+
+def test_every_number_of_tokens_is_timed_or_out_of_time(small_encoder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_base, "PRECISIONS", ("fp32",))
+    monkeypatch.setattr(onnx_base, "LEAST_CASE_S", 1e9)
+    (row,) = onnx_base.run("CPUExecutionProvider", CEILINGS, Deadline(600))
+    assert (row.case, row.not_run) == (encoder.from_grid("fp32", 5), "out of time")
+
+
+def test_rates_of_engines_know_their_precision(small_encoder: None) -> None:
+    config = encoder.base_config()
+    row = timed("c", "m", 2.0)
+    for precision, share, size in (("fp16", 600.0, 2), ("bf16", 650.0, 2), ("int8", None, 1), ("fp32", None, 4)):
+        rated = encoder.rated(row, CEILINGS, config, 5, precision)
+        assert rated.tflops == pytest.approx(encoder.flops(config, 5) / 2e-3 / 1e12)
+        assert rated.of_gemm == (None if share is None else pytest.approx(rated.tflops / share))
+        assert rated.gb_s == pytest.approx(size * encoder.weights(config) / 2e-3 / 1e9)
+    assert encoder.rated(Row("c", "m", not_run="no"), CEILINGS, config, 5, "fp16").tflops is None
+
+
+def test_weights_are_those_of_the_modules(small_encoder: None) -> None:
+    from decipher_rt.train.model.vit import ViT
+
+    config = encoder.base_config()
+    with torch.device("meta"):
+        model = ViT(config)
+    matrices = sum(
+        p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ("blocks" in name or "patch" in name)
+    )
+    assert encoder.weights(config) == matrices
 
 
 def test_targets() -> None:
@@ -288,10 +346,40 @@ def test_targets() -> None:
     ]
     encoder_rows = [timed("e", encoder.EAGER, 5.0), timed("e", encoder.KERNELS, 3.0)]
     judged = targets.judge(attention_rows, patch_rows, encoder_rows, {"e": 1.6})
-    assert [t.met for t in judged] == [True, True, False, True, True]
+    assert [t.met for t in judged] == [True, True, None, False, True, True]
     assert "1.04 times SDPA flash" in judged[1].measured
+    assert judged[2].measured == "not measured: out of time"
     assert "1.88 times (eager, kernels" in judged[-1].measured
     assert [t.met for t in targets.judge([], [], [], {})] == [None]
+
+
+def test_no_target_is_dropped() -> None:
+    """What ran on neither side, on one side only, or in no row at all is told with its reason."""
+    no = {"not_run": "RuntimeError: no kernel image"}
+    case = "B=64 H=32 N=512 d=64 float16"
+    attention_rows = [Row(case, attention.KERNEL, **no), timed(case, "SDPA flash", 1.0)]
+    attention_rows += [timed("b", attention.KERNEL, 1.0), Row("b", "SDPA flash", not_run="out of memory")]
+    patch_rows = [
+        timed("p", patch_embed3d.KERNEL, 1.0),
+        Row("p", patch_embed3d.CONV, not_run="out of time"),
+        timed("p", patch_embed3d.GEMM, 1.1),
+        Row("q", patch_embed3d.KERNEL, **no),
+        timed("q", patch_embed3d.CONV, 1.0),
+        timed("q", patch_embed3d.GEMM, 1.0),
+    ]
+    encoder_rows = [Row("e", encoder.EAGER, not_run="out of time")]
+    judged = targets.judge(attention_rows, patch_rows, encoder_rows, {"e": 1.6, "f": 1.7})
+    assert [(t.claim.split(", ")[-1], t.met, t.measured) for t in judged] == [
+        ("large batch", None, "not measured: RuntimeError: no kernel image"),
+        (case, None, "not measured: RuntimeError: no kernel image"),
+        ("b", None, "not measured: out of memory"),
+        ("p", None, "not measured: out of time"),
+        ("p", True, "1.1 times"),
+        ("q", None, "not measured: RuntimeError: no kernel image"),
+        ("q", None, "not measured: RuntimeError: no kernel image"),
+        ("e", None, "not measured: out of time"),
+        ("f", None, "not measured: not part of this run"),
+    ]
 
 
 @pytest.fixture
