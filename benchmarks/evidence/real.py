@@ -3,8 +3,8 @@
     python benchmarks/evidence/real.py runs/tiny/bundle --out runs/tiny/real \
         series/philips_t1_mprage_sag=T1w series/ge_epi_fmri_ax=T2*w series/siemens_epi_fmri=phantom
 
-Each series is ``PATH=TRUTH``: a label of the head ``sequence``, or ``phantom``. Results and pictures lie in ``--out``, as
-``decipher-rt infer -o OUT --png`` leaves them; the answers in ``--json``.
+Each series is ``PATH=TRUTH``: a label of the head ``sequence``, or ``phantom``. Results and pictures lie in ``--out``
+as ``decipher-rt infer -o OUT --png`` leaves them; the answers in ``--json``.
 """
 
 from __future__ import annotations
