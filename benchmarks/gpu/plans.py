@@ -115,15 +115,17 @@ def runtime(flavour: str, folder: Path) -> list[Row]:
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.engines.cuda import Driver
     from decipher_rt.export.bundle import export_bundle
+    from decipher_rt.export.parts import TOKENIZER
     from decipher_rt.export.tensorrt.files import Wanted
     from decipher_rt.session import Session
     from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
     from decipher_rt.train.golden import load_golden
     from decipher_rt.train.weights import load_weights
 
-    weights, bundle = load_weights(DEFAULT_WEIGHTS), folder / "bundle"
+    weights, bundle, tokenizer = load_weights(DEFAULT_WEIGHTS), folder / "bundle", DEFAULT_WEIGHTS / TOKENIZER
+    words = tokenizer.read_bytes() if tokenizer.is_file() else None
     wanted = Wanted(flavour, ("fp16",), (Driver().architecture,) if "rtx" in flavour else ())
-    export_bundle(weights, load_golden(DEFAULT_WEIGHTS), bundle, fp16=True, plans=wanted)
+    export_bundle(weights, load_golden(DEFAULT_WEIGHTS), bundle, fp16=True, plans=wanted, tokenizer=words)
     session = Session(open_bundle(bundle), engine=flavour, precision="fp16")
     series = DEFAULT_BUNDLE.parent / "demo_series"
     results = [session.infer(series) for _ in range(WARM_UP + ROUNDS)][WARM_UP:]

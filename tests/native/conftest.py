@@ -72,6 +72,10 @@ class Slice(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Box(ctypes.Structure):
+    _fields_ = [("score", c_double), ("center_lps_mm", c_double * 3), ("size_mm", c_double * 3)]
+
+
 class Scope(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t), ("inside", ctypes.c_int32), ("has_score", ctypes.c_int32), ("score", c_double),
@@ -197,6 +201,16 @@ class SdkSession:
 
     def token_indices(self) -> NDArray[np.int64]:
         return self._values("drt_token_indices", np.int64)
+
+    def head_map(self, head: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        return self._values("drt_head_map", np.uint8, head.encode()).reshape(shape)
+
+    def head_boxes(self, head: str) -> list[Box]:
+        size = c_size_t()
+        self.sdk.call("drt_head_boxes", self.handle, head.encode(), None, c_size_t(0), byref(size))
+        boxes = (Box * size.value)()
+        self.sdk.call("drt_head_boxes", self.handle, head.encode(), boxes, size, byref(size))
+        return list(boxes)
 
     def head_values(self, head: str) -> NDArray[np.float32]:
         return self._values("drt_head_values", np.float32, head.encode())

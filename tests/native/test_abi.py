@@ -46,9 +46,10 @@ def test_every_call_says_its_thread_safety() -> None:
             assert said is not None, f"{name}: no [any] or [one] before it"
 
 
+# A structure may grow at its end, for its first member says how much of it a program knows; drt_box has no such member.
 SIZES = {
-    "drt_session_params": 104, "drt_cuda_params": 64, "drt_session_info": 168, "drt_head_info": 48, "drt_volume": 224,
-    "drt_series_geometry": 192, "drt_slice": 56, "drt_scope": 32, "drt_times": 56,
+    "drt_session_params": 104, "drt_cuda_params": 64, "drt_session_info": 168, "drt_head_info": 48, "drt_volume": 232,
+    "drt_series_geometry": 200, "drt_slice": 56, "drt_box": 56, "drt_scope": 32, "drt_times": 56,
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_structures_of_the_tests_are_those_of_the_header(tmp_path: Path) -> None
     names = {
         "Params": "drt_session_params", "Info": "drt_session_info", "HeadInfo": "drt_head_info",
         "VolumeStruct": "drt_volume", "Geometry": "drt_series_geometry", "Slice": "drt_slice", "Scope": "drt_scope",
-        "Times": "drt_times",
+        "Times": "drt_times", "Box": "drt_box",
     }  # fmt: skip
     if binding is None:
         pytest.skip("the binding was imported under another name")

@@ -16,7 +16,6 @@ from decipher_rt.bundle import open_bundle
 from decipher_rt.errors import BundleError
 
 BUNDLE_ERROR = 2
-UNSUPPORTED = 12
 WORKER = 1
 
 Change = Callable[[dict[str, Any]], object]
@@ -92,7 +91,6 @@ GOOD_MANIFESTS: dict[str, Change] = {
     "spacing of integers": lambda m: m["preprocessing"].update(spacing_mm=[2, 3, 4]),
     "any metrics": lambda m: m.update(metrics={"a": [1, {"b": None}]}),
     "other names": lambda m: m.update(name="ü", intended_use=""),
-    "segmentation": lambda m: m["heads"][0].update(SEGMENTATION),
     "localisation": lambda m: m["heads"][0].update(kind="localisation", threshold=1, labels=[]),
     "text": lambda m: m.update(text=TEXT),
     "text with a tolerance": lambda m: m.update(text={**TEXT, "tolerance": 0.05}),
@@ -143,31 +141,41 @@ def test_good_manifest(name: str, sdk: Any, native_bundle: Path, tmp_path: Path)
         assert session.info().bundle_sha256.decode() == open_bundle(bundle).sha256
 
 
-@pytest.mark.parametrize("worker", [False, True])
-def test_heads_that_c_does_not_answer(worker: bool, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
-    """Their graphs are not even loaded: one that is damaged beyond its sum does no harm. The others go on."""
-
+def test_heads_say_what_they_give(
+    sdk: Any, answering_bundle: Path, tmp_path: Path, rewrite_bundle: Callable[..., Path]
+) -> None:
     def change(manifest: dict[str, Any]) -> None:
-        kept = next(head for head in manifest["heads"] if head["kind"] == "classification")
-        found = {"name": "box", "kind": "localisation", "file": "box.onnx"}
-        manifest["heads"] = [{**SEGMENTATION, "file": "tissue.onnx", "description": "Weak."}, found, kept]
         manifest["scope"] = None
+        tissue = next(head for head in manifest["heads"] if head["kind"] == "segmentation")
+        tissue.update(name="tissue.v2_a-b", description="Weak.")
 
-    bundle = copy(native_bundle, tmp_path, change)
-    for name in ("tissue.onnx", "box.onnx"):
-        rewrite(bundle, name, b"no graph")
-    with sdk.open(bundle, **({"mode": WORKER} if worker else {})) as session:
-        segmentation, localisation, kept = session.heads()
-        assert (segmentation.kind, segmentation.values, segmentation.description) == (2, 0, b"Weak.")
-        assert (localisation.kind, localisation.values) == (3, 0)
-        assert [session.label(segmentation.name.decode(), i) for i in range(3)] == ["background", "grey", None]
+    bundle = rewrite_bundle(answering_bundle, tmp_path, change=change)
+    named = {head.name: head for head in open_bundle(bundle).manifest.heads}
+    with sdk.open(bundle) as session:
+        heads = {head.name.decode(): head for head in session.heads()}
+        assert heads.keys() == named.keys()
+        tissue = heads["tissue.v2_a-b"]
+        assert (tissue.kind, tissue.description) == (2, b"Weak.")
         volume = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16)
         session.run(volume, np.diag([4.0, 4.0, 4.0, 1.0]))
-        for head in (segmentation, localisation):
-            with pytest.raises(Exception, match="from Python") as refused:
-                session.head_values(head.name.decode())
-            assert refused.value.status == UNSUPPORTED
-        assert session.head_values(kept.name.decode()).sum() == pytest.approx(1, abs=1e-4)
+        for name, head in named.items():
+            labels = [session.label(name, i) for i in range(len(head.labels) + 1)]
+            assert labels == [*head.labels, None]
+            if head.kind == "localisation":
+                assert heads[name].values == 0
+                with pytest.raises(Exception, match="gives boxes: ask drt_head_boxes"):
+                    session.head_values(name)
+            else:
+                assert len(session.head_values(name)) == heads[name].values == max(1, len(head.labels))
+            if head.kind != "segmentation":
+                with pytest.raises(Exception, match="gives no label map"):
+                    session.head_map(name, volume.shape)
+
+
+def test_a_head_whose_graph_is_of_another_kind_is_refused(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path, lambda m: m["heads"][0].update(SEGMENTATION))
+    with pytest.raises(Exception, match="gives no output labels_map"):
+        sdk.open(bundle)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "decipher_rt" / "native" / "examples"
 SHAPE = (40, 96, 88)
 SPACING = (4.0, 2.0, 2.0)
-REGRESSION = 1  # the last kind of head that C answers
+REGRESSION, LOCALISATION = 1, 3
 
 
 def head_like() -> Any:
@@ -71,13 +71,15 @@ def test_c_example(sdk_build: Path, native_bundle: Path, raw_volume: Path, nativ
     assert scope.reason.decode() in said
     for head in native_session.heads():
         name = head.name.decode()
-        if head.kind > REGRESSION:
-            assert f"{name}: a label map or boxes" in said
-        elif scope.inside:
-            first = f"{native_session.label(name, 0)} {native_session.head_values(name)[0]:.3f}"
-            assert f"{name}: {first}" in said
-        else:
+        if not scope.inside:
             assert f"{name}: not answered" in said
+        elif head.kind == LOCALISATION:
+            boxes = native_session.head_boxes(name)
+            told = "".join(f" x {box.center_lps_mm[0]:.0f} mm, score {box.score:.3f}" for box in boxes)
+            assert f"{name}:{told}\n" in said
+        else:
+            label = native_session.label(name, 0) if head.kind != REGRESSION else head.unit.decode()
+            assert f"{name}: {label} {native_session.head_values(name)[0]:.3f}" in said
 
 
 def test_cpp_example(sdk_build: Path, native_bundle: Path, native_session: Any, tmp_path: Path) -> None:

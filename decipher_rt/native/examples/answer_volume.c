@@ -27,20 +27,22 @@ static int print_answers(const drt_session *session) {
         drt_head_info head = {.struct_size = sizeof head};
         float values[64];
         if (drt_session_head(session, i, &head) != DRT_OK) return fail("head");
-        const drt_status status = drt_head_values(session, head.name, values, 64, &size);
+        drt_box boxes[8];
+        const int localises = head.kind == DRT_LOCALISATION;
+        const drt_status status = localises ? drt_head_boxes(session, head.name, boxes, 8, &size)
+                                            : drt_head_values(session, head.name, values, 64, &size);
         if (status == DRT_ERROR_NOT_ANSWERED) {
             printf("%s: not answered\n", head.name);
-            continue;
-        }
-        if (status == DRT_ERROR_UNSUPPORTED) {
-            printf("%s: a label map or boxes, given in Python only\n", head.name);
             continue;
         }
         if (status != DRT_OK) return fail(head.name);
         printf("%s:", head.name);
         for (size_t k = 0; k < size; ++k) {
             const char *label = drt_head_label(session, head.name, k);
-            printf(" %s %.3f", label != NULL ? label : head.unit, (double)values[k]);
+            if (localises)
+                printf(" x %.0f mm, score %.3f", boxes[k].center_lps_mm[0], boxes[k].score);
+            else
+                printf(" %s %.3f", label != NULL ? label : head.unit, (double)values[k]);
         }
         printf("\n");
     }

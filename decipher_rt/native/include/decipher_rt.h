@@ -210,10 +210,8 @@ typedef int32_t drt_head_kind;
 enum {
     DRT_CLASSIFICATION = 0,
     DRT_REGRESSION = 1,
-    /* This library says that the head is there and does not answer it: drt_head_values gives DRT_ERROR_UNSUPPORTED.
-       Label maps and boxes are given by decipher-rt in Python. Later versions may add kinds. */
     DRT_SEGMENTATION = 2,
-    DRT_LOCALISATION = 3
+    DRT_LOCALISATION = 3 /* later versions may add kinds */
 };
 
 typedef struct drt_head_info {
@@ -222,7 +220,7 @@ typedef struct drt_head_info {
     const char *description;
     drt_head_kind kind;
     const char *unit;  /* of a regression; "" otherwise */
-    uint64_t values;   /* floats that drt_head_values gives: a probability for each label, one value, or none */
+    uint64_t values;   /* floats that drt_head_values gives; 0 of a localisation */
 } drt_head_info;
 
 /* [one] What was opened. Set struct_size first (drt_session_info info = {sizeof info}). */
@@ -341,9 +339,23 @@ DRT_API drt_status drt_embedding(const drt_session *session, float *values, size
 DRT_API drt_status drt_patch_tokens(const drt_session *session, float *values, size_t capacity, size_t *size);
 /* Which patches they are: K flat indices, row-major over the patch grid, ascending. */
 DRT_API drt_status drt_token_indices(const drt_session *session, int64_t *values, size_t capacity, size_t *size);
-/* Probabilities in the order of the labels, or one value. */
+/* Probabilities in the order of the labels, one value, or the volume of each label in ml (0 for the background). */
 DRT_API drt_status drt_head_values(const drt_session *session, const char *head, float *values, size_t capacity,
                                    size_t *size);
+/* Of a segmentation: the label of every voxel of the volume or series that was given, (D, H, W) in its own axes,
+   C-contiguous; 0 is background. Each voxel takes the label that its centre lies in. */
+DRT_API drt_status drt_head_map(const drt_session *session, const char *head, uint8_t *labels, size_t capacity,
+                                size_t *size);
+
+typedef struct drt_box {
+    double score; /* 0 to 1 */
+    double center_lps_mm[3];
+    double size_mm[3]; /* along the grid's axes, the columns of drt_grid_affine */
+} drt_box;
+
+/* Of a localisation: the boxes that reach the bundle's threshold, the best first. *size is 0 where nothing was found. */
+DRT_API drt_status drt_head_boxes(const drt_session *session, const char *head, drt_box *boxes, size_t capacity,
+                                  size_t *size);
 /* Where the grid of the last run lies: row-major 4 x 4, maps its index (S, A, R axes) to LPS mm. */
 DRT_API drt_status drt_grid_affine(const drt_session *session, double affine_lps_mm[16]);
 /* [one] Set struct_size first. */

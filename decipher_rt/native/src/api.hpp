@@ -62,16 +62,20 @@ void give_defaults(Struct* to, std::size_t size, const Struct& defaults) {
     write_struct(to, size, defaults);
 }
 
-// Sets *size to how many values there are, then copies them if there is room.
+// Sets *size to how many values there are. False where the caller asked for no more; throws where its buffer is too small.
+inline bool room_for(std::size_t values, const void* to, std::size_t capacity, std::size_t* size, const char* what) {
+    required(size, "size") = values;
+    if (to == nullptr && capacity == 0) return false;
+    if (to == nullptr) throw argument_error("the buffer is NULL and its capacity is not 0");
+    if (capacity < values)
+        throw Error(DRT_ERROR_BUFFER_SIZE, std::string(what) + " has " + std::to_string(values) +
+                                               " values; the buffer holds " + std::to_string(capacity));
+    return true;
+}
+
 template <class Value>
 void copy_values(const std::vector<Value>& from, Value* to, std::size_t capacity, std::size_t* size, const char* what) {
-    required(size, "size") = from.size();
-    if (to == nullptr && capacity == 0) return;
-    if (to == nullptr) throw argument_error("the buffer is NULL and its capacity is not 0");
-    if (capacity < from.size())
-        throw Error(DRT_ERROR_BUFFER_SIZE, std::string(what) + " has " + std::to_string(from.size()) +
-                                               " values; the buffer holds " + std::to_string(capacity));
-    std::copy(from.begin(), from.end(), to);
+    if (room_for(from.size(), to, capacity, size, what)) std::copy(from.begin(), from.end(), to);
 }
 
 }  // namespace decipher

@@ -1,6 +1,7 @@
 // decipher_rt.h: what was opened, and the result of the last run.
 
 #include <algorithm>
+#include <utility>
 
 #include "api.hpp"
 
@@ -19,6 +20,17 @@ const Head* find_head(const drt_session* session, const char* name) {
     const auto& heads = session->backend->description().manifest.heads;
     const auto found = std::find_if(heads.begin(), heads.end(), [&](const Head& head) { return head.name == name; });
     return found != heads.end() ? &*found : nullptr;
+}
+
+// A head and what it said; throws where the bundle has no such head, or it was not asked or gave nothing of use.
+std::pair<const Head&, const HeadAnswer&> answered(const drt_session* session, const char* name) {
+    const Result& result = result_of(session);
+    const Head* head = find_head(session, &required(name, "head"));
+    if (head == nullptr) throw argument_error("the bundle has no head '" + std::string(name) + "'; drt_session_head lists them");
+    if (!result.scope.inside) throw Error(DRT_ERROR_NOT_ANSWERED, "out of scope: " + result.scope.reason);
+    const HeadAnswer& answer = result.heads.at(head->name);
+    if (!answer.not_answered.empty()) throw Error(DRT_ERROR_NOT_ANSWERED, "head '" + head->name + "': " + answer.not_answered);
+    return {*head, answer};
 }
 
 template <class Struct>
@@ -68,7 +80,7 @@ drt_status drt_session_head(const drt_session* session, uint32_t index, drt_head
         said.description = head.description.c_str();
         said.kind = static_cast<drt_head_kind>(head.kind);
         said.unit = head.unit.c_str();
-        said.values = head.kind == HeadKind::regression ? 1 : head.answered() ? head.labels.size() : 0;
+        said.values = head.kind == HeadKind::regression ? 1 : head.kind == HeadKind::localisation ? 0 : head.labels.size();
         write_struct(info, size, said);
     });
 }
@@ -92,15 +104,37 @@ drt_status drt_token_indices(const drt_session* session, int64_t* values, size_t
 
 drt_status drt_head_values(const drt_session* session, const char* head, float* values, size_t capacity, size_t* size) {
     return guarded([&] {
+        const auto& [found, answer] = answered(session, head);
+        if (found.kind == HeadKind::localisation) throw argument_error("head '" + found.name + "' gives boxes: ask drt_head_boxes");
+        copy_values(answer.values, values, capacity, size, head);
+    });
+}
+
+drt_status drt_head_boxes(const drt_session* session, const char* head, drt_box* boxes, size_t capacity, size_t* size) {
+    return guarded([&] {
+        const auto& [found, answer] = answered(session, head);
+        if (found.kind != HeadKind::localisation) throw argument_error("head '" + found.name + "' gives no boxes");
+        std::vector<drt_box> said;
+        for (const FoundBox& box : answer.boxes) {
+            drt_box one{};
+            one.score = box.score;
+            std::copy(box.center_lps_mm.begin(), box.center_lps_mm.end(), one.center_lps_mm);
+            std::copy(box.size_mm.begin(), box.size_mm.end(), one.size_mm);
+            said.push_back(one);
+        }
+        copy_values(said, boxes, capacity, size, head);
+    });
+}
+
+drt_status drt_head_map(const drt_session* session, const char* head, uint8_t* labels, size_t capacity, size_t* size) {
+    return guarded([&] {
+        const auto& [found, answer] = answered(session, head);
+        if (found.kind != HeadKind::segmentation) throw argument_error("head '" + found.name + "' gives no label map");
         const Result& result = result_of(session);
-        const Head* found = find_head(session, &required(head, "head"));
-        if (found == nullptr) throw argument_error("the bundle has no head '" + std::string(head) + "'; drt_session_head lists them");
-        if (!found->answered())
-            throw Error(DRT_ERROR_UNSUPPORTED, "head '" + found->name + "' gives " +
-                                                   (found->kind == HeadKind::segmentation ? "a label map" : "boxes") +
-                                                   ", which this library does not; use decipher-rt from Python");
-        if (!result.scope.inside) throw Error(DRT_ERROR_NOT_ANSWERED, "out of scope: " + result.scope.reason);
-        copy_values(result.heads.at(found->name), values, capacity, size, head);
+        const auto [D, H, W] = result.source.shape;
+        if (!room_for(static_cast<std::size_t>(D * H * W), labels, capacity, size, head)) return;
+        labels_on_source(found, answer.labels, session->backend->description().manifest.preprocessing, result.grid_affine,
+                         result.source, labels);
     });
 }
 

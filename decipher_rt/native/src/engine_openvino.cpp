@@ -57,11 +57,14 @@ public:
         Outputs outputs;
         for (const auto& port : compiled_.outputs()) {
             const ov::Tensor tensor = request_.get_tensor(port);
-            if (tensor.get_element_type() != ov::element::f32)
+            std::vector<float>& values = outputs[port.get_any_name()];
+            if (tensor.get_element_type() == ov::element::f32)
+                values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
+            else if (tensor.get_element_type() == ov::element::u8)  // a label map
+                values.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
+            else
                 throw engine_error(file_ + ": output " + port.get_any_name() + " is " +
-                                   tensor.get_element_type().get_type_name() + ", expected f32");
-            const float* values = tensor.data<float>();
-            outputs[port.get_any_name()].assign(values, values + tensor.get_size());
+                                   tensor.get_element_type().get_type_name() + ", expected f32 or u8");
         }
         return outputs;
     } catch (const ov::Cancelled&) {

@@ -39,9 +39,6 @@ struct Head {
     std::vector<std::string> labels;
     std::int64_t stride = 1;  // of a segmentation
     double threshold = 0.5;   // of a localisation
-
-    // Whether this library answers it: label maps and boxes are given in Python only.
-    bool answered() const { return kind == HeadKind::classification || kind == HeadKind::regression; }
 };
 
 // What texts are embedded with: checked here, run in Python only.

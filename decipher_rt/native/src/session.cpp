@@ -162,10 +162,10 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
                        {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.6);
-    for (const Head& head : manifest.heads)
-        if (head.answered())
-            heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, 1), head.file, features,
-                                        {head.kind == HeadKind::regression ? "value" : "probabilities"});
+    for (const Head& head : manifest.heads) {
+        const unsigned share = head.kind == HeadKind::segmentation ? threads : 1;  // it answers for every voxel
+        heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, share), head.file, features, {head_output(head.kind)});
+    }
     if (manifest.scope) scope_ = checked(load_graph(*engine_, bundle, manifest.scope->file, 1), manifest.scope->file, features, {"score"});
     files.rest();
     checking.get();
@@ -254,6 +254,7 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     const std::array<float, 2> limits = {static_cast<float>(window[0]), static_cast<float>(window[1])};
     Result result;
     result.grid_affine = grid.affine;
+    result.source = {form.shape, form.affine};
     result.tokens = select_tokens(grid_, limits, spec, description_.threads);
     result.times.preprocess_ms = clock.stage();
     callbacks_.report(DRT_PREPROCESS, 1);
@@ -283,12 +284,8 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     result.scope = judge_scope(form, arrays);
     for (const Head& head : description_.manifest.heads) {
         if (!result.scope.inside) break;
-        if (!head.answered()) continue;
-        const bool regression = head.kind == HeadKind::regression;
-        std::vector<float> values = std::move(heads_.at(head.name)->run(arrays, {})[regression ? "value" : "probabilities"]);
-        if (values.size() != (regression ? 1 : head.labels.size()))
-            throw engine_error(head.file + ": gave " + std::to_string(values.size()) + " values: it does not match its manifest");
-        result.heads[head.name] = std::move(values);
+        const std::vector<float> output = std::move(heads_.at(head.name)->run(arrays, {})[head_output(head.kind)]);
+        result.heads[head.name] = answer_of(head, output, spec, result.grid_affine, result.source);
     }
     result.times.heads_ms = clock.stage();
     result.times.total_ms = clock.total();

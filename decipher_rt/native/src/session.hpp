@@ -12,6 +12,7 @@
 #include "dali_graph.hpp"
 #include "engine.hpp"
 #include "gpu.hpp"
+#include "heads.hpp"
 #include "histogram.hpp"
 #include "voxels.hpp"
 
@@ -50,8 +51,9 @@ struct Result {
     std::vector<float> embedding, patch;
     std::vector<std::int64_t> tokens;
     ScopeAnswer scope;
-    std::map<std::string, std::vector<float>> heads;  // only where in scope
+    std::map<std::string, HeadAnswer> heads;  // only where in scope
     Affine grid_affine;
+    Placement source;
     Times times;
 };
 

@@ -102,11 +102,15 @@ void put_result(ByteWriter& writer, const Result& result) {
     writer.put(result.scope.score.value_or(0));
     writer.put(result.scope.reason);
     writer.put(std::uint64_t{result.heads.size()});
-    for (const auto& [name, values] : result.heads) {
+    for (const auto& [name, answer] : result.heads) {
         writer.put(name);
-        writer.put(values);
+        writer.put(answer.not_answered);
+        writer.put(answer.values);
+        writer.put(answer.labels);
+        writer.put(answer.boxes);
     }
     writer.put(result.grid_affine);
+    writer.put(result.source);
     writer.put(result.times);
 }
 
@@ -121,10 +125,14 @@ Result get_result(ByteReader& reader) {
     if (has_score) result.scope.score = score;
     result.scope.reason = reader.get_text();
     for (auto heads = reader.get<std::uint64_t>(); heads > 0; --heads) {
-        const std::string name = reader.get_text();
-        result.heads[name] = reader.get_list<float>();
+        HeadAnswer& answer = result.heads[reader.get_text()];
+        answer.not_answered = reader.get_text();
+        answer.values = reader.get_list<float>();
+        answer.labels = reader.get_list<std::uint8_t>();
+        answer.boxes = reader.get_list<FoundBox>();
     }
     result.grid_affine = reader.get<Affine>();
+    result.source = reader.get<Placement>();
     result.times = reader.get<Times>();
     return result;
 }
