@@ -186,8 +186,9 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         assert found["hits"][0]["cosine"] == pytest.approx(1, abs=1e-6)
     assert "SECRET" not in index.read_bytes().decode("latin-1")
     assert "Doe" not in index.read_bytes().decode("latin-1")
+    shipped = open_bundle().manifest
     for arguments, said in (
-        ((index, "dark"), "not with first 1.0.0"),
+        ((index, "dark"), f"not with {shipped.name} {shipped.version}"),
         ((tmp_path / "none.index", "dark"), "no such index"),
         ((tmp_path / "dark" / "0000.dcm", "dark"), "no index of decipher-rt"),
         ((index, "./nothing/here.nii.gz", *bundle), "no such file or folder"),

@@ -107,9 +107,10 @@ def test_a_prompt_given_twice_is_refused(answering_bundle):
         decipher_rt.load(answering_bundle, prompts=["dark", "bright", "dark"])
 
 
-def test_a_bundle_without_a_text_tower_says_so():
+def test_a_bundle_without_a_text_tower_says_so(answering_bundle, rewrite_bundle, tmp_path):
+    silent = rewrite_bundle(answering_bundle, tmp_path, change=lambda manifest: manifest.update(text=None))
     with pytest.raises(BundleError, match="has no text tower"):
-        decipher_rt.load(prompts=["dark"])
+        decipher_rt.load(silent, prompts=["dark"])
 
 
 def test_zero_bytes_and_special_tokens_do_no_harm(tower):

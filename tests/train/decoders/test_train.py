@@ -206,16 +206,15 @@ def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
         _train(_config(text_only), tmp_path / "model", cache)
 
 
-def test_the_shipped_first_model_lends_its_encoder() -> None:
+def test_the_shipped_model_lends_its_encoder() -> None:
     from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
     from decipher_rt.train.weights import load_stage
 
     stage = load_stage(DEFAULT_WEIGHTS)
     encoder = training.load_encoder(stage, DEFAULT_WEIGHTS)
-    first = load_weights(DEFAULT_WEIGHTS)
-    assert stage.text is None
-    assert encoder.config == first.config.encoder
-    assert torch.equal(encoder.projection.weight, first.model.encoder.projection.weight)
+    shipped = load_weights(DEFAULT_WEIGHTS)
+    assert encoder.config == shipped.config.encoder
+    assert torch.equal(encoder.projection.weight, shipped.model.encoder.projection.weight)
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
