@@ -91,7 +91,6 @@ GOOD_MANIFESTS: dict[str, Change] = {
     "spacing of integers": lambda m: m["preprocessing"].update(spacing_mm=[2, 3, 4]),
     "any metrics": lambda m: m.update(metrics={"a": [1, {"b": None}]}),
     "other names": lambda m: m.update(name="ü", intended_use=""),
-    "localisation": lambda m: m["heads"][0].update(kind="localisation", threshold=1, labels=[]),
     "text": lambda m: m.update(text=TEXT),
     "text with a tolerance": lambda m: m.update(text={**TEXT, "tolerance": 0.05}),
     "no text": lambda m: m.update(text=None),
@@ -172,9 +171,16 @@ def test_heads_say_what_they_give(
                     session.head_map(name, volume.shape)
 
 
-def test_a_head_whose_graph_is_of_another_kind_is_refused(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
-    bundle = copy(native_bundle, tmp_path, lambda m: m["heads"][0].update(SEGMENTATION))
-    with pytest.raises(Exception, match="gives no output labels_map"):
+@pytest.mark.parametrize(
+    ("head", "output"),
+    [(SEGMENTATION, "labels_map"), ({"kind": "localisation", "threshold": 1, "labels": []}, "boxes")],
+    ids=["segmentation", "localisation"],
+)
+def test_a_head_whose_graph_is_of_another_kind_is_refused(
+    head: dict[str, Any], output: str, sdk: Any, native_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = copy(native_bundle, tmp_path, lambda m: m["heads"][0].update(head))
+    with pytest.raises(Exception, match=f"gives no output {output}"):
         sdk.open(bundle)
 
 
