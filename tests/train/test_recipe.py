@@ -63,10 +63,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-def test_the_linear_probe_learns_and_evaluate_says_so(runs: Path) -> None:
+def test_the_sequence_head_learns_and_evaluate_says_so(runs: Path) -> None:
     figures = json.loads(command("evaluate", runs / "model", "--cache", runs / "cache", "--json"))
     assert set(figures) == {*DECODERS, "scope", "retrieval"}
-    assert figures["sequence"]["series"] == 48
+    assert 30 < figures["sequence"]["series"] < 48  # one in five is no head
     assert figures["sequence"]["accuracy"] > 0.4  # the most frequent of five has three tenths
     assert figures["retrieval"]["pool"] == 48
 
