@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <openvino/frontend/manager.hpp>
@@ -129,12 +130,14 @@ public:
 
 private:
     static ov::AnyMap properties(unsigned threads) {
-        return {
+        ov::AnyMap found = {
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
-            ov::inference_num_threads(static_cast<std::int32_t>(threads)),
+            ov::inference_num_threads(static_cast<std::int32_t>(std::max(threads, 1u))),
             // OpenVINO turns fp32 graphs into bfloat16 by itself where the CPU has it: the answers would depend on it.
             ov::hint::inference_precision(ov::element::f32),
         };
+        if (threads == in_caller) found.insert(ov::num_streams(0));
+        return found;
     }
 
     std::string key(const std::string& sha256, unsigned threads) const {

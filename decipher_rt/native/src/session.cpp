@@ -163,10 +163,14 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
                        {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.6);
     for (const Head& head : manifest.heads) {
-        const unsigned share = head.kind == HeadKind::segmentation ? threads : 1;  // it answers for every voxel
+        // A segmentation answers for every voxel. What is small keeps no threads, however many heads there are.
+        const unsigned share = head.kind == HeadKind::segmentation && threads > 1 ? threads : Engine::in_caller;
         heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, share), head.file, features, {head_output(head.kind)});
     }
-    if (manifest.scope) scope_ = checked(load_graph(*engine_, bundle, manifest.scope->file, 1), manifest.scope->file, features, {"score"});
+    if (manifest.scope) {
+        const std::string& file = manifest.scope->file;
+        scope_ = checked(load_graph(*engine_, bundle, file, Engine::in_caller), file, features, {"score"});
+    }
     files.rest();
     checking.get();
     preprocessing.get();
