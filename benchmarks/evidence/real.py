@@ -1,10 +1,10 @@
 """What a bundle answers on real series, beside what they are: contrasts named, phantoms refused, and pictures.
 
     python benchmarks/evidence/real.py runs/tiny/bundle --out runs/tiny/real \
-        series/philips_t1_mprage_sag=T1w series/ge_epi_fmri_ax=T2*w series/siemens_epi_fmri=phantom
+        series/philips_t1_mprage_sag=T1w series/ge_epi_fmri_ax=T2*w series/siemens_epi_fmri=other
 
-Each series is ``PATH=TRUTH``: a label of the head ``sequence``, or ``phantom``. Results and pictures lie in ``--out``
-as ``decipher-rt infer -o OUT --png`` leaves them; the answers in ``--json``.
+Each series is ``PATH=TRUTH``: a label of the head ``sequence``, or ``other`` for what is no human head. Results and
+pictures lie in ``--out`` as ``decipher-rt infer -o OUT --png`` leaves them; the answers in ``--json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import decipher_rt
 from decipher_rt.result import Failure
 from decipher_rt.writers.folder import folder_writer
 
-PHANTOM = "phantom"
+OTHER = "other"  # what is no human head: right where it is out of scope
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
                 raise SystemExit(outcome.error)
             sequence = outcome.heads["sequence"]
             named = None if sequence.label is None else [sequence.label, round(max(sequence.probabilities.values()), 3)]
-            right = not outcome.scope.inside if truth == PHANTOM else bool(named) and named[0] == truth
+            right = not outcome.scope.inside if truth == OTHER else bool(named) and named[0] == truth
             others = {name: head.to_json() for name, head in outcome.heads.items() if name != "sequence"}
             return {
                 "scope": outcome.scope.score,
@@ -52,7 +52,8 @@ def main() -> None:
         named = "not answered" if row["sequence"] is None else "{}, {:.1%}".format(*row["sequence"])
         where = "in" if row["in"] else "out"
         right = "yes" if row["right"] else "**no**"
-        print(f"| {Path(path).name} | {truth} | {where} ({row['scope']:.2f}) | {named} | {right} |")
+        score = "by its header" if row["scope"] is None else f"{row['scope']:.2f}"
+        print(f"| {Path(path).name} | {truth} | {where} ({score}) | {named} | {right} |")
 
 
 def arguments() -> argparse.Namespace:

@@ -198,6 +198,9 @@ def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
         ("absent.nii", "", r"column mask: .*absent.nii does not exist"),
         ("cohort.csv", "", r"column mask: .*cohort.csv: "),
         ("half.nii.gz", "", r"column mask: .*half.nii.gz: holds other values than the whole numbers 0 to 255"),
+        ("nan.nii.gz", "", r"column mask: .*nan.nii.gz: holds voxels that are not finite numbers"),
+        ("c.nii.gz", "", r"column mask: .*c.nii.gz: holds 2 volumes; give a label image with one"),
+        ("cut.nii.gz", "", r"column mask: .*cut.nii.gz: "),
         ("far.nii.gz", "", r"column mask: .*far.nii.gz: none of its labels lies in the field of view"),
         ("", "[", r"column boxes: not JSON"),
         ("", "3", r"column boxes: int, expected a list"),
@@ -213,6 +216,8 @@ def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
 )
 def test_broken_masks_and_boxes_are_named(cohort: Path, mask: str, boxes: str, said: str) -> None:
     nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), TURNED), cohort / "half.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), np.nan, np.float32), TURNED), cohort / "nan.nii.gz")
+    (cohort / "cut.nii.gz").write_bytes((cohort / "half.nii.gz").read_bytes()[:-20])
     far = TURNED + np.array([[0, 0, 0, 500], [0] * 4, [0] * 4, [0] * 4])
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), far), cohort / "far.nii.gz")
     path = write_csv(cohort, f"c.nii.gz,p1,train,{mask},{boxes}", header="path,patient,split,mask,boxes")

@@ -140,6 +140,8 @@ def _label_map(path: Path, place: str, grid: Grid) -> NDArray[np.uint8]:
         mask = read_series(_only_series(path), ReadOptions(any_modality=True))
     except SeriesError as error:
         raise SourceError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
+    if mask.series.volumes > 1:
+        raise SourceError(f"{where}: holds {mask.series.volumes} volumes; give a label image with one")
     values = mask.voxels * mask.slope + mask.intercept
     labels = values.clip(0, 255).astype(np.uint8)
     if not np.array_equal(labels, values):
