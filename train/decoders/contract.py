@@ -36,6 +36,11 @@ class Known:
     tissue: bool
 
 
+def label_text(label: str | float | None) -> str:
+    """Return a label as a configuration writes it: a column of numbers holds 1.0 where the file said 1."""
+    return f"{label:g}" if isinstance(label, float) else label or ""
+
+
 class Decoder(nn.Module, ABC):
     """Base of the kinds.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..distributed import share
-from .contract import Decoder, Rows
+from .contract import Decoder, Rows, label_text
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class DecoderStage:
         self.known = known_series(decoder, tokens)
         if not len(self.known):
             name = str(getattr(decoder, "name", ""))  # of the label that it learns, where it learns one
-            found = sorted({str(known.labels[name]) for known in tokens.known if name in known.labels})
+            found = sorted({label_text(known.labels[name]) for known in tokens.known if name in known.labels})
             values = f"; the labels {name!r} are {', '.join(found)[:120]}" if found else ""
             raise ValueError(f"decoder.target: no series of the train split has the truth that it needs{values}")
         # Series of one number of tokens go together: nothing is padded, as at inference.

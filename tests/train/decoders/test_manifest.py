@@ -111,7 +111,7 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
         train_decoder(sex, cohort, stage)
     (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
     with pytest.raises(
-        ConfigError, match=r"decoder.target: no series of the train split .*; the labels 'sex' are 0.0, 1"
+        ConfigError, match=r"decoder.target: no series of the train split .*; the labels 'sex' are 0, 1"
     ):
         train_decoder(sex, cohort, stage)
     with pytest.raises(ConfigError, match=r"decoder.target is 'tissue', expected 'mask', the manifest's column"):

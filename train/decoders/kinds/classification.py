@@ -16,7 +16,7 @@ from torch import Tensor
 from ...calibration import best_temperature
 from ...metrics import accuracy, auroc, calibration_error, rounded
 from ...model.vit import ViTConfig
-from ..contract import Decoder, Known, Rows
+from ..contract import Decoder, Known, Rows, label_text
 from ..pooling import AttentionPool, LinearPool, TokenPool
 
 
@@ -85,11 +85,11 @@ class Classification(Decoder):
 
     def knows(self, known: Known) -> bool:
         """Whether the series has one of the labels."""
-        return _text(known.labels.get(self.name)) in self.labels
+        return label_text(known.labels.get(self.name)) in self.labels
 
     def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:  # noqa: ARG002
         """Return ``label``, an index."""
-        return {"label": np.array(self.labels.index(_text(known.labels[self.name])), np.int64)}
+        return {"label": np.array(self.labels.index(label_text(known.labels[self.name])), np.int64)}
 
     def losses(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the cross-entropy."""
@@ -126,8 +126,3 @@ class Classification(Decoder):
                 of = label == index
                 figures[name] = rounded(float((answer[of] == index).mean())) if of.any() else None
         return figures
-
-
-def _text(label: str | float | None) -> str:
-    """Return a label as a configuration writes it: a column of numbers holds 1.0 where the file said 1."""
-    return f"{label:g}" if isinstance(label, float) else label or ""
