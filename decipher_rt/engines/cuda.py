@@ -172,18 +172,7 @@ class Device:
 
 
 class Driver(Device):
-    """One device, its primary context, and a stream of its own.
-
-    Parameters
-    ----------
-    index : int
-        Of the device, as ``CUDA_VISIBLE_DEVICES`` leaves them.
-
-    Raises
-    ------
-    EngineError
-        If there is no driver, or one that is too old, or no such device.
-    """
+    """One device with its primary context and a stream of its own; parameters and errors are those of ``Device``."""
 
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)

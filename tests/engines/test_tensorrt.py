@@ -12,11 +12,8 @@ import ctypes
 import dataclasses
 import gc
 import itertools
-import json
-import re
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +25,6 @@ import torch
 from decipher_rt.device_array import DeviceArray
 from decipher_rt.engines import cuda
 from decipher_rt.engines import tensorrt as module
-from decipher_rt.engines.bundle_kernel import find_kernel
 from decipher_rt.engines.tensorrt import Plan, TensorRtEngine
 from decipher_rt.engines.tensorrt_cache import cache_file
 from decipher_rt.errors import EngineError
@@ -443,83 +439,3 @@ def test_an_engine_of_another_version_says_how_to_rebuild_it(
     assert message.endswith(
         f"; rebuild it: decipher-rt export CHECKPOINT -o BUNDLE --{precision} --engine tensorrt-rtx --arch sm_89"
     )
-
-
-def kernels_json(folder: Path, *architectures: str) -> Path:
-    kernels = [{"kernel": k, "architecture": a} for k in ("patch_embed3d", "tissue_counts") for a in architectures]
-    folder.mkdir(exist_ok=True)
-    (folder / "kernels.json").write_text(json.dumps({"schema": "decipher-rt/kernels/1", "kernels": kernels}))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("card", "cubin"),
-    [(75, "sm_75"), (80, "sm_80"), (86, "sm_86"), (88, "sm_86"), (89, "sm_89"), (90, "sm_90a"), (120, "sm_120a")],
-)
-def test_a_cubin_serves_its_own_generation(tmp_path: Path, card: int, cubin: str) -> None:
-    """As Triton names them: from sm_90 on they are for one architecture alone."""
-    folder = kernels_json(tmp_path, "sm_120a", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90a")
-    assert find_kernel(folder, card, "patch_embed3d")["architecture"] == cubin
-    assert find_kernel(folder, card, "tissue_counts")["kernel"] == "tissue_counts"
-
-
-@pytest.mark.parametrize("card", [72, 100, 121])
-def test_a_card_without_a_cubin_is_told_which_there_are(tmp_path: Path, card: int) -> None:
-    folder = kernels_json(tmp_path, "sm_89", "sm_90a", "sm_120a")
-    with pytest.raises(
-        EngineError, match=rf"tissue_counts is for sm_89, sm_90a, sm_120a, this card is sm_{card}; export"
-    ):
-        find_kernel(folder, card, "tissue_counts")
-
-
-def test_a_bundle_without_a_kernel_is_to_be_exported_again(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="attention is for no card"):
-        find_kernel(kernels_json(tmp_path, "sm_89"), 89, "attention")
-    (tmp_path / "kernels.json").write_text("{")
-    with pytest.raises(
-        EngineError, match=r"kernels\.json: cannot be read \(JSONDecodeError\); export the bundle again"
-    ):
-        find_kernel(tmp_path, 89, "patch_embed3d")
-    (tmp_path / "kernels.json").write_text('{"schema": "other"}')
-    with pytest.raises(EngineError, match="schema is 'other', this runtime reads 'decipher-rt/kernels/1'"):
-        find_kernel(tmp_path, 89, "patch_embed3d")
-
-
-def header() -> str:
-    spec = find_spec("triton")
-    path = Path(spec.origin).parent / "backends" / "nvidia" / "include" / "cuda.h" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        pytest.skip("Triton's wheel, which brings cuda.h, is not installed")
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-WIDTHS = {"unsigned int": 4, "int": 4, "size_t": 8, "CUdevice": 4, "CUdeviceptr": 8, "unsigned long long": 8}
-ENUMS = ("CUdevice_attribute", "CUfunction_attribute", "CUstreamCaptureMode", "CUresult")
-
-
-@pytest.mark.parametrize("name", sorted(cuda._SIGNATURES))
-def test_signatures_are_those_of_the_header(name: str) -> None:
-    text = header()
-    # The library exports some functions under other names than the header declares: it renames them by macro.
-    renamed = re.search(rf"^\s*#\s*define\s+(\w+)\s+(?:__CUDA_API_PT[DS]S?Z?\()?{name}\b", text, re.MULTILINE)
-    plain = renamed[1] if renamed else name
-    declared = re.findall(rf"CUresult\s+CUDAAPI\s+{plain}\(([^;]*?)\);", text)
-    assert declared, f"{plain} is not in cuda.h"
-    assert renamed or not re.search(rf"^\s*#\s*define\s+{name}\b", text, re.MULTILINE), f"{name} is renamed"
-    parameters = [part.strip() for part in declared[0].split(",")]
-    expected = cuda._SIGNATURES[name]
-    assert len(parameters) == len(expected)
-    for parameter, kind in zip(parameters, expected, strict=True):
-        c_type = re.sub(r"\bconst\b|\w+$", "", parameter).strip()
-        size = 8 if "*" in parameter else 4 if c_type in ENUMS else WIDTHS.get(c_type, 8)
-        assert ctypes.sizeof(kind) == size, f"{name}: {parameter}"
-
-
-def test_the_parameters_of_a_kernel_node_are_those_of_the_header() -> None:
-    body = re.search(r"typedef struct CUDA_KERNEL_NODE_PARAMS_v2_st \{(.*?)\}", header(), re.DOTALL)
-    assert body is not None
-    fields = re.findall(r"^\s*([\w ]+?)\s*(\**)(\w+);", body[1], re.MULTILINE)
-    assert [name for _, _, name in fields] == [name for name, _ in cuda.KernelNodeParams._fields_]
-    for (c_type, stars, name), (_, kind) in zip(fields, cuda.KernelNodeParams._fields_, strict=True):
-        assert ctypes.sizeof(kind) == (8 if stars else WIDTHS.get(c_type, 8)), name
-    assert ctypes.sizeof(cuda.KernelNodeParams) == 72

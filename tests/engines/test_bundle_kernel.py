@@ -1,0 +1,51 @@
+"""Which cubin of a bundle a card is given, and what it is told where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from decipher_rt.engines.bundle_kernel import find_kernel
+from decipher_rt.errors import EngineError
+
+
+def kernels_json(folder: Path, *architectures: str) -> Path:
+    kernels = [{"kernel": k, "architecture": a} for k in ("patch_embed3d", "tissue_counts") for a in architectures]
+    folder.mkdir(exist_ok=True)
+    (folder / "kernels.json").write_text(json.dumps({"schema": "decipher-rt/kernels/1", "kernels": kernels}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("card", "cubin"),
+    [(75, "sm_75"), (80, "sm_80"), (86, "sm_86"), (88, "sm_86"), (89, "sm_89"), (90, "sm_90a"), (120, "sm_120a")],
+)
+def test_a_cubin_serves_its_own_generation(tmp_path: Path, card: int, cubin: str) -> None:
+    """As Triton names them: from sm_90 on they are for one architecture alone."""
+    folder = kernels_json(tmp_path, "sm_120a", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90a")
+    assert find_kernel(folder, card, "patch_embed3d")["architecture"] == cubin
+    assert find_kernel(folder, card, "tissue_counts")["kernel"] == "tissue_counts"
+
+
+@pytest.mark.parametrize("card", [72, 100, 121])
+def test_a_card_without_a_cubin_is_told_which_there_are(tmp_path: Path, card: int) -> None:
+    folder = kernels_json(tmp_path, "sm_89", "sm_90a", "sm_120a")
+    with pytest.raises(
+        EngineError, match=rf"tissue_counts is for sm_89, sm_90a, sm_120a, this card is sm_{card}; export"
+    ):
+        find_kernel(folder, card, "tissue_counts")
+
+
+def test_a_bundle_without_a_kernel_is_to_be_exported_again(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="attention is for no card"):
+        find_kernel(kernels_json(tmp_path, "sm_89"), 89, "attention")
+    (tmp_path / "kernels.json").write_text("{")
+    with pytest.raises(
+        EngineError, match=r"kernels\.json: cannot be read \(JSONDecodeError\); export the bundle again"
+    ):
+        find_kernel(tmp_path, 89, "patch_embed3d")
+    (tmp_path / "kernels.json").write_text('{"schema": "other"}')
+    with pytest.raises(EngineError, match="schema is 'other', this runtime reads 'decipher-rt/kernels/1'"):
+        find_kernel(tmp_path, 89, "patch_embed3d")
