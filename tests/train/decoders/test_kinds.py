@@ -189,6 +189,27 @@ def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict
     assert bool((answers["boxes"][..., 4:] > 0).all())
 
 
+@pytest.mark.parametrize("patch_shape", [(4, 4, 4), (2, 4, 4)], ids=["cubes", "slabs"])
+@pytest.mark.parametrize("name", ["tissue", "strided"])
+def test_the_answer_of_a_segmentation_is_that_of_its_logits(
+    name: str, patch_shape: tuple[int, int, int], vit_config: ViTConfig
+) -> None:
+    torch.manual_seed(8)
+    patches = int(np.prod([g // p for g, p in zip(vit_config.grid_shape, patch_shape, strict=True)]))
+    encoder = dataclasses.replace(vit_config, patch_shape=patch_shape, token_buckets=(patches,))
+    decoder = build_decoder(ALL[name], encoder).eval()
+    tokens = torch.stack([torch.randperm(patches)[:40] for _ in range(2)])
+    patch, embedding = torch.randn(2, 40, 48), torch.zeros(2, 16)
+    with torch.no_grad():
+        decoder.doublings[-1].bias.sub_(decoder.raw(patch, tokens, embedding).mean(dim=(0, 2, 3, 4)))
+        expected = decoder.finish(decoder.raw(patch, tokens, embedding))
+        answer = decoder(patch, tokens, embedding)
+    assert answer.dtype == expected.dtype
+    assert answer.shape == expected.shape
+    assert len(answer.unique()) == len(decoder.labels)
+    assert (answer != expected).float().mean() < 1e-3  # where two logits are equal to the last bits
+
+
 def test_dropped_patches_are_background(vit_config: ViTConfig) -> None:
     torch.manual_seed(3)
     decoder = build_decoder(TISSUE, vit_config).eval()

@@ -104,30 +104,54 @@ class Segmentation(Decoder):
 
     def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L, D, H, W)."""
-        B, _, C = patch.shape
-        gd, gh, gw = self.patch_grid
-        empty = self.absent.expand(B, gd * gh * gw, C)
-        grid = empty.scatter(1, tokens.unsqueeze(-1).expand(-1, -1, C), patch)
-        x = self.reduce(self.start_norm(grid)).transpose(1, 2).reshape(B, -1, gd, gh, gw)
-        x = self.dropout(x)
-        for block, double in zip(self.blocks, self.doublings, strict=True):
-            x = double(block(x))
+        x = self.doublings[-1](self.features(patch, tokens))
         background = torch.zeros(1, len(self.labels), 1, 1, 1, dtype=x.dtype, device=x.device)
         background[:, 0] = BACKGROUND_LOGIT
-        return torch.where(self.kept(tokens), x, background)
+        return torch.where(self.kept(tokens).unsqueeze(1) > 0, x, background)
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the label of each voxel, (B, D, H, W) uint8."""
         return raw.argmax(dim=1).to(torch.uint8)
 
+    def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - as above
+        """Answer as ``finish(raw(...))`` does, in two thirds of the time once exported.
+
+        The last doubling is a matrix of one voxel at a time. Labels are chosen before its results are put in their
+        places, and what was dropped is taken out of the labels: bytes are moved where logits were. Ties go to the first
+        label, as in argmax, which engines compute slowly along any axis but the last.
+        """
+        x, last = self.features(patch, tokens), self.doublings[-1]
+        (kd, kh, kw), L, (B, C, d, h, w) = last.kernel_size, len(self.labels), x.shape
+        matrix = last.weight.permute(2, 3, 4, 1, 0).reshape(1, kd * kh * kw * L, C)
+        logits = torch.matmul(matrix, x.flatten(2)) + last.bias.repeat(kd * kh * kw).unsqueeze(-1)
+        of_label = logits.reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
+        best, label = of_label[0], torch.zeros_like(of_label[0], dtype=torch.uint8)
+        for index, other in enumerate(of_label[1:], start=1):
+            label = torch.where(other > best, torch.full((), index, dtype=torch.uint8, device=x.device), label)
+            best = torch.maximum(best, other)
+        label = label.reshape(B, kd, kh, kw, d, h, w).permute(0, 4, 1, 5, 2, 6, 3)
+        return label.reshape(B, d * kd, h * kh, w * kw) * self.kept(tokens)
+
+    def features(self, patch: Tensor, tokens: Tensor) -> Tensor:
+        """Return what the last doubling starts from, (B, C, d, h, w)."""
+        B, _, C = patch.shape
+        gd, gh, gw = self.patch_grid
+        empty = self.absent.expand(B, gd * gh * gw, C)
+        grid = empty.scatter(1, tokens.unsqueeze(-1).expand(-1, -1, C), patch)
+        x = self.reduce(self.start_norm(grid)).transpose(1, 2).reshape(B, -1, gd, gh, gw)
+        x = self.blocks[0](self.dropout(x))
+        for double, block in zip(self.doublings[:-1], self.blocks[1:], strict=True):
+            x = block(double(x))
+        return x
+
     def kept(self, tokens: Tensor) -> Tensor:
-        """Return which voxels lie in one of the patches (B, K), (B, 1, D, H, W) bool."""
+        """Return which voxels lie in one of the patches (B, K): 1, others 0, (B, D, H, W) uint8."""
         (gd, gh, gw), (pd, ph, pw) = self.patch_grid, self.patch_shape
         B = tokens.shape[0]
-        empty = torch.zeros(1, gd * gh * gw, device=tokens.device).expand(B, -1)
-        mask = empty.scatter(1, tokens, torch.ones_like(tokens, dtype=torch.float32))
+        empty = torch.zeros(1, gd * gh * gw, dtype=torch.uint8, device=tokens.device).expand(B, -1)
+        mask = empty.scatter(1, tokens, torch.ones_like(tokens, dtype=torch.uint8))
         mask = mask.reshape(B, gd, 1, gh, 1, gw, 1).expand(-1, -1, pd, -1, ph, -1, pw)
-        return mask.reshape(B, 1, gd * pd, gh * ph, gw * pw) > 0.5
+        return mask.reshape(B, gd * pd, gh * ph, gw * pw)
 
     def knows(self, known: Known) -> bool:
         """Whether the source has a tissue map of this head."""
