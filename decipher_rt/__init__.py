@@ -27,6 +27,7 @@ def load(
     engine: str = "onnxruntime",
     precision: Precision = "fp32",
     threads: int | None = None,
+    device: int | str | None = None,
     prompts: Sequence[str] = (),
 ) -> Session:
     """Open a bundle and make it ready to answer.
@@ -35,11 +36,15 @@ def load(
     ----------
     bundle : path, optional
         Folder of a bundle; default: the one that ships with the package.
-    engine : {"onnxruntime", "openvino"}
+    engine : {"onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "auto"}
+        What runs the encoder; ``auto`` is the fastest kind that this machine can run.
     precision : {"fp32", "fp16", "bf16", "int8"}
         Which encoder of the bundle to run.
     threads : int, optional
         CPU threads; default: the cores this process may use.
+    device : int or str, optional
+        The card of an engine that runs on one: CUDA's index, or its UUID or the beginning of it (``GPU-3f``); or
+        ``cpu``. Default: the first card that CUDA shows.
     prompts : sequence of str
         Texts that every series is compared with; the bundle must have a text tower.
 
@@ -51,4 +56,4 @@ def load(
     from decipher_rt.session import Session
 
     opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
-    return Session(opened, engine=engine, precision=precision, threads=threads, prompts=prompts)
+    return Session(opened, engine=engine, precision=precision, threads=threads, device=device, prompts=prompts)

@@ -10,9 +10,9 @@ from decipher_rt.engines import Engine, available, load_engine
 from decipher_rt.engines.cpu import cpu_features
 from decipher_rt.engines.select import (
     AUTO,
-    AUTO_ORDER,
     CPU_ENGINES,
     GPU_PLANS,
+    auto_order,
     built_by,
     onnx_encoder,
     plan_entries,
@@ -42,7 +42,7 @@ class Encoder:
     fallback: str | None = None
 
 
-def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int) -> Encoder:
+def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int, card: int | None = 0) -> Encoder:
     """Load the encoder of a bundle.
 
     Parameters
@@ -50,10 +50,12 @@ def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int
     bundle : Bundle
     engine : str
         A name of ``decipher_rt.engines.ENGINES``, which is then what runs or an error; or ``auto``: the first of
-        ``AUTO_ORDER`` that this machine can run.
+        ``auto_order`` that this machine can run.
     precision : str
     threads : int
         Of the CPU.
+    card : int or None
+        CUDA's index of the card for engines that run on one; None leaves them out of ``auto``.
 
     Raises
     ------
@@ -61,11 +63,12 @@ def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int
         If the bundle has no such encoder or this machine cannot run it; with ``auto``, the reason of the last.
     """
     if engine != AUTO:
-        return _load(bundle, engine, precision, threads)
+        return _load(bundle, engine, precision, threads, card)
     reasons: list[str] = []
-    for name in AUTO_ORDER[:-1]:
+    *gpu, last = auto_order(card)
+    for name in gpu:
         try:
-            loaded = _load(bundle, name, precision, threads)
+            loaded = _load(bundle, name, precision, threads, card)
         except (BundleError, EngineError) as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -73,23 +76,28 @@ def load_encoder(bundle: Bundle, engine: str, precision: Precision, threads: int
             reasons.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             continue
         return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
-    loaded = _load(bundle, AUTO_ORDER[-1], precision, threads)
+    loaded = _load(bundle, last, precision, threads, card)
     return Encoder(loaded.engine, loaded.entry, "; ".join(reasons) or None)
 
 
-def why_not(bundle: Bundle, engine: str, precision: Precision) -> str | None:
-    """Say in a line why an engine cannot run a bundle here, found without loading it; None where it may."""
+def why_not(bundle: Bundle, engine: str, precision: Precision, card: int = 0) -> str | None:
+    """Say in a line why an engine cannot run a bundle here, found without loading it; None where it may.
+
+    ``card`` is CUDA's index of the card, for engines that run on one.
+    """
     try:
         if engine in GPU_PLANS:
-            from decipher_rt.engines.cuda import Device
-
-            plan_entries(bundle.manifest, engine, precision, Device().architecture)
+            plan_entries(bundle.manifest, engine, precision, _architecture(card))
         else:
             onnx_encoder(bundle.manifest, precision, cpu_features())
+        found = next(item for item in available() if item.name == engine)
+        if not found.available:
+            return found.detail
+        if engine not in CPU_ENGINES:
+            _architecture(card)
     except (BundleError, EngineError) as error:
         return str(error)
-    found = next(item for item in available() if item.name == engine)
-    return None if found.available else found.detail
+    return None
 
 
 def cpu_engine(engine: str) -> str:
@@ -97,21 +105,26 @@ def cpu_engine(engine: str) -> str:
     return engine if engine in CPU_ENGINES else "onnxruntime"
 
 
-def _load(bundle: Bundle, engine: str, precision: Precision, threads: int) -> Encoder:
-    manifest = bundle.manifest
-    if engine not in GPU_PLANS:
-        features = cpu_features() if engine != "onnxruntime-cuda" else ()
-        entry = onnx_encoder(manifest, precision, features)
-        return Encoder(load_engine(engine, bundle.file(entry.file), precision=precision, threads=threads), entry)
-    return _load_plans(bundle, engine, precision)
-
-
-def _load_plans(bundle: Bundle, engine: str, precision: Precision) -> Encoder:
+def _architecture(card: int) -> int:
     from decipher_rt.engines.cuda import Device
+
+    return Device(card).architecture
+
+
+def _load(bundle: Bundle, engine: str, precision: Precision, threads: int, card: int | None) -> Encoder:
+    if engine in GPU_PLANS:
+        return _load_plans(bundle, engine, precision, card or 0)
+    features = cpu_features() if engine != "onnxruntime-cuda" else ()
+    entry = onnx_encoder(bundle.manifest, precision, features)
+    graph = bundle.file(entry.file)
+    return Encoder(load_engine(engine, graph, precision=precision, threads=threads, card=card or 0), entry)
+
+
+def _load_plans(bundle: Bundle, engine: str, precision: Precision, card: int) -> Encoder:
     from decipher_rt.engines.tensorrt import TensorRtEngine, require_library
 
     manifest = bundle.manifest
-    architecture = Device().architecture  # first: without a card the library need not be loaded
+    architecture = _architecture(card)  # first: without a card the library need not be loaded
     library = require_library(engine)
     entries = plan_entries(manifest, engine, precision, architecture)
     plans = [_plan(bundle, entry) for entry in entries]
@@ -124,6 +137,7 @@ def _load_plans(bundle: Bundle, engine: str, precision: Precision) -> Encoder:
             manifest.preprocessing,
             precision=precision,
             embedding_size=manifest.encoder.embedding_size,
+            device=card,
         )
     except (AttributeError, RuntimeError, TypeError) as error:  # of the bindings: another API, or an exception of C++
         said = " ".join(str(error).split())[:300]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from decipher_rt.engines.cpu import cpu_features, cpuinfo
+from decipher_rt.errors import EngineError
 
 # What matters to int8 and fp16 on a CPU; names as Linux gives them on x86-64 and on aarch64.
 CPU_FEATURES = (
@@ -17,14 +16,13 @@ CPU_FEATURES = (
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 
-_CUDA_SUCCESS = 0
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
-
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device as the driver names it."""
+    """One CUDA device as the driver names it. ``index`` and ``uuid`` are what ``--device`` takes."""
 
+    index: int
+    uuid: str
     name: str
     compute_capability: str
     memory_mib: int
@@ -67,28 +65,18 @@ def package_version(name: str) -> str | None:
 
 
 def _cuda_devices() -> tuple[tuple[Gpu, ...], str]:
-    """Ask the CUDA driver for its devices; the note says why there are none."""
+    """Ask the CUDA driver for its devices; the note says which driver it is, or why there are none."""
+    from decipher_rt.engines.cuda import devices
+    from decipher_rt.engines.driver_release import driver_release
+
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return (), "no NVIDIA driver (libcuda.so.1 is not on this machine)"
-    if (status := cuda.cuInit(0)) != _CUDA_SUCCESS:
-        return (), f"the NVIDIA driver is there and finds no usable device (cuInit gives {status})"
+        cards = devices()
+        gpus = tuple(Gpu(c.index, c.uuid, c.name, _dotted(c.architecture), c.memory_mib) for c in cards)
+        release = driver_release()
+        return gpus, f"CUDA {cards[0].version}" + (f", driver release {release}" if release else "")
+    except EngineError as error:
+        return (), str(error)
 
-    def number(function: Callable[..., int], *arguments: object) -> int:
-        value = ctypes.c_int()
-        function(ctypes.byref(value), *arguments)
-        return value.value
 
-    driver = number(cuda.cuDriverGetVersion)
-    gpus = []
-    for index in range(number(cuda.cuDeviceGetCount)):
-        device = ctypes.c_int()
-        cuda.cuDeviceGet(ctypes.byref(device), index)
-        name, memory = ctypes.create_string_buffer(128), ctypes.c_size_t()
-        cuda.cuDeviceGetName(name, len(name), device)
-        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        major = number(cuda.cuDeviceGetAttribute, _COMPUTE_CAPABILITY_MAJOR, device)
-        minor = number(cuda.cuDeviceGetAttribute, _COMPUTE_CAPABILITY_MINOR, device)
-        gpus.append(Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", memory.value >> 20))
-    return tuple(gpus), f"CUDA driver {driver // 1000}.{driver % 1000 // 10}"
+def _dotted(architecture: int) -> str:
+    return f"{architecture // 10}.{architecture % 10}"

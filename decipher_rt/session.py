@@ -17,6 +17,7 @@ from decipher_rt.clock import StageClock
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
+from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError
@@ -63,13 +64,17 @@ class Session:
         Which encoder of the bundle.
     threads : int, optional
         CPU threads of the encoder and of preprocessing; default: the cores this process may use.
+    device : int or str, optional
+        The card of an engine that runs on one: CUDA's index, or its UUID or the beginning of it (``GPU-3f``); or
+        ``cpu``. Default: the first card that CUDA shows.
     prompts : sequence of str
         What every series is compared with, in words.
 
     Raises
     ------
     BundleError, EngineError
-        If the bundle has no such encoder, or no text tower where there are prompts, or this machine cannot run it.
+        If the bundle has no such encoder, or no text tower where there are prompts, or this machine cannot run it or
+        has no such device.
     DecipherError
         If a prompt is empty, too long, or given twice.
 
@@ -85,21 +90,23 @@ class Session:
         engine: str = "onnxruntime",
         precision: Precision = "fp32",
         threads: int | None = None,
+        device: int | str | None = None,
         prompts: Sequence[str] = (),
     ) -> None:
         self.bundle = bundle
         self.fallback: str | None = None
         self._auto = engine == AUTO
+        self._card = choose_card(engine, device)
         self._slices: SliceResampler | None = None  # made for the first stream
         threads = threads or usable_cores()
         manifest = bundle.manifest
         self._prompts = _read_prompts(bundle, prompts, threads)
         small = cpu_engine(engine)
         # What may run on a GPU loads first: whether it does decides where preprocessing runs.
-        encoder = None if engine in CPU_ENGINES else load_encoder(bundle, engine, precision, threads)
-        device: Device = "gpu" if encoder and encoder.engine.name in GPU_PLANS else "cpu"
+        encoder = None if engine in CPU_ENGINES else load_encoder(bundle, engine, precision, threads, self._card)
+        where: Device = "gpu" if encoder and encoder.engine.name in GPU_PLANS else "cpu"
         with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
-            loading = pool.submit(self._load_preprocessor, threads, device)
+            loading = pool.submit(self._load_preprocessor, threads, where)
             self._use(encoder or load_encoder(bundle, engine, precision, threads))
             self._heads = {
                 head.name: load_engine(
@@ -111,7 +118,7 @@ class Session:
             self._scope = load_engine(small, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
             if precision != "fp32":
                 self._require_golden(threads)
-            self.preprocessor = self._loaded(loading, threads, device)
+            self.preprocessor = self._loaded(loading, threads, where)
 
     def _use(self, encoder: Encoder) -> None:
         self.encoder, self._entry, self.fallback = encoder.engine, encoder.entry, encoder.fallback
@@ -151,19 +158,20 @@ class Session:
         }
         return described | ({"fallback": self.fallback} if self.fallback else {})
 
-    def _loaded(self, loading: Future[Preprocessor], threads: int, device: Device) -> Preprocessor:
+    def _loaded(self, loading: Future[Preprocessor], threads: int, where: Device) -> Preprocessor:
         """Wait for preprocessing; with ``auto`` it runs on the CPU where the GPU refuses it."""
         try:
             return loading.result()
         except EngineError as error:
-            if not self._auto or device == "cpu":
+            if not self._auto or where == "cpu":
                 raise
             reason = f"preprocessing on the GPU: {error}; it runs on the CPU"
             self.fallback = f"{self.fallback}; {reason}" if self.fallback else reason
             return self._load_preprocessor(threads, "cpu")
 
-    def _load_preprocessor(self, threads: int, device: Device) -> Preprocessor:
-        return Preprocessor(self._read_graph(device), self.bundle.manifest.preprocessing, device, threads=threads)
+    def _load_preprocessor(self, threads: int, where: Device) -> Preprocessor:
+        spec = self.bundle.manifest.preprocessing
+        return Preprocessor(self._read_graph(where), spec, where, threads=threads, card=self._card or 0)
 
     def _read_graph(self, device: Device) -> bytes | None:
         graphs = self.bundle.manifest.preprocessing.graphs

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from decipher_rt.bundle import Bundle
 from decipher_rt.encoder import cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
 from decipher_rt.heads import head_threads
@@ -60,7 +61,7 @@ class VerifyReport:
 
     Attributes
     ----------
-    engine, precision : which were run
+    engine, precision, device : which were run, and where
     embedding_cosine : float
         Smallest cosine between an embedding and its reference.
     rows : tuple of VerifyRow
@@ -69,6 +70,7 @@ class VerifyReport:
 
     engine: str
     precision: str
+    device: str
     embedding_cosine: float
     rows: tuple[VerifyRow, ...]
 
@@ -78,7 +80,13 @@ class VerifyReport:
         return all(row.passed for row in self.rows)
 
 
-def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: int | None = None) -> VerifyReport:
+def verify_bundle(
+    bundle: Bundle,
+    engine: str,
+    precision: Precision,
+    threads: int | None = None,
+    device: int | str | None = None,
+) -> VerifyReport:
     """Run the golden case of a bundle on an engine of this machine.
 
     Parameters
@@ -90,17 +98,19 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
     precision : str
         Which encoder. Its tolerance is ``tolerance_of``.
     threads : int, optional
+    device : int or str, optional
+        As for ``Session``.
 
     Raises
     ------
     BundleError
         If the bundle has no golden case or no such encoder.
     EngineError
-        If this machine cannot run it.
+        If this machine cannot run it or has no such device.
     """
     manifest = bundle.manifest
     threads = threads or usable_cores()
-    loaded = load_encoder(bundle, engine, precision, threads)
+    loaded = load_encoder(bundle, engine, precision, threads, choose_card(engine, device))
     case, small = read_case(bundle), cpu_engine(engine)
     heads = {
         head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=head_threads(head, threads))
@@ -115,7 +125,7 @@ def verify_bundle(bundle: Bundle, engine: str, precision: Precision, threads: in
 
         outputs[TEXT] = TextTower(bundle, threads).embed([str(prompt) for prompt in case[PROMPTS]])
     cosine, rows = compare(outputs, case, manifest, tolerance_of(manifest, loaded.entry))
-    return VerifyReport(loaded.engine.name, precision, cosine, rows)
+    return VerifyReport(loaded.engine.name, precision, loaded.engine.device, cosine, rows)
 
 
 def tolerance_of(manifest: Manifest, entry: EngineFile) -> float:

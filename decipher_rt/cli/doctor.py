@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from decipher_rt.cli.options import device_option
+
+if TYPE_CHECKING:
+    from decipher_rt.machine import Machine
 
 PACKAGES = (
     "numpy",
@@ -24,10 +29,14 @@ TEXT = {"prompts": "tokenizers", "search": "usearch"}
 
 
 @click.command(short_help="Say what this machine can run.", epilog="Example: decipher-rt doctor --json | jq .engines")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> None:
-    """Say what this machine can run (CPU, GPU, engines, bundle) and what is missing for more."""
-    report = examine()
+def doctor(device: str | None, as_json: bool) -> None:
+    """Say what this machine can run (CPU, GPU, engines, bundle) and what is missing for more.
+
+    With --device it says so for that device.
+    """
+    report = examine(device)
     if as_json:
         click.echo(json.dumps(report))
         return
@@ -36,8 +45,10 @@ def doctor(as_json: bool) -> None:
     features = ", ".join(machine["cpu_features"]) or "none of those that matter here"
     _row(True, "CPU", f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {features}")
     for gpu in machine["gpus"]:
-        _row(True, "GPU", f"{gpu['name']}, compute {gpu['compute_capability']}, {gpu['memory_mib']} MiB")
+        what = f"compute {gpu['compute_capability']}, {gpu['memory_mib']} MiB, {gpu['uuid']}"
+        _row(True, f"GPU {gpu['index']}", f"{gpu['name']}, {what}")
     _row(bool(machine["gpus"]), "driver", machine["gpu_note"])
+    _row(True, "device", f"{report['device']['name']}: {report['device']['why']}")
     for engine in report["engines"]:
         _row(engine["available"], engine["name"], engine["detail"])
     wanted = {name: (package, package) for name, package in DECODERS.items()}
@@ -55,12 +66,21 @@ def doctor(as_json: bool) -> None:
         click.echo(f"  - {advice}")
 
 
-def examine() -> dict[str, Any]:
-    """Return what doctor prints, as plain JSON types."""
+def examine(device: str | None = None) -> dict[str, Any]:
+    """Return what doctor prints, as plain JSON types.
+
+    Raises
+    ------
+    EngineError
+        If there is no such device.
+    """
     from decipher_rt import __version__
     from decipher_rt.engines import available
+    from decipher_rt.engines.card import choose_card
+    from decipher_rt.engines.select import AUTO
     from decipher_rt.machine import describe_machine, package_version
 
+    card = choose_card(AUTO, device)
     machine = describe_machine()
     engines = [dataclasses.asdict(engine) for engine in available()]
     return {
@@ -69,7 +89,8 @@ def examine() -> dict[str, Any]:
         "engines": engines,
         "packages": {name: package_version(name) for name in (*PACKAGES, *DECODERS.values(), *TEXT.values())},
         "bundle": _examine_bundle(),
-        "auto": _examine_order(),
+        "device": _examine_device(device, card, machine),
+        "auto": _examine_order(card),
         "advice": _advice(bool(machine.gpus), machine.cpu_features, engines),
     }
 
@@ -86,11 +107,24 @@ def _examine_bundle() -> dict[str, Any]:
     return {"detail": f"{manifest.name} {manifest.version}, sums good; encoders: {encoders}", "error": None}
 
 
-def _examine_order() -> dict[str, list[dict[str, str | None]]]:
+def _examine_device(asked: str | None, card: int | None, machine: Machine) -> dict[str, str]:
+    """Return where engines of the GPU, and ``--engine auto``, run, and why there."""
+    if card is None or not machine.gpus:
+        return {"name": "cpu", "why": "asked for" if card is None else "there is no GPU that CUDA can use"}
+    if asked is not None:
+        why = "asked for"
+    elif len(machine.gpus) == 1:
+        why = "the only GPU that CUDA shows"
+    else:
+        why = f"the first of {len(machine.gpus)} GPUs that CUDA shows; --device chooses another"
+    return {"name": f"cuda:{card} {machine.gpus[card].name}", "why": why}
+
+
+def _examine_order(card: int | None) -> dict[str, list[dict[str, str | None]]]:
     """Return, for each precision of the shipped bundle, what ``--engine auto`` tries and what speaks against it."""
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.encoder import why_not
-    from decipher_rt.engines.select import AUTO_ORDER
+    from decipher_rt.engines.select import auto_order
     from decipher_rt.errors import BundleError
 
     try:
@@ -99,7 +133,9 @@ def _examine_order() -> dict[str, list[dict[str, str | None]]]:
         return {}
     precisions = dict.fromkeys(entry.precision for entry in bundle.manifest.engines)
     return {
-        precision: [{"engine": name, "why_not": why_not(bundle, name, precision)} for name in AUTO_ORDER]
+        precision: [
+            {"engine": name, "why_not": why_not(bundle, name, precision, card or 0)} for name in auto_order(card)
+        ]
         for precision in precisions
     }
 

@@ -60,6 +60,7 @@ def infer(
     png: bool,
     prompts: tuple[str, ...],
     engine: str,
+    device: str | None,
     precision: Any,
     threads: int | None,
     volume: int,
@@ -78,7 +79,9 @@ def infer(
     write = folder_writer(out, png=png) if out else None
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
     opened = one_ahead(read_each(paths, options))  # the first series is read while the bundle loads
-    session = decipher_rt.load(bundle, engine=engine, precision=precision, threads=threads, prompts=prompts)
+    session = decipher_rt.load(
+        bundle, engine=engine, device=device, precision=precision, threads=threads, prompts=prompts
+    )
     failures: list[Failure] = []
     answered = 0
     for outcome in _with_progress(session.answer_each(opened, write)):

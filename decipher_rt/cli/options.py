@@ -14,9 +14,16 @@ bundle_option = click.option(
     "-b", "--bundle", type=click.Path(path_type=Path), help="Folder of a bundle; default: the one that ships."
 )
 
+device_option = click.option(
+    "--device",
+    metavar="GPU|cpu",
+    help="Which GPU, for an engine that runs on one: its index or its UUID (GPU-..., the beginning will do). With cpu "
+    "none is used. Default: the first that CUDA shows.",
+)
+
 
 def engine_options(command: Command) -> Command:
-    """Add ``--engine``, ``--precision`` and ``--threads``."""
+    """Add ``--engine``, ``--device``, ``--precision`` and ``--threads``."""
     for option in (
         click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; default: the cores at hand."),
         click.option(
@@ -26,6 +33,7 @@ def engine_options(command: Command) -> Command:
             type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
             help="Which encoder of the bundle.",
         ),
+        device_option,
         click.option(
             "--engine",
             default="onnxruntime",

@@ -47,6 +47,7 @@ def profile(
     series: Path | None,
     bundle: Path | None,
     engine: str,
+    device: str | None,
     precision: Any,
     threads: int | None,
     runs: int,
@@ -71,7 +72,7 @@ def profile(
         raise click.UsageError("Missing argument 'SERIES'")
     from decipher_rt.series import ReadOptions
 
-    session_arguments = {"engine": engine, "precision": precision, "threads": threads}
+    session_arguments = {"engine": engine, "device": device, "precision": precision, "threads": threads}
     report, trace_text = _profile(
         series, bundle, session_arguments, ReadOptions(volume=volume), runs, cold, throughput, wanted_trace=bool(trace)
     )

@@ -42,6 +42,7 @@ def search(
     as_json: bool,
     bundle: Path | None,
     engine: str,
+    device: str | None,
     precision: Any,
     threads: int | None,
 ) -> None:
@@ -58,7 +59,8 @@ def search(
     require_bundle(opened_index, opened, index)
     by_series = _is_series(query)
     if by_series:
-        vector = _embed_series(opened, Path(query), engine, precision, threads)
+        session_arguments = {"engine": engine, "device": device, "precision": precision, "threads": threads}
+        vector = _embed_series(opened, Path(query), session_arguments)
     else:
         vector = _embed_text(opened, query, threads)
     hits = search_index(opened_index, vector, count)
@@ -88,10 +90,10 @@ def _is_series(query: str) -> bool:
     return exists
 
 
-def _embed_series(bundle: Bundle, path: Path, engine: str, precision: Any, threads: int | None) -> NDArray[np.float32]:
+def _embed_series(bundle: Bundle, path: Path, session_arguments: dict[str, Any]) -> NDArray[np.float32]:
     from decipher_rt.session import Session
 
-    result = Session(bundle, engine=engine, precision=precision, threads=threads).infer(path)
+    result = Session(bundle, **session_arguments).infer(path)
     if not result.scope.inside:
         click.echo(f"decipher-rt: {path} is out of scope ({result.scope.reason}); hits may mean little", err=True)
     if isinstance(result.embedding, str):  # only a writer replaces it by a file's name

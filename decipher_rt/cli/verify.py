@@ -19,7 +19,9 @@ from decipher_rt.cli.options import engine_options
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(bundle: Path | None, engine: str, precision: Any, threads: int | None, as_json: bool) -> None:
+def verify(
+    bundle: Path | None, engine: str, device: str | None, precision: Any, threads: int | None, as_json: bool
+) -> None:
     """Run the golden case of BUNDLE (default: the one that ships) on this machine.
 
     Each output is compared with the fp32 PyTorch reference stored in the bundle. Exit status 1 where one differs by
@@ -29,12 +31,13 @@ def verify(bundle: Path | None, engine: str, precision: Any, threads: int | None
     from decipher_rt.verify import verify_bundle
 
     opened = open_bundle(bundle or DEFAULT_BUNDLE)
-    report = verify_bundle(opened, engine, precision, threads)
+    report = verify_bundle(opened, engine, precision, threads, device)
     if as_json:
         rows = [{**dataclasses.asdict(row), "passed": row.passed} for row in report.rows]
         click.echo(json.dumps({**dataclasses.asdict(report), "rows": rows, "passed": report.passed}))
     else:
-        click.echo(f"{opened.manifest.name} {opened.manifest.version} on {report.engine} {report.precision}")
+        ran = f"{report.engine} {report.precision} on {report.device}"
+        click.echo(f"{opened.manifest.name} {opened.manifest.version}: {ran}")
         click.echo(f"  embedding cosine {report.embedding_cosine:.7f}")
         for row in report.rows:
             mark = click.style("ok", fg="green") if row.passed else click.style("differs", fg="red")

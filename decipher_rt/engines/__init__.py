@@ -37,7 +37,7 @@ def available() -> list[Availability]:
     return [_look_up(name) for name in ENGINES]
 
 
-def load_engine(name: str, graph: Path, *, precision: str, threads: int | None = None) -> Engine:
+def load_engine(name: str, graph: Path, *, precision: str, threads: int | None = None, card: int = 0) -> Engine:
     """Load an ONNX graph.
 
     Parameters
@@ -50,6 +50,8 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
         What the graph's weights and arithmetic are ("fp32", "fp16", ...), as the manifest says; it goes into results.
     threads : int, optional
         CPU threads; default: the physical cores that this process may use.
+    card : int
+        CUDA's index of the card, for ``onnxruntime-cuda``.
 
     Raises
     ------
@@ -73,7 +75,8 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
         silence_onnxruntime()
         from decipher_rt.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(graph, precision=precision, threads=threads, cuda=name == "onnxruntime-cuda")
+        on_card = card if name == "onnxruntime-cuda" else None
+        return OnnxRuntimeEngine(graph, precision=precision, threads=threads, card=on_card)
     with silence_openvino():
         from decipher_rt.engines.openvino import OpenVinoEngine
 

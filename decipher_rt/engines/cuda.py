@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import threading
+import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
@@ -50,8 +51,11 @@ class KernelNodeParams(ctypes.Structure):
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDriverGetVersion": (POINTER(c_int),),
+    "cuDeviceGetCount": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetUuid_v2": (c_char_p, c_int),
+    "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
@@ -132,8 +136,7 @@ class Device:
     """
 
     def __init__(self, index: int = 0) -> None:
-        self._library = _library()
-        self._call("cuInit", 0)
+        self._library = _ready()
         device = c_int()
         self._call("cuDeviceGet", byref(device), index)
         self._device, self.index = device.value, index
@@ -144,6 +147,25 @@ class Device:
         name = ctypes.create_string_buffer(128)
         self._call("cuDeviceGetName", name, len(name), self._device)
         return name.value.decode(errors="replace")
+
+    @property
+    def label(self) -> str:
+        """Index and name, as results have them."""
+        return f"cuda:{self.index} {self.name}"
+
+    @property
+    def uuid(self) -> str:
+        """What names the card whatever its index is, as ``nvidia-smi -L`` prints it."""
+        number = ctypes.create_string_buffer(16)
+        self._call("cuDeviceGetUuid_v2", number, self._device)
+        return f"GPU-{uuid.UUID(bytes=number.raw)}"
+
+    @property
+    def memory_mib(self) -> int:
+        """All of the card's memory."""
+        size = c_size_t()
+        self._call("cuDeviceTotalMem_v2", byref(size), self._device)
+        return size.value >> 20
 
     @property
     def architecture(self) -> int:
@@ -165,9 +187,7 @@ class Device:
     def _call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status != SUCCESS:
-            name = c_char_p()
-            self._library.cuGetErrorName(status, byref(name))
-            said = name.value.decode() if name.value else f"error {status}"
+            said = _error_name(self._library, status)
             raise EngineError(f"CUDA: {function} gives {said}; 'decipher-rt doctor' says what this machine has")
 
 
@@ -285,6 +305,44 @@ class Launch:
     def pointers(self) -> ctypes.Array[c_void_p]:
         """Return the arguments' addresses, as the driver takes them; it copies what they point to at the call."""
         return (c_void_p * len(self.arguments))(*(ctypes.addressof(argument) for argument in self.arguments))
+
+
+def devices() -> tuple[Device, ...]:
+    """Return the cards that CUDA shows, in its order; nothing is started on them.
+
+    Raises
+    ------
+    EngineError
+        If there is no driver, or one that is too old, or it finds no card.
+    """
+    count = c_int()
+    status = _ready().cuDeviceGetCount(byref(count))
+    if status != SUCCESS or not count.value:
+        raise _no_card("cuDeviceGetCount", status)
+    return tuple(Device(index) for index in range(count.value))
+
+
+def _ready() -> Any:
+    """Return the driver's library, initialised."""
+    library = _library()
+    status = library.cuInit(0)
+    if status != SUCCESS:
+        raise _no_card("cuInit", status)
+    return library
+
+
+def _no_card(function: str, status: int) -> EngineError:
+    said = _error_name(_library(), status) if status != SUCCESS else "0"
+    return EngineError(
+        f"the NVIDIA driver finds no usable card ({function} gives {said}): see that 'nvidia-smi -L' lists one and "
+        "that CUDA_VISIBLE_DEVICES does not hide it, or run on the CPU"
+    )
+
+
+def _error_name(library: Any, status: int) -> str:
+    name = c_char_p()
+    library.cuGetErrorName(status, byref(name))
+    return name.value.decode() if name.value else f"error {status}"
 
 
 def _destroy(library: Any, context: c_void_p, function: str, handle: c_void_p) -> None:

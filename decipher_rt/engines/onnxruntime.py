@@ -17,6 +17,7 @@ from decipher_rt.errors import EngineError
 
 # onnxruntime's exceptions have no base of their own.
 ORT_ERRORS = tuple(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 FATAL = 4  # its errors come as exceptions too: one report is enough
 # The encoder contract and the heads know these as inputs, in any precision.
 TENSOR_TYPES: dict[str, np.dtype[Any]] = {
@@ -28,11 +29,14 @@ ort.set_default_logger_severity(FATAL)
 
 
 class OnnxRuntimeEngine:
-    """An ONNX graph in an onnxruntime session, set up for the latency of one request at a time."""
+    """An ONNX graph in an onnxruntime session, set up for the latency of one request at a time.
 
-    def __init__(self, graph: Path, *, precision: str, threads: int | None = None, cuda: bool = False) -> None:
-        self.name, self.device = ("onnxruntime-cuda", "cuda:0") if cuda else ("onnxruntime", "cpu")
-        providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
+    ``card`` is CUDA's index of the card that it runs on; None is the CPU.
+    """
+
+    def __init__(self, graph: Path, *, precision: str, threads: int | None = None, card: int | None = None) -> None:
+        self.name = "onnxruntime" if card is None else "onnxruntime-cuda"
+        providers: list[Any] = [CPU_PROVIDER] if card is None else [(CUDA_PROVIDER, {"device_id": card}), CPU_PROVIDER]
         self.precision = precision
         self.threads = threads or usable_cores()
         options = ort.SessionOptions()
@@ -47,9 +51,10 @@ class OnnxRuntimeEngine:
             self._session = ort.InferenceSession(graph, options, providers=providers)
         except ORT_ERRORS as error:
             raise EngineError(f"{graph.name}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}") from error
-        if self._session.get_providers()[0] != providers[0]:
+        if card is not None and self._session.get_providers()[0] != CUDA_PROVIDER:
             # onnxruntime goes on with the CPU and only logs why.
             raise EngineError(f"onnxruntime {ort.__version__} has no usable CUDA: pip install 'decipher-rt[gpu]'")
+        self.device = "cpu" if card is None else _label(card)
         self._graph = graph.name
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._signature = {item.name: _describe(item) for item in self._session.get_inputs()}
@@ -73,6 +78,12 @@ class OnnxRuntimeEngine:
         except ORT_ERRORS as error:
             raise EngineError(f"{self._graph}: onnxruntime failed: {_one_line(error)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+
+def _label(card: int) -> str:
+    from decipher_rt.engines.cuda import Device
+
+    return Device(card).label
 
 
 def _describe(item: Any) -> Input:

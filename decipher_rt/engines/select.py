@@ -21,6 +21,11 @@ AUTO, AUTO_ORDER = "auto", ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onn
 FULL_RANGE_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 
+def auto_order(card: int | None) -> tuple[str, ...]:
+    """Return what is tried in turn on a card, or without one where the CPU was asked for."""
+    return AUTO_ORDER if card is not None else AUTO_ORDER[-1:]
+
+
 def int8_targets(cpu_features: Collection[str]) -> tuple[str, ...]:
     """Return the forms of int8 that a CPU with these features computes exactly."""
     exact = FULL_RANGE_FEATURES & set(cpu_features)

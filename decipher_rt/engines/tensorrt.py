@@ -10,9 +10,11 @@ run on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -86,7 +88,7 @@ class TensorRtEngine:
     precision : "fp16", "bf16" or "int8"
     embedding_size : int
     device : int
-        Index of the card.
+        CUDA's index of the card.
 
     Attributes
     ----------
@@ -122,11 +124,12 @@ class TensorRtEngine:
         self._precision = precision
         self._trt = require_library(flavour)
         self.driver = Driver(device)
-        self.device = f"cuda:{device} {self.driver.name}"
-        # Freed in this order: a context before its engine, its configuration and their cache.
+        self.device = self.driver.label
         self._buckets: dict[int, _Bucket] = {}
         self._engines: list[trt.ICudaEngine] = []
         self._caches: list[RuntimeCache] = []
+        # In the card's context: in a thread without one the library would start the first card to free what is here.
+        weakref.finalize(self, _free, self.driver, self._buckets, self._engines, self._caches)
         self._log = message_log(self._trt)
         self.not_recorded: str | None = None
         with self.driver.current():
@@ -247,7 +250,8 @@ class TensorRtEngine:
 
     def _cache(self, plan: Plan) -> RuntimeCache:
         driver = f"{self.driver.version} {driver_release()}"
-        return RuntimeCache(cache_file(plan.sha256, self._trt.__version__, driver, self.driver.name))
+        card = f"{self.driver.name} sm_{self.driver.architecture}"
+        return RuntimeCache(cache_file(plan.sha256, self._trt.__version__, driver, card))
 
     def _context(self, engine: trt.ICudaEngine, cache: RuntimeCache | None) -> trt.IExecutionContext:
         self._log.errors.clear()
@@ -328,6 +332,15 @@ class TensorRtEngine:
             self.not_recorded = refused
         step.run(self._volume.array)
         self.driver.synchronize()
+
+
+def _free(driver: Driver, *parts: MutableMapping[int, _Bucket] | list[Any]) -> None:
+    """Free an engine's parts in their order: a context before its engine, its configuration and their cache."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(EngineError):  # a context that is gone took everything along
+            stack.enter_context(driver.current())
+        for part in parts:
+            part.clear()
 
 
 def require_library(flavour: str) -> Any:

@@ -46,6 +46,8 @@ class Preprocessor:
     device : "cpu" or "gpu"
     threads : int
         CPU threads, of which four are of use; their number does not change a bit of the result.
+    card : int
+        CUDA's index of the GPU.
 
     Raises
     ------
@@ -55,11 +57,14 @@ class Preprocessor:
         Where DALI is absent or refuses the graph.
     """
 
-    def __init__(self, graph: bytes | None, spec: Preprocessing, device: Device = "cpu", threads: int = 2) -> None:
+    def __init__(
+        self, graph: bytes | None, spec: Preprocessing, device: Device = "cpu", threads: int = 2, card: int = 0
+    ) -> None:
         self.graph = build_graph(spec, device) if graph is None else graph
         check_operators(self.graph)
         self._spec = spec
         self.device: Device = device
+        self._card = None if device == "cpu" else card
         wanted = CPU_SLABS if device == "cpu" else 1  # on the GPU a sample is parallel in itself
         self._slabs = max(n for n in range(1, wanted + 1) if spec.grid_shape[0] % n == 0)
         self._threads = min(threads, self._slabs)
@@ -122,8 +127,7 @@ class Preprocessor:
         return self._pipelines[dtype]
 
     def _new_pipeline(self) -> DaliGraph:
-        device_id = None if self.device == "cpu" else 0
-        return DaliGraph(self.graph, batch=self._slabs, threads=self._threads, device_id=device_id)
+        return DaliGraph(self.graph, batch=self._slabs, threads=self._threads, device_id=self._card)
 
 
 def orientations(spec: Preprocessing) -> Iterator[tuple[tuple[int, ...], GridPlan]]:

@@ -16,6 +16,7 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "processor": lambda r: r["machine"]["processor"],
     "cores": lambda r: r["machine"]["cores"],
     "engine": lambda r: r["engine"]["name"],
+    "device": lambda r: r["engine"]["device"],
     "precision": lambda r: r["engine"]["precision"],
     "threads": lambda r: r["engine"]["threads"],
     "tokens": lambda r: r["tokens"]["kept"],

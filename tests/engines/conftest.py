@@ -8,8 +8,10 @@ import ctypes
 import itertools
 import json
 import threading
+import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +23,17 @@ import pytest
 from decipher_rt.engines import cuda
 
 Work = Callable[[], None]
-PRIMARY = 500  # the handle of the primary context
-OUT_OF_MEMORY, INVALID_CONTEXT = 2, 201  # CUresult
-ERRORS = {OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT"}
+FIRST_DEVICE, FIRST_PRIMARY = 70, 500  # handles of the first card and of its primary context; neither is an index
+OUT_OF_MEMORY, NO_DEVICE, INVALID_DEVICE, INVALID_CONTEXT = 2, 100, 101, 201  # CUresult
+ERRORS = {
+    OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY", NO_DEVICE: b"CUDA_ERROR_NO_DEVICE",
+    INVALID_DEVICE: b"CUDA_ERROR_INVALID_DEVICE", INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT",
+}  # fmt: skip
 # What cuda.h lets a thread call that has no current context.
 FREE_OF_CONTEXT = {
-    "cuInit", "cuDriverGetVersion", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuGetErrorName",
-    "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2",
+    "cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetUuid_v2",
+    "cuDeviceTotalMem_v2", "cuDeviceGetAttribute", "cuGetErrorName", "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2",
 }  # fmt: skip
 
 
@@ -36,18 +42,32 @@ def view(pointer: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer)).view(dtype).reshape(shape)
 
 
+@dataclass(frozen=True)
+class FakeCard:
+    name: str = "Fake RTX"
+    architecture: int = 89
+    uuid: str = "3f0c8a52-91d7-4c33-b6a0-2b7f3e5d1c90"
+    memory_mib: int = 16384
+
+
 class FakeCuda:
     """The driver's functions on host memory. Work on a stream is done at once, or recorded while it is captured.
 
     ``done`` names the copies and kernels that were carried out, in order; ``launches`` are those of kernels outside of
     graphs. A call in ``fail`` does nothing and gives an error, and so does one that needs a context in a thread where
-    none is current (``contexts()`` are the calling thread's, the last is current), or where the primary context is gone.
+    none is current (``contexts()`` are the calling thread's, the last is current), or where the primary context is gone,
+    and one that is given what was made on another card than the current context's (the driver allows some of that).
     ``foreign_streams`` are those of others in the same context.
     ``handles`` are streams and events that live, ``waits`` the streams that were waited for, ``destroyed`` the library's
-    objects in the order in which they went.
+    objects in the order in which they went, and ``strays`` those that went where their card's context was not current:
+    the real library would then start the first card. ``used`` are the cards that had a context.
     """
 
-    def __init__(self, kernels: Path, architecture: int = 89) -> None:
+    def __init__(self, kernels: Path | None, cards: Sequence[FakeCard] = (FakeCard(),)) -> None:
+        self.cards = cards
+        self.owner: dict[int, int] = {}  # the card of every handle and of all memory
+        self.used: set[int] = set()
+        self.strays: list[str] = []
         self.calls: list[str] = []
         self.done: list[str] = []
         self.launches: list[dict[str, Any]] = []
@@ -56,17 +76,16 @@ class FakeCuda:
         self.executables: dict[int, FakeGraph] = {}
         self.recording: list[Work] | None = None
         self.fail: set[str] = set()
-        self.retained = 0
+        self.retained_on = [0] * len(cards)
         self.handles: set[int] = set()
         self.foreign_streams: set[int] = set()
         self.recorded_events: dict[int, int] = {}
         self.waits: list[int] = []
         self.destroyed: list[str] = []
         self._thread = threading.local()
-        launch_data = json.loads((kernels / "kernels.json").read_text())["kernels"]
+        launch_data = json.loads((kernels / "kernels.json").read_text())["kernels"] if kernels else []
         self.launch_data = {item["kernel"]: item for item in launch_data}
         self._kernel_of: dict[int, str] = {}
-        self._attributes = {75: architecture // 10, 76: architecture % 10}
         self._handles = itertools.count(1000)
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -82,7 +101,7 @@ class FakeCuda:
                 if name == "cuStreamEndCapture":
                     self.recording = None  # also a capture that became invalid is over
                 return OUT_OF_MEMORY
-            if name not in FREE_OF_CONTEXT and not self.has_context():
+            if name not in FREE_OF_CONTEXT and not self._may(arguments):
                 return INVALID_CONTEXT
             return int(handler(self, *arguments) or 0)
 
@@ -96,25 +115,61 @@ class FakeCuda:
             self._thread.contexts = []
         return self._thread.contexts
 
+    @property
+    def retained(self) -> int:
+        return sum(self.retained_on)
+
+    def current(self) -> int | None:
+        """The card whose primary context is current in this thread and lives."""
+        card = self.contexts()[-1] - FIRST_PRIMARY if self.contexts() else -1
+        return card if 0 <= card < len(self.cards) and self.retained_on[card] else None
+
     def has_context(self) -> bool:
-        return self.retained > 0 and self.contexts()[-1:] == [PRIMARY]
+        return self.current() is not None
+
+    def _may(self, arguments: tuple[Any, ...]) -> bool:
+        card = self.current()
+        given = (getattr(argument, "value", None) for argument in arguments)
+        return card is not None and all(self.owner.get(value, card) == card for value in given if value)
+
+    def _new(self, address: int | None = None) -> int:
+        """A handle, or a given address, that belongs to the current card."""
+        handle = next(self._handles) if address is None else address
+        card = self.current()
+        assert card is not None
+        self.owner[handle] = card
+        return handle
+
+    def gone(self, kind: str, card: int | None) -> None:
+        self.destroyed.append(kind)
+        if self.current() != card:
+            self.strays.append(kind)
 
     def on_cuGetErrorName(self, status: int, name: Any) -> None:
         name._obj.value = ERRORS[status]
 
-    def on_cuDevicePrimaryCtxRetain(self, context: Any, _device: int) -> None:
-        self.retained += 1
-        context._obj.value = PRIMARY
+    def _index(self, device: int) -> int:
+        assert device in range(FIRST_DEVICE, FIRST_DEVICE + len(self.cards)), "not a handle that cuDeviceGet gave"
+        return device - FIRST_DEVICE
 
-    def on_cuDevicePrimaryCtxRelease_v2(self, _device: int) -> int:
-        if self.retained == 0:
+    def on_cuDevicePrimaryCtxRetain(self, context: Any, device: int) -> None:
+        card = self._index(device)
+        self.retained_on[card] += 1
+        self.used.add(card)
+        context._obj.value = FIRST_PRIMARY + card
+
+    def on_cuDevicePrimaryCtxRelease_v2(self, device: int) -> int:
+        card = self._index(device)
+        if self.retained_on[card] == 0:
             return INVALID_CONTEXT
-        self.retained -= 1
-        assert self.retained or not (self.live or self.handles), "the context took what was not freed with it"
+        self.retained_on[card] -= 1
+        left = [item for item in (*self.live, *self.handles) if self.owner.get(item) == card]
+        assert self.retained_on[card] or not left, "the context took what was not freed with it"
         return 0
 
     def on_cuCtxPushCurrent_v2(self, context: Any) -> int:
-        if not self.retained:
+        card = context.value - FIRST_PRIMARY
+        if not (0 <= card < len(self.cards) and self.retained_on[card]):
             return INVALID_CONTEXT
         self.contexts().append(context.value)
         return 0
@@ -128,15 +183,36 @@ class FakeCuda:
     def on_cuDriverGetVersion(self, number: Any) -> None:
         number._obj.value = 13000
 
-    def on_cuDeviceGetName(self, name: Any, _length: int, _device: int) -> None:
-        name.value = b"Fake RTX"
+    def on_cuInit(self, flags: int) -> int:
+        assert flags == 0
+        return 0 if self.cards else NO_DEVICE
 
-    def on_cuDeviceGetAttribute(self, value: Any, attribute: int, _device: int) -> None:
-        value._obj.value = self._attributes[attribute]
+    def on_cuDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = len(self.cards)
+
+    def on_cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        if not 0 <= ordinal < len(self.cards):
+            return INVALID_DEVICE
+        device._obj.value = FIRST_DEVICE + ordinal
+        return 0
+
+    def on_cuDeviceGetName(self, name: Any, length: int, device: int) -> None:
+        assert length == len(name)
+        name.value = self.cards[self._index(device)].name.encode()
+
+    def on_cuDeviceGetUuid_v2(self, number: Any, device: int) -> None:
+        number.raw = uuid.UUID(self.cards[self._index(device)].uuid).bytes  # a buffer of another size would be refused
+
+    def on_cuDeviceTotalMem_v2(self, size: Any, device: int) -> None:
+        size._obj.value = self.cards[self._index(device)].memory_mib << 20
+
+    def on_cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> None:
+        architecture = self.cards[self._index(device)].architecture
+        value._obj.value = {75: architecture // 10, 76: architecture % 10}[attribute]
 
     def _create(self, out: Any, flags: int) -> None:
         assert flags  # neither kind is made with the defaults
-        out._obj.value = next(self._handles)
+        out._obj.value = self._new()
         self.handles.add(out._obj.value)
 
     on_cuStreamCreate = on_cuEventCreate = _create
@@ -163,13 +239,14 @@ class FakeCuda:
         memory = (ctypes.c_uint8 * (size + 256))()
         address = -(-ctypes.addressof(memory) // 256) * 256
         ctypes.memset(address, 0xFF, size)  # NaN in every float type
-        out._obj.value = address
+        out._obj.value = self._new(address)
         self.live[address] = memory
 
     on_cuMemAlloc_v2 = on_cuMemAllocHost_v2 = _allocate
 
     def _free(self, pointer: Any) -> None:
         self.live.pop(pointer.value)
+        self.owner.pop(pointer.value)  # the address may come again, for whatever
 
     on_cuMemFree_v2 = on_cuMemFreeHost = _free
 
@@ -200,7 +277,7 @@ class FakeCuda:
         self._new_graph(graph).nodes[next(self._handles)] = recorded
 
     def _new_graph(self, out: Any) -> FakeGraph:
-        out._obj.value = next(self._handles)
+        out._obj.value = self._new()
         return self.graphs.setdefault(out._obj.value, FakeGraph())
 
     def on_cuGraphCreate(self, graph: Any, flags: int) -> None:
@@ -219,7 +296,7 @@ class FakeCuda:
         self._add(node, graph, dependencies, count, [self._kernel_of_node(params._obj)])
 
     def on_cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, _flags: int) -> None:
-        executable._obj.value = next(self._handles)
+        executable._obj.value = self._new()
         self.executables[executable._obj.value] = copy.deepcopy(self.graphs[graph.value])
 
     def on_cuGraphExecKernelNodeSetParams_v2(self, executable: Any, node: Any, params: Any) -> None:
@@ -238,10 +315,10 @@ class FakeCuda:
 
     def on_cuModuleLoadData(self, out: Any, cubin: bytes) -> None:
         assert cubin.startswith(b"\x7fELF")
-        out._obj.value = next(self._handles)
+        out._obj.value = self._new()
 
     def on_cuModuleGetFunction(self, out: Any, _module: Any, name: bytes) -> None:
-        out._obj.value = next(self._handles)
+        out._obj.value = self._new()
         (kernel,) = (item["kernel"] for item in self.launch_data.values() if item["entry"] == name.decode())
         self._kernel_of[out._obj.value] = kernel
 
@@ -267,10 +344,11 @@ class FakeCuda:
         return work
 
     def _compute(self, kernel: str, pointers: Any) -> Work:
-        data, given = self.launch_data[kernel], {}
+        data, given, card = self.launch_data[kernel], {}, self.current()
         for index, item in enumerate(data["arguments"]):
             kind = ctypes.c_int32 if "int32" in item else ctypes.c_uint64
-            given[item["name"]] = kind.from_address(pointers[index]).value
+            value = given[item["name"]] = kind.from_address(pointers[index]).value
+            assert "int32" in item or self.owner.get(value, card) == card, "memory of another card: an illegal address"
         return lambda: KERNELS[kernel](given, data["constants"])
 
 
@@ -332,6 +410,7 @@ class FakeContext:
 
     def __init__(self, driver: FakeCuda, session: ort.InferenceSession, config: FakeConfig | None, log: Any) -> None:
         self._driver, self._session, self._log = driver, session, log
+        self._card = driver.current()
         self._config = None if config is None else weakref.ref(config)
         self.refuses_capture = self.says_so = False
         self.complaint: str | None = None  # why it does not run
@@ -339,7 +418,7 @@ class FakeContext:
         self.profile = self.shape = None
 
     def __del__(self) -> None:
-        self._driver.destroyed.append("context")
+        self._driver.gone("context", self._card)
 
     def _check(self) -> None:
         """What it was made with must outlive it."""
@@ -358,13 +437,14 @@ class FakeContext:
         return name == "embedded"
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert self._driver.owner[memory] == self._card, "memory of another card"
         self.addresses[name] = int(memory)
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._check()
         assert stream_handle in self._driver.handles
-        assert self._driver.has_context(), "the library would take the first device's context"
+        assert self._driver.current() == self._card, "the library would take the current context's card, or the first"
         if self.refuses_capture and self._driver.recording is not None:
             return False
         if self.complaint is not None:
@@ -391,11 +471,11 @@ class FakeCache:
     """``IRuntimeCache``."""
 
     def __init__(self, driver: FakeCuda) -> None:
-        self._driver = driver
+        self._driver, self._card = driver, driver.current()
         self.content: bytes | None = None
 
     def __del__(self) -> None:
-        self._driver.destroyed.append("cache")
+        self._driver.gone("cache", self._card)
 
     def deserialize(self, blob: bytes) -> bool:
         assert self._driver.has_context(), "the cache compares itself with the current context's device"
@@ -423,11 +503,11 @@ class FakeRtxConfig(FakeConfig):
     """``IRuntimeConfig`` of TensorRT-RTX."""
 
     def __init__(self, driver: FakeCuda, caches: list[weakref.ref[FakeCache]]) -> None:
-        self._driver, self._caches = driver, caches
+        self._driver, self._caches, self._card = driver, caches, driver.current()
         self._cache: weakref.ref[FakeCache] | None = None
 
     def __del__(self) -> None:
-        self._driver.destroyed.append("config")
+        self._driver.gone("config", self._card)
 
     def create_runtime_cache(self) -> FakeCache:
         cache = FakeCache(self._driver)
@@ -460,15 +540,17 @@ def fake_library(
     class Engine:
         def __init__(self, content: bytes, log: Any) -> None:
             self._session, self._log = ort.InferenceSession(content, providers=["CPUExecutionProvider"]), log
+            self._card = driver.current()
 
         def __del__(self) -> None:
-            driver.destroyed.append("engine")
+            driver.gone("engine", self._card)
 
         def create_runtime_config(self) -> FakeConfig:
             return FakeRtxConfig(driver, caches) if rtx else FakeConfig()
 
         def create_execution_context(self, runtime_config: FakeConfig | None = None) -> FakeContext:
             assert isinstance(runtime_config, FakeRtxConfig) or not rtx, "it would compile without a cache"
+            assert driver.current() == self._card, "an engine is of the card that it was read on"
             made = (FakeRtxContext if rtx else FakeContext)(driver, self._session, runtime_config, self._log)
             made.refuses_capture, made.says_so = refuses_capture, says_so
             contexts.append(weakref.ref(made))
@@ -504,11 +586,14 @@ def gpu_memory() -> Callable[[int, tuple[int, ...], Any], np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def play_gpu() -> Callable[[Path, pytest.MonkeyPatch], FakeCuda]:
-    """Put the played driver in the place of the machine's, for the kernels of a folder."""
+def play_gpu() -> Callable[..., FakeCuda]:
+    """Put the played driver in the place of the machine's, for the kernels of a folder.
 
-    def play(kernels: Path, patch: pytest.MonkeyPatch) -> FakeCuda:
-        driver = FakeCuda(kernels)
+    ``cards`` are the arguments of a ``FakeCard`` each; without them there is one.
+    """
+
+    def play(kernels: Path | None, patch: pytest.MonkeyPatch, cards: Sequence[Mapping[str, Any]] = ({},)) -> FakeCuda:
+        driver = FakeCuda(kernels, [FakeCard(**card) for card in cards])
         patch.setattr(cuda, "_library", lambda: driver)
         return driver
 

@@ -14,6 +14,7 @@ from decipher_rt.bundle import open_bundle
 from decipher_rt.encoder import load_encoder, why_not
 from decipher_rt.engines import cuda, driver_release
 from decipher_rt.errors import EngineError
+from decipher_rt.machine import describe_machine
 
 OPEN = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder@U22-I3-AE18-23-3)
 GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)
@@ -58,6 +59,12 @@ def test_auto_and_doctor_go_on_with_such_a_driver(old_driver: None) -> None:
     assert chosen.engine.name == "onnxruntime"
     assert chosen.fallback is not None
     assert "tensorrt: NVIDIA driver too old" in chosen.fallback
+
+
+def test_the_machine_says_what_is_wrong_with_such_a_driver(old_driver: None) -> None:
+    machine = describe_machine()
+    assert machine.gpus == ()
+    assert machine.gpu_note.startswith("NVIDIA driver too old")
 
 
 @pytest.fixture

@@ -386,6 +386,100 @@ def test_auto_takes_the_card_and_says_what_it_passed_over(machine: Machine) -> N
     assert "onnxruntime" not in result.engine["fallback"]
 
 
+ADA = {"name": "Fake Ada", "uuid": "3f0cd1e7-0a44-4f0e-8f52-6c1e9b2ad377"}
+OTHERS = ({"name": "Fake Turing", "architecture": 75}, {"name": "Fake Ada, the other"})
+
+
+@pytest.fixture(params=OTHERS, ids=["one of another kind", "one of the same kind"])
+def second(
+    request: pytest.FixtureRequest,
+    machine: Machine,
+    play_gpu: Callable[..., Any],
+    play_library: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Any:
+    """A machine whose second card is the one that is asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    driver = play_gpu(machine.bundle.path / "kernels", monkeypatch, (request.param, ADA))
+    libraries = {flavour: play_library(driver, rtx=flavour == "tensorrt-rtx") for flavour in tensorrt.LIBRARIES}
+    monkeypatch.setattr(tensorrt, "require_library", libraries.__getitem__)
+    PlayedDali.made.clear()
+    return driver
+
+
+def plan_of(machine: Machine, folder: Path) -> Bundle:
+    built = {"architectures": "sm_89", "tensorrt": "10.13.0", "tokens": " ".join(map(str, BUCKETS))}
+    return with_plans(machine, folder, EngineFile("tensorrt-sm_89", "fp16", "engines/one.plan", built))
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("engine", ["by name", "auto"])
+def test_all_of_a_session_is_on_the_card_that_was_asked_for(
+    machine: Machine, second: Any, flavour: str, engine: str, tmp_path: Path
+) -> None:
+    """DALI, the kernels, the library and the driver's own objects: the played ones refuse what is of another card."""
+    bundle = plan_of(machine, tmp_path / "bundle") if flavour == "tensorrt" else machine.bundle
+    name = flavour if engine == "by name" else "auto"
+    session = Session(bundle, engine=name, precision="fp16", threads=1, device="GPU-3f0cd1")
+    result = session.infer_volume(ball())
+    assert (result.engine["name"], result.engine["device"]) == (flavour, "cuda:1 Fake Ada")
+    assert result.engine["precision"] == "fp16"  # the golden case was right on it
+    assert session.preprocessor.device == "gpu"
+    assert set(PlayedDali.made) == {1}
+    assert second.used == {1}
+    assert second.done.count("tissue_counts") > 0
+    expected = Session(machine.bundle, threads=1).infer_volume(ball())
+    assert result.embedding @ expected.embedding > FP16_COSINE  # type: ignore[operator]
+    del session
+    assert second.retained == 0
+    assert second.strays == []
+
+
+def test_slices_that_arrive_run_on_that_card_too(machine: Machine, second: Any) -> None:
+    session, volume = Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1, device=1), ball()
+    stream = session.stream(volume.voxels.shape, np.uint16, volume.affine_lps_mm, volume.series)  # type: ignore[arg-type]
+    for index, pixels in enumerate(volume.voxels):
+        stream.push(pixels, volume.affine_lps_mm[:3, 3] + index * volume.affine_lps_mm[:3, 0])
+    assert stream.finish().engine["device"] == "cuda:1 Fake Ada"
+    assert second.used == {1}
+    assert set(PlayedDali.made) == {1}
+
+
+def test_the_golden_case_is_verified_on_that_card(machine: Machine, second: Any) -> None:
+    report = verify_bundle(machine.bundle, "tensorrt-rtx", "fp16", 1, "1")
+    assert (report.device, report.passed) == ("cuda:1 Fake Ada", True)
+    assert second.used == {1}
+
+
+def test_the_first_card_is_used_where_none_is_asked_for(machine: Machine, second: Any) -> None:
+    """It has no plan where it is of another kind, whatever the second could run."""
+    kind = second.cards[0].architecture
+    if kind == 89:
+        session = Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
+        assert session.encoder.device == "cuda:0 Fake Ada, the other"
+        assert (second.used, set(PlayedDali.made)) == ({0}, {0})
+    else:
+        with pytest.raises(EngineError, match=r"fp16 tensorrt-rtx engines for sm_89, this card is sm_75"):
+            Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
+        assert second.used == set()
+
+
+def test_what_one_card_compiled_is_no_other_cards(
+    machine: Machine, second: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+    find = tensorrt.cache_file
+    monkeypatch.setattr(tensorrt, "cache_file", lambda *key: keys.append(key) or find(*key))
+    cards = (1, 1) if second.cards[0].architecture == 75 else (0, 1, 0, 1)
+    compiled = []
+    for card in cards:
+        session = Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1, device=card)
+        compiled.append(session.encoder.compiled)  # type: ignore[attr-defined]
+    assert compiled == [index < len(set(cards)) for index in range(len(cards))]
+    assert [card for *_, card in keys] == [f"{second.cards[card].name} sm_89" for card in cards]
+
+
 def test_the_slices_graph_is_examined_before_it_runs(machine: Machine, tmp_path: Path) -> None:
     """On a card it is another file than the one that was examined at loading."""
     graph = (DEFAULT_BUNDLE / "preprocess.cpu.dali").read_bytes()

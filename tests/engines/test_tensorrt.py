@@ -275,6 +275,7 @@ def test_memory_and_graphs_are_freed_with_the_last_reference_to_the_engine(drive
         assert driver.retained == 0  # the primary context is released
         order = [kind for kind, _ in itertools.groupby(driver.destroyed)]
         assert order == ["context", "engine", "config", "cache"]
+        assert driver.strays == []
     finally:
         gc.enable()
 
@@ -291,6 +292,7 @@ def test_memory_is_freed_in_whatever_thread_the_engine_goes(driver, load) -> Non
     assert not driver.handles
     assert driver.retained == 0
     assert driver.contexts() == []
+    assert driver.strays == []
 
 
 def test_the_context_of_the_caller_is_current_again(encoder, driver, load, on_device) -> None:

@@ -138,8 +138,8 @@ def test_doctor_can_say_so_without_loading(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, architecture: int, reason: str | None
 ) -> None:
     class Card:
-        def __init__(self) -> None:
-            self.architecture = architecture
+        def __init__(self, index: int) -> None:
+            self.architecture = architecture if index == 0 else None
 
     monkeypatch.setattr(cuda, "Device", Card)
     monkeypatch.setattr(module, "available", lambda: [type("A", (), {"name": "tensorrt", "available": True})()])
@@ -160,7 +160,7 @@ def test_onnxruntime_does_not_go_on_silently_without_cuda(bundle: Bundle) -> Non
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has its CUDA provider")
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(EngineError, match="no usable CUDA"):
-        OnnxRuntimeEngine(bundle.file("encoder.onnx"), precision="fp32", cuda=True)
+        OnnxRuntimeEngine(bundle.file("encoder.onnx"), precision="fp32", card=0)
 
 
 def test_heads_run_on_the_cpu_beside_a_gpu() -> None:
