@@ -31,7 +31,9 @@ bool is_lost(CUresult result) {
 
 CudaDriver::CudaDriver(const std::string& folder) : library_(SharedLibrary::load(folder, "libcuda.so.1", advice)) {
     DRT_FIND(init, cuInit);
+    DRT_FIND(device_count, cuDeviceGetCount);
     DRT_FIND(device_get, cuDeviceGet);
+    DRT_FIND(device_name, cuDeviceGetName);
     DRT_FIND(device_attribute, cuDeviceGetAttribute);
     DRT_FIND(retain_primary, cuDevicePrimaryCtxRetain);
     DRT_FIND(release_primary, cuDevicePrimaryCtxRelease);
@@ -75,7 +77,7 @@ CudaDevice::CudaDevice(const std::string& folder, const drt_cuda_params& params)
         const Current current(*this);
         driver_.check(driver_.context_device(&device_), "cuCtxGetDevice");
     } else {
-        driver_.check(driver_.device_get(&device_, params.device), "cuDeviceGet");
+        device_ = find(params.device);
         driver_.check(driver_.retain_primary(&context_, device_), "cuDevicePrimaryCtxRetain");
     }
     int major = 0, minor = 0;
@@ -87,6 +89,24 @@ CudaDevice::CudaDevice(const std::string& folder, const drt_cuda_params& params)
         stream_ = static_cast<CUstream>(params.stream);
     else
         driver_.check(driver_.create_stream(&stream_, CU_STREAM_NON_BLOCKING, params.priority), "cuStreamCreateWithPriority");
+}
+
+CUdevice CudaDevice::find(int ordinal) const {
+    int count = 0;
+    driver_.check(driver_.device_count(&count), "cuDeviceGetCount");
+    CUdevice device = 0;
+    if (ordinal >= 0 && ordinal < count) {
+        driver_.check(driver_.device_get(&device, ordinal), "cuDeviceGet");
+        return device;
+    }
+    std::string shown;
+    for (int i = 0; i < count; ++i) {
+        char name[128] = "";
+        driver_.check(driver_.device_get(&device, i), "cuDeviceGet");
+        driver_.check(driver_.device_name(name, sizeof name, device), "cuDeviceGetName");
+        shown += (i > 0 ? ", " : ": ") + std::to_string(i) + " " + name;
+    }
+    throw engine_error("there is no CUDA device " + std::to_string(ordinal) + ", CUDA shows " + std::to_string(count) + shown + "; set drt_cuda_params.device to one of them, or open with device = DRT_CPU");
 }
 
 CudaDevice::~CudaDevice() {
@@ -117,10 +137,15 @@ void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {
 void CudaDevice::deallocate(void* pointer) noexcept {
     const auto found = blocks_.find(pointer);
     if (found == blocks_.end()) return;
-    if (params_.allocate == nullptr)
-        driver_.free(reinterpret_cast<CUdeviceptr>(pointer));
-    else if (params_.deallocate != nullptr)
+    if (params_.allocate == nullptr) {
+        try {
+            const Current current(*this);  // buffers go in whatever thread, and the driver frees nothing without a context
+            driver_.free(reinterpret_cast<CUdeviceptr>(pointer));
+        } catch (const Error&) {  // a context that is gone took the memory along
+        }
+    } else if (params_.deallocate != nullptr) {
         params_.deallocate(params_.user_data, pointer, found->second);
+    }
     blocks_.erase(found);
 }
 

@@ -19,7 +19,9 @@ struct CudaDriver {
     explicit CudaDriver(const std::string& folder);
 
     decltype(&cuInit) init;
+    decltype(&cuDeviceGetCount) device_count;
     decltype(&cuDeviceGet) device_get;
+    decltype(&cuDeviceGetName) device_name;
     decltype(&cuDeviceGetAttribute) device_attribute;
     decltype(&cuDevicePrimaryCtxRetain) retain_primary;
     decltype(&cuDevicePrimaryCtxRelease) release_primary;
@@ -88,6 +90,8 @@ public:
     };
 
 private:
+    CUdevice find(int ordinal) const;
+
     CudaDriver driver_;
     drt_cuda_params params_;
     CUdevice device_ = 0;

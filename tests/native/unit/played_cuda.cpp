@@ -1,0 +1,141 @@
+// libcuda.so.1 with two devices, of compute capability 7.5 and 8.9, whose memory is the host's. The prototypes are those
+// of cuda.h. What is not needed to open and close a device says that it is not supported.
+#include "played_cuda.hpp"
+
+#include <cuda.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+constexpr int devices = 2;
+constexpr int architectures[devices] = {75, 89};
+constexpr const char* names[devices] = {"Played Turing", "Played Ada"};
+int contexts[devices];  // their addresses are the handles
+Played played;
+
+int device_of(CUcontext context) {
+    for (int i = 0; i < devices; ++i)
+        if (reinterpret_cast<int*>(context) == &contexts[i]) return i;
+    return -1;
+}
+
+CUresult needs(const char* call, int device = -1) {
+    if (!played.current.empty() && (device < 0 || played.current.back() == device)) return CUDA_SUCCESS;
+    played.wrong.emplace_back(call);
+    return CUDA_ERROR_INVALID_CONTEXT;
+}
+
+}  // namespace
+
+extern "C" {
+
+Played* played_cuda() { return &played; }
+
+CUresult cuInit(unsigned flags) { return flags == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
+
+CUresult cuGetErrorName(CUresult, const char** name) {
+    *name = "CUDA_ERROR_PLAYED";
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetCount(int* count) {
+    *count = devices;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+    if (ordinal < 0 || ordinal >= devices) return CUDA_ERROR_INVALID_DEVICE;
+    *device = ordinal;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
+    std::strncpy(name, names[device], static_cast<std::size_t>(length));
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
+    const bool major = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+    *value = major ? architectures[device] / 10 : architectures[device] % 10;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
+    ++played.retained[device];
+    *context = reinterpret_cast<CUcontext>(&contexts[device]);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
+    --played.retained[device];
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxPushCurrent(CUcontext context) {
+    if (device_of(context) < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    played.current.push_back(device_of(context));
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxPopCurrent(CUcontext* context) {
+    if (needs("cuCtxPopCurrent") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    *context = reinterpret_cast<CUcontext>(&contexts[played.current.back()]);
+    played.current.pop_back();
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetDevice(CUdevice* device) {
+    if (needs("cuCtxGetDevice") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    *device = played.current.back();
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned, int) {
+    if (needs("cuStreamCreateWithPriority") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    void* made = std::malloc(1);
+    played.streams[made] = played.current.back();
+    *stream = static_cast<CUstream>(made);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamDestroy(CUstream stream) {
+    if (needs("cuStreamDestroy", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    played.streams.erase(stream);
+    std::free(stream);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemAlloc(CUdeviceptr* address, std::size_t bytes) {
+    if (needs("cuMemAlloc") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    void* made = std::malloc(bytes);
+    played.memory[made] = played.current.back();
+    *address = reinterpret_cast<CUdeviceptr>(made);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemFree(CUdeviceptr address) {
+    void* pointer = reinterpret_cast<void*>(address);
+    if (needs("cuMemFree", played.memory.at(pointer)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    played.memory.erase(pointer);
+    std::free(pointer);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamSynchronize(CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuStreamWaitValue32(CUstream, CUdeviceptr, cuuint32_t, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuEventRecord(CUevent, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuMemHostAlloc(void**, std::size_t, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuMemFreeHost(void*) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuMemHostGetDevicePointer(CUdeviceptr*, void*, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuMemcpy(CUdeviceptr, CUdeviceptr, std::size_t) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuMemcpyHtoDAsync(CUdeviceptr, const void*, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuMemcpyDtoHAsync(void*, CUdeviceptr, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuModuleLoadData(CUmodule*, const void*) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuModuleUnload(CUmodule) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_ERROR_NOT_SUPPORTED; }
+CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**) { return CUDA_ERROR_NOT_SUPPORTED; }
+
+}  // extern "C"

@@ -1,0 +1,16 @@
+// What the played libcuda has done so far, for the test that loads it.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+struct Played {
+    int retained[2] = {0, 0};
+    std::vector<int> current;           // devices of the contexts that were pushed and not popped
+    std::map<const void*, int> memory;  // address to device
+    std::map<const void*, int> streams;
+    std::vector<std::string> wrong;  // calls without a context, or with another device's
+};
+
+extern "C" Played* played_cuda();
