@@ -23,7 +23,7 @@ from decipher_rt.manifest import EngineFile, Manifest, Numerics, Precision, Prep
 from decipher_rt.preprocess import build_graph
 from decipher_rt.text import INPUTS, OUTPUT
 from decipher_rt.train.golden import GoldenCase
-from decipher_rt.train.weights import RecipeWeights, Weights
+from decipher_rt.train.weights import Weights
 from decipher_rt.verify import CASE, TOLERANCES
 
 from .evaluate import Judge, judge_encoders
@@ -48,7 +48,7 @@ PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nvidia-dali-
 
 
 def export_bundle(
-    weights: Weights | RecipeWeights,
+    weights: Weights,
     case: GoldenCase,
     folder: Path,
     *,
@@ -62,7 +62,7 @@ def export_bundle(
 
     Parameters
     ----------
-    weights : Weights or RecipeWeights
+    weights : Weights
         From ``load_weights``.
     case : GoldenCase
     folder : Path

@@ -23,7 +23,7 @@ WIDE = 10_000  # columns: no table reaches it, and rich fills none that it does 
 EVALUATED, EVALUATED_HALF = 512, 320
 
 
-@click.command(epilog="Example: decipher-rt export runs/first -o my-bundle --fp16")
+@click.command(epilog="Example: decipher-rt export runs/tiny/model -o my-bundle --fp16")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -16,12 +16,11 @@ from decipher_rt.series import ReadOptions, find_series, read_series
 from decipher_rt.tokens import select_tokens
 from decipher_rt.train.decoders.contract import Known
 from decipher_rt.train.decoders.tokens import known_of
-from decipher_rt.train.first_config import FirstConfig
-from decipher_rt.train.model.heads import LESION, SEQUENCES
 from decipher_rt.train.model.recipe import RecipeConfig
 from decipher_rt.train.progress import Progress
-from decipher_rt.train.samples import SHARD, Samples, SampleSource, Split, make_samples
+from decipher_rt.train.samples import Split
 from decipher_rt.train.sources import SourceConfig, open_source
+from decipher_rt.train.sources.shards import SHARD
 from decipher_rt.train.views import UNIT_WINDOW
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -52,13 +51,15 @@ class KnownSeries:
 
 
 def known_series(
-    config: FirstConfig | RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
+    config: RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
 ) -> Iterator[KnownSeries]:
-    """Yield the first series of a split of what the model was trained on, made where they are not in the cache.
+    """Yield the first series of a split of every source, for the heads that were trained on that source.
+
+    They are made where they are not in the cache.
 
     Parameters
     ----------
-    config : FirstConfig or RecipeConfig
+    config : RecipeConfig
         Of the model: it says where its series come from.
     split : "train", "validation" or "test"
     count : int
@@ -72,24 +73,6 @@ def known_series(
     SourceError
         If a source that is no simulator is not where the model's configuration says.
     """
-    if isinstance(config, RecipeConfig):
-        yield from _recipe_series(config, split, count, cache, progress)
-        return
-    spec = config.encoder.preprocessing
-    source = SampleSource(config.seed, config.samples.not_heads, spec)
-    with progress.bar(f"simulating {split}", count) as advance_to:
-        samples: Samples = make_samples(source, split, count, cache, config.workers, advance_to)
-    for index in range(count):
-        series = samples[index]
-        labels = {"sequence": SEQUENCES[series.sequence], "lesion": LESION[series.lesion]} if series.head else {}
-        known = Known(labels, boxes=None, kind="head" if series.head else "other", tissue=False)
-        yield KnownSeries(_unit_inputs(series.volume, spec), known, heads=("sequence", "lesion"))
-
-
-def _recipe_series(
-    config: RecipeConfig, split: Split, count: int, cache: Path, progress: Progress
-) -> Iterator[KnownSeries]:
-    """Yield ``count`` series of every source, for the heads that were trained on that source."""
     spec, seen = config.encoder.preprocessing, list[SourceConfig]()
     for source in config.sources.values():
         if source in seen:
@@ -119,9 +102,7 @@ def real_series(paths: Sequence[Path], spec: Preprocessing) -> Iterator[KnownSer
             yield KnownSeries(_inputs(preprocess(read_series(found, options)), spec))
 
 
-def calibration_inputs(
-    config: FirstConfig | RecipeConfig, paths: Sequence[Path], cache: Path, progress: Progress
-) -> list[Arrays]:
+def calibration_inputs(config: RecipeConfig, paths: Sequence[Path], cache: Path, progress: Progress) -> list[Arrays]:
     """Return what int8 is calibrated on: heads of the training split, and the real series under ``paths``."""
     trained_on = known_series(config, "train", CALIBRATION_SERIES, cache, progress)
     heads = [series.inputs for series in trained_on if series.known and series.known.kind == "head"]

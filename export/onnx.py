@@ -24,23 +24,6 @@ MOST = 4096  # of any axis that stays free
 _STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
-class Probabilities(nn.Module):
-    """A classification head as the bundle's contract has it: ``probabilities`` (B, L) instead of logits."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Softmax of logits (B, L); a single logit (B,) becomes the two classes absent and present."""
-        logits = self.head(x)
-        if isinstance(logits, tuple):
-            logits = logits[0]
-        if logits.ndim == 1:
-            return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=-1)
-        return torch.softmax(logits, dim=-1)
-
-
 def encoder_graph(encoder: nn.Module, inputs: Mapping[str, Tensor], precision: str) -> bytes:
     """Return the encoder as a serialised ONNX graph after the encoder contract.
 

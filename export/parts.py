@@ -8,23 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from decipher_rt.errors import EngineError
 from decipher_rt.heads import OUTPUTS
 from decipher_rt.manifest import Encoder, Head, Preprocessing, Scope, Text
 from decipher_rt.train.config import dump_config
 from decipher_rt.train.decoders.contract import Answering, Decoder
-from decipher_rt.train.decoders.kinds.classification import Classification
-from decipher_rt.train.model.first import FirstModel
-from decipher_rt.train.model.heads import LESION, SEQUENCES
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
 from decipher_rt.train.model.vit import ViT
-from decipher_rt.train.weights import RecipeWeights, Weights
-
-from .onnx import Probabilities
+from decipher_rt.train.weights import Weights
 
 TEXT_GRAPH, TOKENIZER = "text.onnx", "tokenizer.json"
 USEFUL_AUROC, USEFUL_R_SQUARED, USEFUL_DICE = 0.7, 0.2, 0.3  # a head below them is described with a warning
@@ -83,7 +77,7 @@ class Parts:
     encoder, described : the module, and its entry in the manifest
     heads, scope, text : what else there is
     metrics : of the training's evaluation
-    provenance : configuration, seed and training, as plain JSON types
+    provenance : configuration and training, as plain JSON types
     """
 
     name: str
@@ -98,14 +92,12 @@ class Parts:
     provenance: Mapping[str, Any]
 
 
-def parts_of(
-    weights: Weights | RecipeWeights, tokenizer: bytes | None = None, *, text_tolerance: float = Text.tolerance
-) -> Parts:
+def parts_of(weights: Weights, tokenizer: bytes | None = None, *, text_tolerance: float = Text.tolerance) -> Parts:
     """Take a trained model apart.
 
     Parameters
     ----------
-    weights : Weights or RecipeWeights
+    weights : Weights
         From ``load_weights``.
     tokenizer : bytes, optional
         ``tokenizer.json`` of a model with a text tower.
@@ -117,19 +109,8 @@ def parts_of(
     EngineError
         If there is a text tower and no tokenizer.
     """
-    model, config = weights.model.eval(), weights.config
+    model, config, metrics = weights.model.eval(), weights.config, weights.metadata.get("metrics", {})
     encoder = model.encoder
-    heads: tuple[HeadPart, ...]
-    scope: ScopePart | None
-    if isinstance(weights, Weights):
-        heads, scope = _first_heads(weights.model, weights.metadata.get("metrics", {})), _first_scope(weights.model)
-        text = None
-    else:
-        heads, scope = (
-            _decoders(weights.model, weights.config, weights.metadata.get("metrics", {})),
-            _scope(weights.model, weights.config),
-        )
-        text = _text(weights.model, weights.config, tokenizer, text_tolerance)
     return Parts(
         name=config.name,
         version=config.version,
@@ -141,13 +122,12 @@ def parts_of(
             parameters=sum(p.numel() for p in encoder.parameters()),
             config=dataclasses.asdict(config.encoder),
         ),
-        heads=heads,
-        scope=scope,
-        text=text,
-        metrics=weights.metadata.get("metrics", {}),
+        heads=_decoders(model, config, metrics),
+        scope=_scope(model, config),
+        text=_text(model, config, tokenizer, text_tolerance),
+        metrics=metrics,
         provenance={
             "config": yaml.safe_load(dump_config(config)),
-            "seed": getattr(config, "seed", None),
             "training": weights.metadata.get("provenance", {}),
         },
     )
@@ -177,41 +157,8 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
     return ""
 
 
-class FirstHead(Classification):
-    """A head of the first model as a decoder; ``raw`` is its calibrated logits."""
-
-    def __init__(self, entry: Head, head: nn.Module, feature: str) -> None:
-        nn.Module.__init__(self)  # there is nothing to build: the head is there
-        self.name, self.labels, self.inputs = entry.name, entry.labels, (feature,)
-        self.head = head
-        self.register_buffer("temperature", torch.ones(()))
-
-    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - the base's signature
-        """Return the logits (B, L)."""
-        logits = self.head(embedding if self.inputs == ("embedding",) else patch)
-        if isinstance(logits, tuple):  # of the volume, and of its tokens
-            logits = torch.stack([-logits[0] / 2, logits[0] / 2], dim=-1)
-        return cast("Tensor", logits)
-
-
-def _first_heads(model: FirstModel, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
-    sequence = Head("sequence", "classification", "heads/sequence.onnx", "Contrast of the image.", SEQUENCES)
-    asked = "Whether a focal lesion of the brain is visible."
-    asked += unreliable(metrics.get("lesion"))
-    lesion = Head("lesion", "classification", "heads/lesion.onnx", asked, LESION)
-    return tuple(
-        HeadPart(entry, Probabilities(head), (feature,), FirstHead(entry, head, feature))
-        for entry, head, feature in ((sequence, model.sequence, "embedding"), (lesion, model.lesion, "patch"))
-    )
-
-
-def _first_scope(model: FirstModel) -> ScopePart:
-    entry = Scope(SCOPE_GRAPH, "mean of Mahalanobis and outlier-exposure margins", 0.0, subject="heads")
-    return ScopePart(entry, model.scope)
-
-
 def _decoders(model: RecipeModel, config: RecipeConfig, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
-    """Every decoder of a recipe's model; what it answers is its own to say."""
+    """Every decoder; what it answers is its own to say."""
     parts = []
     for described in config.decoders:
         decoder = cast("Decoder", model.decoders[described.name])

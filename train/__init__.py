@@ -1,1 +1,1 @@
-"""Training recipes in PyTorch. Never imported by the runtime."""
+"""The training recipe in PyTorch. Never imported by the runtime."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,10 @@ from .decoders.cli import decoder
 from .ssl.cli import ssl
 from .text.cli import text
 
-CACHE_HELP = "Where simulated series are kept (about 2 MB each)."
-
 
 @click.group(epilog="Example: decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl")
 def train() -> None:
-    """Train a model; each recipe is a command."""
+    """Train a model; each stage is a command."""
 
 
 train.add_command(ssl)
@@ -29,44 +26,17 @@ train.add_command(align)
 train.add_command(decoder)
 
 
-@train.command(epilog="Example: decipher-rt train first train/configs/first.yaml -o runs/first optimiser.steps=500")
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "-o",
-    "--output",
-    default="runs/first",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the run.",
-)
-@click.option("--cache", type=click.Path(path_type=Path), help=f"{CACHE_HELP} Default: OUTPUT/samples.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def first(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | None, as_json: bool) -> None:
-    """Train the first model: simulate, train, calibrate, evaluate.
-
-    Killed at any moment, the same command goes on where it was. OUTPUT becomes a weights folder for 'decipher-rt
-    export'.
-    """
-    # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from .config import load_config
-    from .first import train_first
-    from .first_config import FirstConfig
-    from .progress import Progress
-
-    settings = load_config(FirstConfig, config, overrides)
-    weights = train_first(settings, output, cache or output / "samples", Progress())
-    show(weights.metadata["metrics"], as_json)
-    if not as_json:
-        click.echo(f"wrote {output}: next, decipher-rt export {output}")
-
-
 @click.command(
     epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
 )
 @click.argument("arguments", nargs=-1, metavar="[WEIGHTS] [source.KEY=VALUE]...")
-@click.option("--cache", default=".cache/samples", show_default=True, type=click.Path(path_type=Path), help=CACHE_HELP)
+@click.option(
+    "--cache",
+    default=".cache/samples",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where simulated series are kept (about 2 MB each).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
     """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on.
@@ -80,24 +50,15 @@ def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
     import torch
 
     from .checkpoint import DEFAULT_WEIGHTS
-    from .config import ConfigError
-    from .decoders.evaluate import change_sources, evaluate_recipe
-    from .evaluate import evaluate as measure
-    from .first import simulated
+    from .decoders.evaluate import change_sources, evaluate_model
     from .progress import Progress
-    from .weights import RecipeWeights, load_weights
+    from .weights import load_weights
 
     folder = folders[0] if folders else DEFAULT_WEIGHTS
     loaded = load_weights(folder)
     torch.set_num_threads(loaded.config.threads)
-    if isinstance(loaded, RecipeWeights):
-        loaded = replace(loaded, config=change_sources(loaded.config, overrides))
-        show(evaluate_recipe(loaded, folder, cache, Progress()), as_json)
-        return
-    if overrides:
-        raise ConfigError(f"{overrides[0]!r}: {folder} is a first model, whose test series cannot be changed")
-    test = simulated(loaded.config, cache, Progress(), ("test",))["test"]
-    show(measure(loaded.model, test, loaded.config), as_json)
+    weights = replace(loaded, config=change_sources(loaded.config, overrides))
+    show(evaluate_model(weights, folder, cache, Progress()), as_json)
 
 
 @click.command(epilog="Example: decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")

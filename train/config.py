@@ -36,7 +36,7 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     path : Path
         YAML file.
     overrides : sequence of str
-        ``key=value`` with dots between levels (``optimiser.rate=3e-4``); values are YAML.
+        ``key=value`` with dots between levels (``run.rate=3e-4``); values are YAML.
 
     Raises
     ------

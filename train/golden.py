@@ -20,7 +20,6 @@ from decipher_rt.tokens import select_tokens
 
 from .checkpoint import CheckpointError
 from .data import load_anatomy, simulate
-from .first_config import FirstConfig
 from .samples import sample_seed
 
 GOLDEN = "golden.npz"
@@ -34,11 +33,6 @@ class GoldenCase:
     volume: NDArray[np.int16]
     window: NDArray[np.float32]
     tokens: NDArray[np.int64]
-
-
-def simulate_golden(config: FirstConfig) -> GoldenCase:
-    """Simulate the case of the first model."""
-    return golden_case(config.encoder.preprocessing, config.seed)
 
 
 def golden_case(spec: Preprocessing, seed: int) -> GoldenCase:
@@ -71,6 +65,8 @@ def load_golden(folder: Path) -> GoldenCase:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             return GoldenCase(stored["volume"], stored["window"], stored["tokens"])
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; give a folder that 'decipher-rt train' has finished") from None
+        raise CheckpointError(
+            f"{path}: no such file; give a folder that 'decipher-rt train decoder' has finished"
+        ) from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a golden case ({error}); copy it again") from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from decipher_rt.atomic import whole_file, write_text
 
 SMOOTH = 25  # steps that the curve averages over
-FIRST_LOSSES = ("loss", "sequence", "lesion", "evidence", "tissue", "headness")
 
 
 class StepLog:
@@ -45,7 +44,7 @@ def last_means(log: Path, steps: int = SMOOTH) -> dict[str, float]:
     return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0] if name != "step"}
 
 
-def draw_curve(log: Path, picture: Path, names: Sequence[str] = FIRST_LOSSES) -> None:
+def draw_curve(log: Path, picture: Path, names: Sequence[str]) -> None:
     """Draw losses of a log against the step, as PNG; on a logarithmic scale where all are positive."""
     import matplotlib as mpl
 

@@ -1,4 +1,4 @@
-"""After training, on validation series: temperatures that calibrate the heads; statistics and thresholds of scope."""
+"""The scope's statistics, from training series, and its thresholds, from validation series."""
 
 from __future__ import annotations
 
@@ -7,47 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from .calibration import best_temperature
-from .model.first import FirstModel
-from .model.heads import SEQUENCES
 from .model.scope import Scope, ScopeMethod
-from .predict import predict
-from .samples import SeriesStore
-
-FIT_SERIES = 1024  # training series whose embeddings give the scope's means and covariance
-
-
-def fit_temperatures(model: FirstModel, validation: SeriesStore) -> None:
-    """Set the heads' temperatures to the best likelihood on validation heads (arXiv 1706.04599)."""
-    for head in (model.sequence, model.lesion):
-        head.temperature.fill_(1.0)
-    seen = predict(model, validation)
-    heads = seen.head
-    sequence, lesion = torch.from_numpy(seen.sequence[heads]), torch.from_numpy(seen.lesion[heads])
-    sequence_truth = torch.from_numpy(seen.sequence_truth[heads])
-    lesion_truth = torch.from_numpy(seen.lesion_truth[heads]).float()
-    entropy, binary_entropy = F.cross_entropy, F.binary_cross_entropy_with_logits
-    model.sequence.temperature.fill_(best_temperature(lambda t: entropy(sequence / t, sequence_truth)))
-    model.lesion.temperature.fill_(best_temperature(lambda t: binary_entropy(lesion / t, lesion_truth)))
-
-
-def fit_scope(model: FirstModel, train: SeriesStore, validation: SeriesStore, false_refusals: float) -> None:
-    """Set means and covariance from training heads, and both margins from validation heads."""
-    seen = predict(model, train, range(min(FIT_SERIES, len(train))))
-    set_means(model.scope, seen.embedding[seen.head], seen.sequence_truth[seen.head], len(SEQUENCES))
-    heads = predict(model, validation)
-    set_edges(model.scope, heads.embedding[heads.head], false_refusals)
 
 
 @dataclass(frozen=True)
 class ScopeConfig:
-    """When a model of the recipe answers.
+    """When a model answers.
 
     Attributes
     ----------
@@ -108,7 +78,7 @@ class Seen:
         return Seen(embedding, np.concatenate([self.head, other.head]), [*self.label, *other.label])
 
 
-def fit_recipe_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
+def fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
     """Fit a scope to a frozen encoder's embeddings.
 
     Returns
@@ -145,14 +115,14 @@ def fit_recipe_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tupl
     if config.method == "nearest":
         scope.means.copy_(torch.from_numpy(references))
     else:
-        set_means(scope, references, classes, groups)
+        _set_means(scope, references, classes, groups)
     if found.outliers:
         _fit_headness(scope, train)
-    set_edges(scope, inside, config.false_refusals)
+    _set_edges(scope, inside, config.false_refusals)
     return found, scope.eval()
 
 
-def set_means(scope: Scope, embedding: NDArray[np.float32], classes: NDArray[np.integer], groups: int) -> None:
+def _set_means(scope: Scope, embedding: NDArray[np.float32], classes: NDArray[np.integer], groups: int) -> None:
     """Set class means and the inverse root of the covariance that the classes share."""
     embedding = embedding.astype(np.float64)
     means = np.stack([embedding[classes == c].mean(axis=0) for c in range(groups)])
@@ -162,7 +132,7 @@ def set_means(scope: Scope, embedding: NDArray[np.float32], classes: NDArray[np.
 
 
 @torch.no_grad()
-def set_edges(scope: Scope, inside: NDArray[np.float32], false_refusals: float) -> None:
+def _set_edges(scope: Scope, inside: NDArray[np.float32], false_refusals: float) -> None:
     """Set the margins from the embeddings (N, E) of validation heads.
 
     An edge (margin 0, score 0) is where ``false_refusals`` of them lie beyond; the median head has margin 1.

@@ -13,28 +13,17 @@ from decipher_rt.atomic import write_text
 
 from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors, write_tensors
 from .config import ConfigError, build_config, dump_config, load_config, read_document
-from .first_config import FirstConfig
-from .model.first import FirstModel
 from .model.recipe import RecipeConfig, RecipeModel
 from .model.text import TextConfig
 from .model.vit import ViTConfig
 from .sources import SourceConfig
 
-KIND = "model"  # key of ``config.yaml`` that says whose it is; the first model's has none
+KIND = "model"  # key of ``config.yaml`` that a whole model has, and no single stage
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The first model, its configuration, and what was measured: ``metrics`` and ``provenance`` in ``metadata``."""
-
-    model: FirstModel
-    config: FirstConfig
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RecipeWeights:
-    """A model of the recipe, its configuration, and what was measured of it and whence it comes in ``metadata``."""
+    """A model, its configuration, and what was measured of it and whence it comes in ``metadata``."""
 
     model: RecipeModel
     config: RecipeConfig
@@ -61,13 +50,13 @@ class Stage:
     metadata: Mapping[str, Any]
 
 
-def save_weights(folder: Path, weights: Weights | RecipeWeights) -> None:
+def save_weights(folder: Path, weights: Weights) -> None:
     """Write a weights folder."""
     write_tensors(folder / WEIGHTS, weights.model.state_dict(), weights.metadata)
     write_text(folder / CONFIG, dump_config(weights.config))
 
 
-def load_weights(folder: Path) -> Weights | RecipeWeights:
+def load_weights(folder: Path) -> Weights:
     """Read the weights folder of a model that can be exported.
 
     Raises
@@ -77,22 +66,16 @@ def load_weights(folder: Path) -> Weights | RecipeWeights:
     """
     tensors, metadata = read_tensors(folder / WEIGHTS)
     document = read_document(folder / CONFIG)
-    if KIND in document:
-        recipe = load_config(RecipeConfig, folder / CONFIG)
-        try:
-            model = RecipeModel(recipe)
-        except ValueError as error:
-            raise ConfigError(f"{folder / CONFIG}: {error}") from None
-        load_state(model, tensors, folder / WEIGHTS)
-        return RecipeWeights(model.eval().requires_grad_(False), recipe, metadata)
-    if "source" in document:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: a stage of the recipe, which answers nothing yet; give the folder of 'train decoder'"
-        )
-    config = load_config(FirstConfig, folder / CONFIG)
-    first = FirstModel(config.encoder)
-    load_state(first, tensors, folder / WEIGHTS)
-    return Weights(first.eval(), config, metadata)
+    if KIND not in document:
+        what = "a stage of the recipe, which answers nothing yet" if "source" in document else "no model"
+        raise CheckpointError(f"{folder}: {what} ({CONFIG} has no key {KIND!r}); give the folder of 'train decoder'")
+    config = load_config(RecipeConfig, folder / CONFIG)
+    try:
+        model = RecipeModel(config)
+    except ValueError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from None
+    load_state(model, tensors, folder / WEIGHTS)
+    return Weights(model.eval().requires_grad_(False), config, metadata)
 
 
 def check_splits(source: SourceConfig, folder: Path) -> None:
@@ -123,7 +106,7 @@ def load_stage(folder: Path) -> Stage:
     document = read_document(folder / CONFIG)
     if not any(name.startswith("encoder.") for name in tensors) or "encoder" not in document:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: holds no image encoder; give the folder of train ssl, align, decoder or first"
+            f"{folder / WEIGHTS}: holds no image encoder; give the folder of train ssl, align or decoder"
         )
     if KIND in document:
         recipe = load_config(RecipeConfig, folder / CONFIG)

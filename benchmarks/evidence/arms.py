@@ -28,7 +28,7 @@ from decipher_rt.train.progress import Progress
 from decipher_rt.train.samples import Split
 from decipher_rt.train.sources import Example, SourceConfig, open_source
 from decipher_rt.train.views import to_patches
-from decipher_rt.train.weights import RecipeWeights, load_stage, load_weights
+from decipher_rt.train.weights import load_stage
 
 POOL_SERIES = 256  # that fix the mean and variance of an untrained encoder's pooled vectors
 BATCH = 32
@@ -47,14 +47,6 @@ def open_heads(source: SourceConfig, encoder: ViTConfig, split: Split, count: in
     source = replace(source, not_heads=0.0, **{split: count})
     examples = open_source(source, encoder.preprocessing, split, cache, 2, Progress())
     return [examples[i] for i in range(count)]
-
-
-def recipe(folder: Path) -> RecipeWeights:
-    """Return a model of the recipe; another one ends the program with a line."""
-    weights = load_weights(folder)
-    if not isinstance(weights, RecipeWeights):
-        raise SystemExit(f"{folder}: not a model of the recipe; give the folder of train decoder")
-    return weights
 
 
 def pretrained(folder: Path) -> ViT:

@@ -30,10 +30,10 @@ from torch import nn
 
 from decipher_rt.train.align.batch import draw_view
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.first_config import ViewConfig
 from decipher_rt.train.metrics import accuracy, auroc, mean_absolute_error
 from decipher_rt.train.model.vit import ViT, ViTConfig
 from decipher_rt.train.sources import Example, SourceConfig
+from decipher_rt.train.views import ViewConfig
 
 SEQUENCES = ("T1w", "T2w", "PDw", "FLAIR", "T2*w")
 REGIONS = (

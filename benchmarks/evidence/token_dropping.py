@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import Results, open_heads, recipe
+from arms import Results, open_heads
 
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
@@ -28,6 +28,7 @@ from decipher_rt.train.decoders.contract import Decoder
 from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.sources import Example
 from decipher_rt.train.views import UNIT_WINDOW
+from decipher_rt.train.weights import load_weights
 
 # The figure that says most of each kind of decoder.
 FIGURES = {
@@ -43,7 +44,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     torch.set_num_threads(2)
-    weights = recipe(options.model)
+    weights = load_weights(options.model)
     model, config = weights.model, weights.config
     source = next(iter(config.sources.values()))
     test = open_heads(source, config.encoder, "test", options.test, options.cache)

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import Results, features, open_heads, recipe
+from arms import Results, features, open_heads
 from scipy.special import softmax
 
 from decipher_rt.train.align.embed import embed_texts
 from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.metrics import accuracy, auroc
 from decipher_rt.train.text.tokenizer import load_tokenizer
+from decipher_rt.train.weights import load_weights
 
 PROMPTS: Mapping[str, Mapping[str, str]] = {
     "sequence": {
@@ -52,7 +53,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     torch.set_num_threads(2)
-    weights = recipe(options.model)
+    weights = load_weights(options.model)
     if weights.model.text is None:
         raise SystemExit(f"{options.model}: a model without a text tower")
     source = next(iter(weights.config.sources.values()))

@@ -54,7 +54,7 @@ def build(folder: Path) -> None:
     from decipher_rt.bundle import write_bundle
     from decipher_rt.engines.cpu import cpu_features
     from decipher_rt.engines.select import INT8_FULL_RANGE, int8_targets
-    from decipher_rt.export.onnx import Probabilities, encoder_graph, graph
+    from decipher_rt.export.onnx import encoder_graph, graph
     from decipher_rt.export.quantize import int8_graphs
     from decipher_rt.export.verify import check_graphs
     from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest
@@ -84,9 +84,8 @@ def build(folder: Path) -> None:
     int8 = int8_graphs(fp32, int8_targets(cpu_features()), ())
     with torch.no_grad():
         embedding = model(**tensors)[1]
-    answers = graph(
-        Probabilities(head), {"embedding": embedding}, outputs=("probabilities",), dynamic={"embedding": {0: "B"}}
-    )
+    sure = nn.Sequential(head, nn.Softmax(dim=-1))
+    answers = graph(sure, {"embedding": embedding}, outputs=("probabilities",), dynamic={"embedding": {0: "B"}})
     names = {target: f"encoder.{'int8-vnni' if target == INT8_FULL_RANGE else 'int8'}.onnx" for target in int8}
     for name, (buckets, precisions) in BUNDLES.items():
         spec = config.preprocessing
@@ -94,7 +93,7 @@ def build(folder: Path) -> None:
         inputs, given = case(spec)
         with torch.no_grad():
             patch, embedding = model(**given)
-            probabilities = Probabilities(head)(embedding)
+            probabilities = sure(embedding)
         reference = {**inputs, "patch": patch.numpy(), "embedding": embedding.numpy()}
         reference["heads.sequence"] = probabilities.numpy()
         files = {"heads/sequence.onnx": answers, "cpu.dali": build_graph(spec, "cpu"), "encoder.onnx": fp32}

@@ -1,4 +1,4 @@
-"""A TensorRT that builds nothing, played: it refuses what NVIDIA's Python part refuses.
+"""Small untrained models, and a TensorRT that builds nothing, played: it refuses what NVIDIA's Python part refuses.
 
 The rules of plugins are those of ``tensorrt.plugin`` (NVIDIA/TensorRT, python/packaging/bindings_wheel/tensorrt/plugin,
 10.9 to 10.14); which creators the ONNX parser finds, those of onnx-tensorrt. A plan is the graph that it was built from.
@@ -270,3 +270,43 @@ def tensorrt_library(monkeypatch: pytest.MonkeyPatch) -> PlayedTensorRt:
     monkeypatch.setitem(sys.modules, "tensorrt", played.trt)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", played.plugin)
     return played
+
+
+@pytest.fixture(scope="session")
+def untrained() -> Callable[..., Any]:
+    """A function that gives the `Weights` of a model with random weights, none of which are all zero, as of a trained one.
+
+    ``untrained(encoder, decoders=..., text=..., scope=..., metadata=...)``: as `RecipeConfig` has them; by default a
+    head for the contrast and one for lesions, no text tower, and a scope of both its opinions.
+    """
+    import torch
+
+    from decipher_rt.train.data.protocol import SEQUENCES
+    from decipher_rt.train.decoders.registry import DecoderConfig
+    from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
+    from decipher_rt.train.scope import ScopeConfig
+    from decipher_rt.train.sources import SourceConfig
+    from decipher_rt.train.weights import Weights
+
+    classifiers = (
+        DecoderConfig("sequence", "classification", "sequence", "Contrast.", {"labels": list(SEQUENCES)}),
+        DecoderConfig(
+            "lesion", "classification", "lesion", "Lesion.", {"labels": ["absent", "present"], "pool": "max"}
+        ),
+    )
+
+    both = ScopeConfig(groups=5, outliers=True)
+
+    def build(encoder, *, decoders=classifiers, text=None, scope=both, metadata=None):
+        torch.manual_seed(11)
+        sources = {decoder.name: SourceConfig() for decoder in decoders}
+        config = RecipeConfig("recipe", "test", "0", encoder, text, decoders, sources, scope)
+        model = RecipeModel(config).eval()
+        with torch.no_grad():
+            model.scope.means.normal_()
+            for parameter in model.decoders.parameters():
+                if not parameter.abs().max() > 0:
+                    parameter.normal_(std=0.1)
+        return Weights(model, config, metadata or {})
+
+    return build

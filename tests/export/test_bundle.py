@@ -29,10 +29,8 @@ from decipher_rt.export.known import KnownSeries
 from decipher_rt.export.tensorrt.files import Wanted
 from decipher_rt.manifest import EngineFile, Numerics, Precision
 from decipher_rt.train.decoders.contract import Known
-from decipher_rt.train.first_config import FirstConfig
 from decipher_rt.train.golden import GoldenCase, save_golden
-from decipher_rt.train.model.first import FirstModel
-from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.model.vit import ViT, ViTConfig
 from decipher_rt.train.weights import Weights, save_weights
 from decipher_rt.verify import read_case, verify_bundle
 
@@ -40,18 +38,19 @@ ENCODER = ViTConfig(
     width=48, depth=2, heads=4, embedding_size=16, grid_shape=(16, 16, 24), patch_shape=(4, 4, 4),
     spacing_mm=(15.0,) * 3, token_buckets=(24, 96), layer_scale=0.5,
 )  # fmt: skip
-CONFIG = FirstConfig(name="test", version="0", seed=7, encoder=ENCODER)
 
 
 @pytest.fixture(scope="module")
-def weights() -> Weights:
-    torch.manual_seed(11)
-    model = FirstModel(ENCODER).eval()
+def weights(untrained: Callable[..., Weights]) -> Weights:
+    made = untrained(ENCODER, metadata={"metrics": {"lesion": {"auroc": 0.5}}})
+    scope, decoders = made.model.scope, made.model.decoders
     with torch.no_grad():
-        model.scope.distance_edge.copy_(torch.tensor([2.0, 0.5]))
-        model.scope.logit_edge.copy_(torch.tensor([-9.0, 1.0]))
-        model.lesion.affine.copy_(torch.tensor([0.7, -2.0]))
-    return Weights(model, CONFIG, {"metrics": {"lesion": {"auroc": 0.5}}})
+        scope.distance_edge.copy_(torch.tensor([2.0, 0.5]))
+        scope.logit_edge.copy_(torch.tensor([-9.0, 1.0]))
+        decoders["lesion"].pool.affine.copy_(torch.tensor([0.7, -2.0]))
+        decoders["lesion"].temperature.fill_(1.4)
+        decoders["sequence"].temperature.fill_(0.6)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +104,12 @@ def test_golden_case_is_what_torch_gives(bundle: Bundle, weights: Weights, case:
     assert np.array_equal(golden["volume"][0, 0], case.volume)
     with torch.no_grad():
         patch, embedding = weights.model.encoder(*(torch.from_numpy(golden[n]) for n in ("volume", "window", "tokens")))
-        logits, (lesion, _) = weights.model.sequence(embedding), weights.model.lesion(patch)
+        sequence = weights.model.decoders["sequence"].pool(patch, embedding)
+        lesion = weights.model.decoders["lesion"].pool(patch)
     assert np.array_equal(golden["embedding"], embedding.numpy())
-    assert np.allclose(golden["heads.sequence"], torch.softmax(logits, 1).numpy(), atol=1e-6)
+    assert np.allclose(golden["heads.sequence"], torch.softmax(sequence / 0.6, 1).numpy(), atol=1e-6)
     absent, present = golden["heads.lesion"][0]
-    assert present == pytest.approx(float(torch.sigmoid(lesion)), abs=1e-6)
+    assert present == pytest.approx(float(torch.sigmoid(lesion / 1.4)), abs=1e-6)
     assert absent + present == pytest.approx(1.0, abs=1e-6)
 
 
@@ -210,7 +210,7 @@ def test_an_output_that_is_not_finite_is_refused(
 
 def test_manifest_says_what_is_in_it(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    assert manifest.encoder.parameters == sum(p.numel() for p in FirstModel(ENCODER).encoder.parameters())
+    assert manifest.encoder.parameters == sum(p.numel() for p in ViT(ENCODER).parameters())
     assert manifest.preprocessing.grid_shape == ENCODER.grid_shape
     assert {head.name: head.labels for head in manifest.heads}["sequence"] == ("T1w", "T2w", "PDw", "FLAIR", "T2*w")
     assert [row.precision for row in manifest.numerics] == ["fp32", "fp16"]
@@ -218,6 +218,9 @@ def test_manifest_says_what_is_in_it(bundle: Bundle) -> None:
         max(r.patch_max_error, r.heads_max_error, r.embedding_max_error) <= r.tolerance for r in manifest.numerics
     )
     assert manifest.metrics == {"lesion": {"auroc": 0.5}}
+    descriptions = {head.name: head.description for head in manifest.heads}
+    assert descriptions["sequence"] == "Contrast."
+    assert descriptions["lesion"].startswith("Lesion. NOT TO BE RELIED ON: hardly better than chance")
     assert manifest.provenance["config"]["encoder"]["width"] == 48
 
 
@@ -467,7 +470,7 @@ def test_half_precision_alone_has_its_figures_and_can_be_refused(
     encoder = load_engine("onnxruntime", bundle.file("encoder.onnx"), precision="fp32")
     patches = torch.from_numpy(np.concatenate([encoder.run(one)["patch"] for one in inputs]))
     with torch.no_grad():
-        strongest = weights.model.lesion(patches)[0].argsort()[4:].tolist()
+        strongest = weights.model.decoders["lesion"].pool(patches)[:, 0].argsort()[4:].tolist()
 
     def series(*_: object) -> Iterator[KnownSeries]:
         for number, one in enumerate(inputs):

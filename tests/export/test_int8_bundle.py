@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,8 @@ from decipher_rt.export.evaluate import Judge, evaluate_encoders
 from decipher_rt.export.known import KnownSeries
 from decipher_rt.export.parts import parts_of
 from decipher_rt.session import Session
+from decipher_rt.train.data.protocol import SEQUENCES
 from decipher_rt.train.decoders.contract import Known
-from decipher_rt.train.first_config import FirstConfig
-from decipher_rt.train.model.first import FirstModel
-from decipher_rt.train.model.heads import LESION, SEQUENCES
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.weights import Weights
 from decipher_rt.verify import verify_bundle
@@ -37,6 +35,7 @@ ENCODER = ViTConfig(
     spacing_mm=(15.0,) * 3, token_buckets=(24, 64),
 )  # fmt: skip
 VNNI = {"avx2", "avx512_vnni"}
+LESION = ("absent", "present")
 
 
 def series(count: int, seed: int) -> list[KnownSeries]:
@@ -55,13 +54,13 @@ def labelled(series: KnownSeries, sequence: str, lesion: str) -> KnownSeries:
     return dataclasses.replace(series, known=known)
 
 
-def weights() -> Weights:
-    torch.manual_seed(11)
-    model = FirstModel(ENCODER).eval()
+@pytest.fixture(scope="module")
+def weights(untrained: Callable[..., Weights]) -> Weights:
+    made = untrained(ENCODER)
     with torch.no_grad():  # as if calibrated: nothing lies on an edge
-        model.scope.distance_edge.copy_(torch.tensor([2.0, 0.5]))
-        model.scope.logit_edge.copy_(torch.tensor([-9.0, 1.0]))
-    return Weights(model, FirstConfig(name="test", version="0", seed=7, encoder=ENCODER), {})
+        made.model.scope.distance_edge.copy_(torch.tensor([2.0, 0.5]))
+        made.model.scope.logit_edge.copy_(torch.tensor([-9.0, 1.0]))
+    return made
 
 
 def golden() -> GoldenCase:
@@ -70,14 +69,14 @@ def golden() -> GoldenCase:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def exported(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     patch = pytest.MonkeyPatch()
     patch.setattr(export_module, "cpu_features", lambda: frozenset(VNNI))
     try:
         judge = Judge(lambda: iter(series(20, 2)), max_drop=100.0)
         calibration = [known.inputs for known in series(3, 3)]
-        export_bundle(weights(), golden(), folder, fp16=True, int8=calibration, judge=judge)
+        export_bundle(weights, golden(), folder, fp16=True, int8=calibration, judge=judge)
     finally:
         patch.undo()
     return open_bundle(folder)
@@ -177,12 +176,13 @@ class Answering:
 
     name, device, precision, threads, inputs = "fake", "cpu", "int8", 1, ("volume", "window", "tokens")
 
+    patch = np.ones((1, 24, 48), np.float32)
+
     def __init__(self, embeddings: np.ndarray) -> None:
         self._embeddings = iter(embeddings)
 
     def run(self, _inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        embedding = next(self._embeddings)[None]
-        return {"embedding": embedding, "patch": np.ones((1, 24, 48), np.float32)}
+        return {"embedding": next(self._embeddings)[None], "patch": self.patch}
 
 
 def heads(bundle: Bundle) -> list:
@@ -191,18 +191,20 @@ def heads(bundle: Bundle) -> list:
     ]
 
 
-def test_metrics_are_accuracy_and_area_under_the_curve(exported: Bundle) -> None:
+def test_metrics_are_accuracy_and_area_under_the_curve(exported: Bundle, weights: Weights) -> None:
     """Against answers counted by hand: what the heads say of given embeddings, and truths chosen around that."""
     rng = np.random.default_rng(4)
     embeddings = rng.normal(size=(10, 16)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     (_, engine), _ = heads(exported)
-    said = [int(engine.run({"embedding": e[None]})["probabilities"].argmax()) for e in embeddings]
+    given = [{"embedding": embedding[None], "patch": Answering.patch} for embedding in embeddings]
+    said = [int(engine.run(one)["probabilities"].argmax()) for one in given]
+    assert len(set(said)) > 1
     truth = [SEQUENCES[(answer + (i < 3)) % 5] for i, answer in enumerate(said)]  # three of ten are wrong
     known = [
         labelled(item, label, LESION[i % 2]) for i, (item, label) in enumerate(zip(series(10, 0), truth, strict=True))
     ]
-    parts = parts_of(weights()).heads
+    parts = parts_of(weights).heads
     reference, others = evaluate_encoders(Answering(embeddings), [Answering(-embeddings)], parts, iter(known))
     assert reference.metrics["sequence"] == pytest.approx(70.0)
     assert reference.metrics["lesion"] == pytest.approx(50.0)  # the same tokens for all: no ranking
@@ -215,7 +217,7 @@ def as_fp32_answers(bundle: Bundle, known: list[KnownSeries]) -> list[KnownSerie
     encoder = load_engine("onnxruntime", bundle.file("encoder.onnx"), precision="fp32")
     (_, sequence), (_, lesion) = heads(bundle)
     encoded = [encoder.run(item.inputs) for item in known]
-    said = [int(sequence.run({"embedding": e["embedding"]})["probabilities"].argmax()) for e in encoded]
+    said = [int(sequence.run(e)["probabilities"].argmax()) for e in encoded]
     present = np.array([lesion.run({"patch": e["patch"]})["probabilities"][0, 1] for e in encoded])
     upper = present > np.median(present)
     return [labelled(item, SEQUENCES[said[i]], LESION[int(upper[i])]) for i, item in enumerate(known)]
@@ -230,7 +232,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("change", DAMAGE)
 def test_export_refuses_with_the_numbers_and_writes_nothing(
-    exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+    exported: Bundle, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     files = {name: (exported.path / name).read_bytes() for name in exported.sums}
     monkeypatch.setattr(export_module, "encoder_graph", lambda *_: files["encoder.onnx"])
@@ -254,6 +256,6 @@ def test_export_refuses_with_the_numbers_and_writes_nothing(
 
     monkeypatch.setattr(engine, "run", damaged)
     with pytest.raises(EngineError, match=message) as caught:
-        export_bundle(weights(), golden(), tmp_path / "bundle", fp16=False, int8=[], judge=Judge(judged))
+        export_bundle(weights, golden(), tmp_path / "bundle", fp16=False, int8=[], judge=Judge(judged))
     assert "int8 encoder" in str(caught.value)
     assert not (tmp_path / "bundle").exists()

@@ -1,4 +1,4 @@
-"""A bundle from an untrained model of the recipe, with a decoder of every kind and a text tower: graphs against torch."""
+"""A bundle from an untrained model with a decoder of every kind and a text tower: graphs against torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from decipher_rt.text import TextTower
 from decipher_rt.train.decoders.contract import Known
 from decipher_rt.train.decoders.registry import DecoderConfig
 from decipher_rt.train.golden import GoldenCase
-from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
+from decipher_rt.train.model.recipe import RecipeModel
 from decipher_rt.train.model.text import TextConfig
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.scope import ScopeConfig
 from decipher_rt.train.sources import Box, Example, ListedExamples, SourceConfig
 from decipher_rt.train.text.tokenizer import encode, train_tokenizer
-from decipher_rt.train.weights import RecipeWeights
+from decipher_rt.train.weights import Weights
 from decipher_rt.verify import read_case, verify_bundle
 from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
@@ -51,25 +51,19 @@ DECODERS = (
     DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16], "stride": 2}),
     DecoderConfig("lesion_box", "localisation", "lesion", options={"hidden": 48, "boxes": 2}),
 )
-CONFIG = RecipeConfig(
-    "recipe", "test", "0", ENCODER, TEXT, DECODERS, {d.name: SourceConfig() for d in DECODERS}, ScopeConfig(groups=3)
-)
 
 
 @pytest.fixture(scope="module")
-def weights() -> RecipeWeights:
-    torch.manual_seed(5)
-    model = RecipeModel(CONFIG).eval()
+def weights(untrained: Callable[..., Weights]) -> Weights:
+    metadata = {"metrics": {"tissue": {"dice": 0.5}}}
+    made = untrained(ENCODER, decoders=DECODERS, text=TEXT, scope=ScopeConfig(groups=3), metadata=metadata)
+    model = made.model
     with torch.no_grad():
         model.logit_scale.fill_(2.0)
         model.decoders["brain_volume_ml"].mean.fill_(1200.0)
         model.decoders["brain_volume_ml"].spread.fill_(100.0)
         model.decoders["lesion_box"].threshold.fill_(0.375)
-        model.scope.means.normal_()
-        for parameter in model.decoders.parameters():  # trained ones are no longer zero
-            if not parameter.abs().max() > 0:
-                parameter.normal_(std=0.1)
-    return RecipeWeights(model, CONFIG, {"metrics": {"tissue": {"dice": 0.5}}})
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +95,7 @@ def test_verify_passes_with_every_output(bundle: Bundle, engine: str) -> None:
     ]  # fmt: skip
 
 
-def test_the_manifest_says_what_the_decoders_are(bundle: Bundle, weights: RecipeWeights) -> None:
+def test_the_manifest_says_what_the_decoders_are(bundle: Bundle, weights: Weights) -> None:
     heads = {head.name: head for head in bundle.manifest.heads}
     assert [head.kind for head in heads.values()] == [
         "classification", "classification", "regression", "segmentation", "localisation"
@@ -121,7 +115,7 @@ def test_the_manifest_says_what_the_decoders_are(bundle: Bundle, weights: Recipe
 @pytest.mark.parametrize("name", [decoder.name for decoder in DECODERS])
 @pytest.mark.parametrize(("B", "K"), [(1, 96), (2, 24), (3, 7)])
 def test_a_decoder_equals_torch_for_any_batch_and_any_tokens(
-    bundle: Bundle, weights: RecipeWeights, name: str, B: int, K: int
+    bundle: Bundle, weights: Weights, name: str, B: int, K: int
 ) -> None:
     generator = torch.Generator().manual_seed(B)
     features = {
@@ -151,7 +145,7 @@ def test_a_graph_takes_only_what_it_looks_at(bundle: Bundle) -> None:
     assert inputs["tissue"] == inputs["lesion_box"] == {"patch", "tokens"}
 
 
-def test_the_text_tower_equals_torch_padded_or_not(bundle: Bundle, weights: RecipeWeights, tokenizer: bytes) -> None:
+def test_the_text_tower_equals_torch_padded_or_not(bundle: Bundle, weights: Weights, tokenizer: bytes) -> None:
     """The training's batch is padded and masked; the runtime runs each text alone."""
     from tokenizers import Tokenizer
 
@@ -163,13 +157,13 @@ def test_the_text_tower_equals_torch_padded_or_not(bundle: Bundle, weights: Reci
 
 
 def test_half_precision_keeps_the_text_tower_in_half_the_room(
-    bundle: Bundle, weights: RecipeWeights, tokenizer: bytes, case: GoldenCase, tmp_path: Path
+    bundle: Bundle, weights: Weights, tokenizer: bytes, case: GoldenCase, tmp_path: Path
 ) -> None:
     """The arithmetic stays float32: what differs from torch is the rounding of the weights, 2^-11 of each."""
-    config = dataclasses.replace(CONFIG, decoders=(), sources={}, scope=None)
+    config = dataclasses.replace(weights.config, decoders=(), sources={}, scope=None)
     model = RecipeModel(config).eval()
     model.load_state_dict({k: v for k, v in weights.model.state_dict().items() if not k.startswith(("dec", "sco"))})
-    export_bundle(RecipeWeights(model, config, {}), case, tmp_path / "bundle", fp16=True, tokenizer=tokenizer)
+    export_bundle(Weights(model, config, {}), case, tmp_path / "bundle", fp16=True, tokenizer=tokenizer)
     half = open_bundle(tmp_path / "bundle")
     assert half.file("text.onnx").stat().st_size < 0.6 * bundle.file("text.onnx").stat().st_size
     assert half.manifest.text is not None
@@ -181,7 +175,7 @@ def test_half_precision_keeps_the_text_tower_in_half_the_room(
         assert verify_bundle(half, "onnxruntime", precision, 1).passed
 
 
-def test_the_golden_case_holds_what_torch_gives(bundle: Bundle, weights: RecipeWeights) -> None:
+def test_the_golden_case_holds_what_torch_gives(bundle: Bundle, weights: Weights) -> None:
     golden = read_case(bundle)
     with torch.no_grad():
         patch, embedding = weights.model.encoder(*(torch.from_numpy(golden[n]) for n in ("volume", "window", "tokens")))
@@ -215,7 +209,7 @@ def test_a_text_tower_without_its_tokenizer_is_refused(weights, case, tmp_path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_series_to_judge_on_come_from_each_decoder_s_own_source(monkeypatch, tmp_path) -> None:
+def test_series_to_judge_on_come_from_each_decoder_s_own_source(weights, monkeypatch, tmp_path) -> None:
     """A series judges the decoders that were trained on its source, and no more are made than are looked at."""
     rng = np.random.default_rng(0)
     asked = []
@@ -232,7 +226,7 @@ def test_series_to_judge_on_come_from_each_decoder_s_own_source(monkeypatch, tmp
 
     monkeypatch.setattr(known_module, "open_source", examples)
     sources = {d.name: SourceConfig(seed=1 if d.name == "lesion" else 0) for d in DECODERS}
-    config = dataclasses.replace(CONFIG, sources=sources)
+    config = dataclasses.replace(weights.config, sources=sources)
     known = list(known_module.known_series(config, "test", 2, tmp_path, Progress()))
     assert asked == [(0, "test", 2), (1, "test", 2)]
     others = tuple(d.name for d in DECODERS if d.name != "lesion")
@@ -260,7 +254,7 @@ class Encoded:
 
 
 @pytest.fixture(scope="module")
-def answered(weights: RecipeWeights) -> list[KnownSeries]:
+def answered(weights: Weights) -> list[KnownSeries]:
     """Series whose truth is what the decoders say of the tokens as they are; of the lesions, of the upper half."""
     rng = np.random.default_rng(6)
     decoders, said = weights.model.decoders, []
@@ -292,7 +286,7 @@ METRICS = ["sequence", "lesion", "brain_volume_ml", "tissue", "lesion_box", "les
 
 
 def test_every_kind_of_head_is_judged_and_refused_with_the_numbers(
-    weights: RecipeWeights, tokenizer: bytes, answered: list[KnownSeries]
+    weights: Weights, tokenizer: bytes, answered: list[KnownSeries]
 ) -> None:
     """Tokens that are others make every head worse; a rounding to half makes none."""
     noise = np.random.default_rng(7)
@@ -312,7 +306,7 @@ def test_every_kind_of_head_is_judged_and_refused_with_the_numbers(
 
 @pytest.mark.parametrize("name", ["brain_volume_ml", "tissue", "lesion_box"])
 def test_a_head_that_no_series_can_judge_is_named(
-    weights: RecipeWeights, tokenizer: bytes, answered: list[KnownSeries], name: str
+    weights: Weights, tokenizer: bytes, answered: list[KnownSeries], name: str
 ) -> None:
     heads = parts_of(weights, tokenizer).heads
     unknown = [dataclasses.replace(one, heads=tuple(n for n in one.heads if n != name)) for one in answered]

@@ -8,13 +8,12 @@ import pytest
 
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.decoders.evaluate import change_sources
-from decipher_rt.train.first_config import FirstConfig
 from decipher_rt.train.model.recipe import RecipeConfig
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.ssl.config import SSLConfig
 
-CONFIGS = Path(__file__).parents[2] / "train" / "configs"
-GOOD = "name: a\nversion: '1'\nseed: 1\nencoder: tiny\n"
+GOOD = "name: a\nversion: '1'\nencoder: tiny\nsource: {}\nrun: {steps: 10, batch: 16}\n"
 
 
 @pytest.fixture
@@ -24,36 +23,31 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("first*.yaml")), ids=lambda p: p.name)
-def test_committed_configs_load(path: Path) -> None:
-    assert load_config(FirstConfig, path).name == "first"
-
-
 def test_presets_by_name_and_with_changes(config: Path) -> None:
-    assert load_config(FirstConfig, config).encoder.width == 192
-    changed = load_config(FirstConfig, config, ["encoder.depth=3", "optimiser.rate=3e-4", "bf16=false"])
+    assert load_config(SSLConfig, config).encoder.width == 192
+    changed = load_config(SSLConfig, config, ["encoder.depth=3", "run.rate=3e-4", "run.compile=true"])
     assert (changed.encoder.depth, changed.encoder.width) == (3, 192)
-    assert (changed.optimiser.rate, changed.bf16) == (3e-4, False)
-    assert load_config(FirstConfig, config, ["encoder=base"]).encoder.width == 768
+    assert (changed.run.rate, changed.run.compile) == (3e-4, True)
+    assert load_config(SSLConfig, config, ["encoder=base"]).encoder.width == 768
 
 
 def test_dump_and_load_give_the_same(config: Path, tmp_path: Path) -> None:
-    loaded = load_config(FirstConfig, config, ["encoder.token_buckets=[64, 1728]", "augment.keep=[0.25, 0.5]"])
+    loaded = load_config(SSLConfig, config, ["encoder.token_buckets=[64, 1728]", "crops.global_share=[0.25, 0.5]"])
     (tmp_path / "dumped.yaml").write_text(dump_config(loaded))
-    assert load_config(FirstConfig, tmp_path / "dumped.yaml") == loaded
+    assert load_config(SSLConfig, tmp_path / "dumped.yaml") == loaded
 
 
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("optimiser.stepz=1", "optimiser.stepz"),
-        ("optimiser.steps=many", "optimiser.steps"),
-        ("optimiser.steps=1.5", "optimiser.steps"),
-        ("optimiser.steps=0", "optimiser.steps"),
-        ("optimiser.rate=fast", "optimiser.rate"),
-        ("samples.not_heads=1.5", "samples.not_heads"),
-        ("bf16=1", "bf16"),
-        ("seed=true", "seed"),
+        ("run.stepz=1", "run.stepz"),
+        ("run.steps=many", "run.steps"),
+        ("run.steps=1.5", "run.steps"),
+        ("run.steps=0", "run.steps"),
+        ("run.rate=fast", "run.rate"),
+        ("source.not_heads=1.5", "source.not_heads"),
+        ("run.compile=1", "run.compile"),
+        ("run.seed=true", "run.seed"),
         ("name=3", "name"),
         ("encoder=huge", "encoder"),
         ("encoder.preset=huge", "encoder.preset"),
@@ -62,15 +56,16 @@ def test_dump_and_load_give_the_same(config: Path, tmp_path: Path) -> None:
         ("encoder.patch_shape=[12, 12, 7]", "encoder.patch_shape"),
         ("encoder.token_buckets=[512, 128]", "encoder.token_buckets"),
         ("augment=3", "augment"),
-        ("seed.deep=3", "seed"),
-        ("threads=0", "threads"),
+        ("augment.noise=-1", "augment.noise"),
+        ("run.seed.deep=3", "run.seed"),
+        ("run.threads=0", "run.threads"),
         ("steps", "steps"),
-        ("seed=[", "seed"),
+        ("run.seed=[", "run.seed"),
     ],
 )
 def test_errors_name_the_key(config: Path, override: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(FirstConfig, config, [override])
+        load_config(SSLConfig, config, [override])
     assert key in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -78,7 +73,7 @@ def test_errors_name_the_key(config: Path, override: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (GOOD.replace("seed: 1\n", ""), "seed"),
+        (GOOD.replace("version: '1'\n", ""), "version"),
         ("- 1\n", "list"),
         ("a: [", "not YAML"),
         ("a: !!python/object:os.x {}", "not YAML"),
@@ -87,12 +82,12 @@ def test_errors_name_the_key(config: Path, override: str, key: str) -> None:
 def test_broken_files_are_refused(config: Path, text: str, said: str) -> None:
     config.write_text(text)
     with pytest.raises(ConfigError, match=said):
-        load_config(FirstConfig, config)
+        load_config(SSLConfig, config)
 
 
 def test_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent"):
-        load_config(FirstConfig, tmp_path / "absent.yaml")
+        load_config(SSLConfig, tmp_path / "absent.yaml")
 
 
 def test_sources_change_and_the_model_does_not() -> None:

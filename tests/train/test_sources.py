@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import Box, Example, Examples, SourceConfig, open_source, shards
 from decipher_rt.train.sources.anatomy import AnatomyError, base_anatomy
 from decipher_rt.train.sources.shards import ShardedExamples, make_shards, shard_file
+from decipher_rt.train.sources.simulated import Simulated
 
 SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
 PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=(8,) * 3, token_buckets=(8,))
@@ -182,6 +184,18 @@ def test_splits_share_no_series_and_the_test_split_no_sentence(simulated: tuple[
     assert {examples.facts(i).patient for i in range(6)}.isdisjoint({test.facts(i).patient for i in range(2)})
     said = {sentence for i in range(6) for sentence in examples.facts(i).report}
     assert said.isdisjoint({sentence for i in range(2) for sentence in test.facts(i).report})
+
+
+def test_the_folder_follows_what_decides_the_content(tmp_path: Path) -> None:
+    source = Simulated(seed=5, not_heads=0.4, anatomy="mni152", heads=4, spec=SPEC, split="train")
+    changes: tuple[dict[str, Any], ...] = (
+        {}, {"split": "test"}, {"seed": 6}, {"not_heads": 0.3}, {"heads": 1},
+        {"spec": dataclasses.replace(SPEC, spacing_mm=(9.0,) * 3)},
+    )  # fmt: skip
+    folders = {dataclasses.replace(source, **change).folder(tmp_path) for change in changes}
+    assert len(folders) == len(changes)
+    patches = dataclasses.replace(SPEC, patch_shape=(4,) * 3, token_buckets=(216,))
+    assert dataclasses.replace(source, spec=patches).folder(tmp_path) in folders
 
 
 def test_another_brain_can_be_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,9 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts
 
-from ..first_config import ViewConfig
 from ..sources import Example
 from ..text.tokenizer import encode
-from ..views import UNIT_WINDOW, draw_movement, to_patches, vary_intensities
+from ..views import UNIT_WINDOW, ViewConfig, draw_movement, to_patches, vary_intensities
 from .texts import sentence_keys, whole_report
 
 if TYPE_CHECKING:

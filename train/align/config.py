@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..first_config import ViewConfig
 from ..model.text import TextConfig
 from ..model.vit import ViTConfig
 from ..run_config import RunConfig
 from ..sources import SourceConfig
+from ..views import ViewConfig
 
 
 @dataclass(frozen=True)

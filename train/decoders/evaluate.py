@@ -1,4 +1,4 @@
-"""Figures of a recipe's model on the test splits of what its decoders were trained on."""
+"""Figures of a model on the test splits of what its decoders were trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..progress import Progress
 from ..scope import ScopeConfig
 from ..sources import SourceConfig
 from ..text.tokenizer import load_tokenizer
-from ..weights import RecipeWeights
+from ..weights import Weights
 from .contract import Decoder
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import answer_rows
@@ -49,12 +49,12 @@ def change_sources(config: RecipeConfig, overrides: Sequence[str]) -> RecipeConf
     return replace(config, sources=changed, scope_source=scope)
 
 
-def evaluate_recipe(weights: RecipeWeights, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:
+def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:
     """Return the figures of every decoder, of the scope, and of retrieval by words, as plain JSON types.
 
     Parameters
     ----------
-    weights : RecipeWeights
+    weights : Weights
     folder : Path
         That they were read from: where the tokenizer is.
     cache_dir : Path

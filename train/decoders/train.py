@@ -24,9 +24,9 @@ from ..model.scope import Scope
 from ..model.vit import ViT, ViTConfig
 from ..progress import Progress
 from ..samples import SPLITS
-from ..scope import ScopeConfig, Seen, fit_recipe_scope
+from ..scope import ScopeConfig, Seen, fit_scope
 from ..sources import pinned
-from ..weights import RecipeWeights, Stage, check_splits, load_stage, save_weights
+from ..weights import Stage, Weights, check_splits, load_stage, save_weights
 from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
@@ -42,7 +42,7 @@ class FrozenEncoderError(DecipherError):
     """The encoder's weights are not what they were before a decoder was trained. The message names both sums."""
 
 
-def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progress: Progress) -> RecipeWeights | None:
+def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progress: Progress) -> Weights | None:
     """Train one decoder and leave a model that has it.
 
     Parameters
@@ -57,7 +57,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
 
     Returns
     -------
-    RecipeWeights or None
+    Weights or None
         None in all processes of a run but the first.
 
     Raises
@@ -102,7 +102,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
         found, model.scope = _fit_scope(settings, train, splits["validation"].seen(settings.label))
         model.config = replace(model.config, scope=found, scope_source=config.source)
         metrics["scope"] = scope_figures(model.scope, tests)
-    written = RecipeWeights(
+    written = Weights(
         model,
         model.config,
         {
@@ -206,7 +206,7 @@ def _optimise(
 
 def _fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
     try:
-        return fit_recipe_scope(config, train, validation)
+        return fit_scope(config, train, validation)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""A model of the recipe: the encoder with whatever was trained on it so far, as one module and one weights file."""
+"""The model: the encoder with whatever was trained on it so far, as one module and one weights file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecipeConfig:
 
     Attributes
     ----------
-    model : says which kind of weights folder this is
+    model : says that the folder holds a model, and not one stage's networks
     name, version : of the model, as its bundle says
     encoder : sizes of the encoder
     text : sizes of the text tower; none before alignment

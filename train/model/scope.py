@@ -7,8 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .heads import HeadnessHead
-
 ScopeMethod = Literal["mahalanobis", "nearest"]
 
 
@@ -42,9 +40,9 @@ class Scope(nn.Module):
         embedding_size: int,
         groups: int,
         *,
-        method: ScopeMethod = "mahalanobis",
-        neighbours: int = 1,
-        outliers: bool = True,
+        method: ScopeMethod,
+        neighbours: int,
+        outliers: bool,
     ) -> None:
         super().__init__()
         self.neighbours = neighbours if method == "nearest" else 1
@@ -74,6 +72,22 @@ class Scope(nn.Module):
         if self.neighbours == 1:
             return squares.sqrt().amin(dim=1)
         return squares.topk(self.neighbours, dim=1, largest=False).values[:, -1].sqrt()
+
+
+class HeadnessHead(nn.Module):
+    """Logit of "this is a head", linear on the embedding, fitted with outlier exposure (arXiv 1812.04606).
+
+    A unit vector has components of about E**-0.5: ``gain`` brings them to the scale of one.
+    """
+
+    def __init__(self, embedding_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding_size, 1)
+        self.gain = nn.Parameter(torch.tensor(float(embedding_size) ** 0.5))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map (B, E) to logits (B,)."""
+        return self.linear(embedding * self.gain).squeeze(-1)
 
 
 def _margin(x: Tensor, edge: Tensor) -> Tensor:

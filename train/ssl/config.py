@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..first_config import ViewConfig
 from ..model.vit import ViTConfig
 from ..run_config import RunConfig
 from ..sources import SourceConfig
+from ..views import ViewConfig
 
 RATE_BATCH = 1024  # the batch that run.rate is for
 
@@ -120,6 +120,7 @@ class SSLConfig:
         self.encoder.check()
         self.source.check()
         self.run.check()
+        self.augment.check()
         crops, teaching, mae = self.crops, self.distillation, self.mae
         patches = self.encoder.preprocessing.patches
         for key, (low, high) in (
@@ -136,7 +137,6 @@ class SSLConfig:
             if not 0 < start <= end <= 1:
                 raise ValueError(f"{key} is [{start}, {end}], expected ascending, above 0 and up to 1")
         for key, share in (
-            ("augment.flip", self.augment.flip),
             ("distillation.mask_probability", teaching.mask_probability),
             ("distillation.momentum[0]", teaching.momentum[0]),
             ("distillation.momentum[1]", teaching.momentum[1]),
@@ -154,7 +154,6 @@ class SSLConfig:
                 raise ValueError(f"{key} is {value}, expected 0.02 or more")
         for key, count, least in (
             ("crops.local_crops", crops.local_crops, 0),
-            ("augment.shift_voxels", self.augment.shift_voxels, 0),
             ("distillation.prototypes", teaching.prototypes, 2),
             ("distillation.head_hidden", teaching.head_hidden, 1),
             ("distillation.head_bottleneck", teaching.head_bottleneck, 1),

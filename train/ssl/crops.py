@@ -31,8 +31,7 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts
 
-from ..first_config import ViewConfig
-from ..views import UNIT_WINDOW, draw_movement, to_patches, vary_intensities
+from ..views import UNIT_WINDOW, ViewConfig, draw_movement, to_patches, vary_intensities
 from .config import CropConfig
 from .masks import MaskPlan, block_mask, random_mask
 

@@ -24,7 +24,7 @@ def small_grid() -> Preprocessing:
 
 @pytest.fixture(scope="session")
 def grid() -> Preprocessing:
-    """As the first model's."""
+    """The grid of the model that ships, in larger patches."""
     return Preprocessing(
         grid_shape=(96, 96, 96), spacing_mm=(2.5, 2.5, 2.5), patch_shape=(12, 12, 12), token_buckets=(128, 256, 512)
     )

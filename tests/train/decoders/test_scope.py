@@ -1,4 +1,4 @@
-"""The scope of a recipe's model: distances against other libraries, thresholds against counting."""
+"""The scope of a model: distances against other libraries, thresholds against counting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from decipher_rt.train.scope import ScopeConfig, Seen, build_scope, fit_recipe_scope
+from decipher_rt.train.scope import ScopeConfig, Seen, build_scope, fit_scope
 
 E = 6
 
@@ -29,7 +29,7 @@ def _seen(seed: int, heads: int, others: int, classes: int = 2) -> Seen:
 
 def test_the_mahalanobis_distance_is_scipys() -> None:
     train = _seen(0, 300, 0)
-    config, scope = fit_recipe_scope(ScopeConfig(), train, _seen(1, 100, 0))
+    config, scope = fit_scope(ScopeConfig(), train, _seen(1, 100, 0))
     assert (config.groups, config.outliers) == (2, False)
     label = np.array([int(x) for x in train.label if x is not None])
     means = [train.embedding[label == c].mean(axis=0) for c in range(2)]
@@ -44,7 +44,7 @@ def test_the_mahalanobis_distance_is_scipys() -> None:
 def test_the_nearest_are_scikit_learns() -> None:
     train = _seen(3, 80, 0)
     wanted = ScopeConfig(method="nearest", neighbours=4, among=64)
-    config, scope = fit_recipe_scope(wanted, train, _seen(4, 50, 0))
+    config, scope = fit_scope(wanted, train, _seen(4, 50, 0))
     assert config.groups == 64
     some = _seen(5, 10, 10).embedding
     expected = NearestNeighbors(n_neighbors=4).fit(train.embedding[:64]).kneighbors(some)[0][:, -1]
@@ -56,7 +56,7 @@ def test_the_nearest_are_scikit_learns() -> None:
 def test_the_threshold_refuses_the_share_that_was_asked_for_and_what_is_no_head(method: str, others: int) -> None:
     validation = _seen(7, 400, 50)
     wanted = ScopeConfig(method=method, false_refusals=0.05)  # type: ignore[arg-type]
-    config, scope = fit_recipe_scope(wanted, _seen(6, 400, others), validation)
+    config, scope = fit_scope(wanted, _seen(6, 400, others), validation)
     assert config.outliers == (others > 0)
     with torch.no_grad():
         score = scope(torch.from_numpy(validation.embedding)).numpy()
@@ -71,7 +71,7 @@ def test_the_threshold_refuses_the_share_that_was_asked_for_and_what_is_no_head(
 def test_a_scope_comes_back_from_its_configuration_and_state() -> None:
     for method in ("mahalanobis", "nearest"):
         wanted = ScopeConfig(method=method, neighbours=3, among=32)  # type: ignore[arg-type]
-        config, scope = fit_recipe_scope(wanted, _seen(9, 100, 40), _seen(10, 60, 0))
+        config, scope = fit_scope(wanted, _seen(9, 100, 40), _seen(10, 60, 0))
         again = build_scope(config, E)
         again.load_state_dict(scope.state_dict())
         some = torch.from_numpy(_seen(11, 5, 5).embedding)
@@ -81,9 +81,9 @@ def test_a_scope_comes_back_from_its_configuration_and_state() -> None:
 
 def test_too_few_heads_are_refused() -> None:
     with pytest.raises(ValueError, match=r"5 training and 100 validation heads are too few; raise source\.train"):
-        fit_recipe_scope(ScopeConfig(), _seen(12, 5, 10), _seen(13, 100, 0))
+        fit_scope(ScopeConfig(), _seen(12, 5, 10), _seen(13, 100, 0))
     unlabelled = dataclasses.replace(_seen(14, 50, 0), label=[None] * 50)
-    config, _ = fit_recipe_scope(ScopeConfig(), unlabelled, _seen(15, 50, 0))
+    config, _ = fit_scope(ScopeConfig(), unlabelled, _seen(15, 50, 0))
     assert config.groups == 1
 
 

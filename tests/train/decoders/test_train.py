@@ -21,7 +21,7 @@ from decipher_rt.train.decoders import evaluate as evaluating
 from decipher_rt.train.decoders import splits as splitting
 from decipher_rt.train.decoders import train as training
 from decipher_rt.train.decoders.config import DecoderRunConfig
-from decipher_rt.train.decoders.evaluate import evaluate_recipe
+from decipher_rt.train.decoders.evaluate import evaluate_model
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
 from decipher_rt.train.decoders.train import FrozenEncoderError, prove_frozen, train_decoder
 from decipher_rt.train.golden import GoldenCase, save_golden
@@ -32,7 +32,7 @@ from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.scope import ScopeConfig
 from decipher_rt.train.sources import SourceConfig
 from decipher_rt.train.text.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from decipher_rt.train.weights import RecipeWeights, load_weights
+from decipher_rt.train.weights import Weights, load_weights
 
 CONFIGS = Path(training.__file__).resolve().parents[1] / "configs"
 TEXT = TextConfig(width=16, depth=1, heads=2, hidden=32, vocabulary=128, max_tokens=12)
@@ -84,7 +84,7 @@ def _config(encoder: Path, decoder: DecoderConfig = BRIGHTNESS, **changes: objec
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
-def _train(config: DecoderRunConfig, folder: Path, cache: Path) -> RecipeWeights:
+def _train(config: DecoderRunConfig, folder: Path, cache: Path) -> Weights:
     weights = train_decoder(config, folder, cache, Progress())
     assert weights is not None
     return weights
@@ -106,14 +106,13 @@ def test_decoders_join_an_encoder_that_stays_what_it_was(aligned: Path, shapes: 
     assert metadata["provenance"]["ball"]["steps_of_this_call"] == RUN.steps
 
     loaded = load_weights(folder)
-    assert isinstance(loaded, RecipeWeights)
     assert loaded.config == second.config
     assert [d.name for d in loaded.config.decoders] == ["brightness", "ball"]
     assert loaded.config.scope == first.config.scope
     assert loaded.config.scope.groups == 2
     assert loaded.config.scope.outliers, "an eighth of the shapes are noise"
     assert float(loaded.model.logit_scale) == 2.0
-    figures = evaluate_recipe(loaded, folder, cache, Progress())
+    figures = evaluate_model(loaded, folder, cache, Progress())
     recalled = figures.pop("retrieval")
     assert figures == {name: metadata["metrics"][name] for name in figures}
     assert set(figures) == {"brightness", "ball", "scope"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from decipher_rt.manifest import Preprocessing
-from decipher_rt.train.first_config import ViewConfig
 from decipher_rt.train.model.vit import ViTConfig, patch_positions
 from decipher_rt.train.ssl.config import CropConfig
 from decipher_rt.train.ssl.crops import CropBatch, box_crop, crop_batch, draw_sizes, patch_centres
 from decipher_rt.train.ssl.masks import plan_blocks
+from decipher_rt.train.views import ViewConfig
 
 PLAIN = ViewConfig(shift_voxels=0, flip=0.0, window=0.0, gamma=0.0, noise=0.0)
 CROPS = CropConfig(local_crops=3, global_tokens=(20, 40), local_tokens=(5, 10))

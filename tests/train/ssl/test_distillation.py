@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from decipher_rt.train.first_config import ViewConfig
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.sources.example import ListedExamples
 from decipher_rt.train.ssl.config import CropConfig, DistillationConfig, LossWeights
@@ -18,6 +17,7 @@ from decipher_rt.train.ssl.distillation import Distillation
 from decipher_rt.train.ssl.heads import PrototypeHead
 from decipher_rt.train.ssl.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn
 from decipher_rt.train.ssl.masks import plan_blocks
+from decipher_rt.train.views import ViewConfig
 
 CONFIG = DistillationConfig(
     prototypes=32, head_hidden=24, head_bottleneck=12, temperature_warmup=10, freeze_prototypes=2, momentum=(0.9, 1.0)

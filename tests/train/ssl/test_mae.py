@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from decipher_rt.train.first_config import ViewConfig
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.sources.example import ListedExamples
 from decipher_rt.train.ssl.config import CropConfig, MaskedAutoencoderConfig
 from decipher_rt.train.ssl.crops import CropBatch, crop_batch
 from decipher_rt.train.ssl.mae import MaskedAutoencoder
 from decipher_rt.train.ssl.masks import plan_random
+from decipher_rt.train.views import ViewConfig
 
 CONFIG = MaskedAutoencoderConfig(decoder_width=24, decoder_depth=1, decoder_heads=2)
 
