@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -120,10 +120,11 @@ class Segmentation(Decoder):
         places, and what was dropped is taken out of the labels: bytes are moved where logits were. Ties go to the first
         label, as in argmax, which engines compute slowly along any axis but the last.
         """
-        x, last = self.features(patch, tokens), self.doublings[-1]
+        x, last = self.features(patch, tokens), cast(nn.ConvTranspose3d, self.doublings[-1])
         (kd, kh, kw), L, (B, C, d, h, w) = last.kernel_size, len(self.labels), x.shape
+        bias = cast(Tensor, last.bias)
         matrix = last.weight.permute(2, 3, 4, 1, 0).reshape(1, kd * kh * kw * L, C)
-        logits = torch.matmul(matrix, x.flatten(2)) + last.bias.repeat(kd * kh * kw).unsqueeze(-1)
+        logits = torch.matmul(matrix, x.flatten(2)) + bias.repeat(kd * kh * kw).unsqueeze(-1)
         of_label = logits.reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
         best, label = of_label[0], torch.zeros_like(of_label[0], dtype=torch.uint8)
         for index, other in enumerate(of_label[1:], start=1):
