@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <future>
 #include <latch>
+#include <mutex>
 
 #include "cpu_features.hpp"
 #include "error.hpp"
@@ -20,13 +22,32 @@ namespace {
 // The same on every machine: where a grid is cut decides how its last bits round. See decipher_rt/preprocess/run.py.
 constexpr std::int64_t most_slabs = 4;
 
-// Read from the bundle only what no earlier session left a compiled graph of.
-std::unique_ptr<Graph> load_graph(Engine& engine, Bundle& bundle, const std::string& file, unsigned threads) {
-    const std::string& sum = bundle.sums.at(file);
-    if (auto kept = engine.load_kept(file, sum, threads)) return kept;
-    bundle.read(file);
-    return engine.load(file, sum, bundle.file(file), threads);
-}
+// Graphs of a bundle on an engine, loaded by any number of threads.
+class GraphLoader {
+public:
+    GraphLoader(Engine& engine, Bundle& bundle) : engine_(engine), bundle_(bundle) {}
+
+    // Reads from the bundle only what no earlier session left a compiled graph of.
+    std::unique_ptr<Graph> load(const std::string& file, unsigned threads) {
+        const std::string& sum = bundle_.sums.at(file);
+        if (auto kept = engine_.load_kept(file, sum, threads)) return kept;
+        const std::lock_guard lock(reading_);
+        bundle_.read(file);
+        return engine_.load(file, sum, bundle_.file(file), threads);
+    }
+
+private:
+    Engine& engine_;
+    Bundle& bundle_;
+    std::mutex reading_;
+};
+
+// A graph that answers from the encoder's features, and where it belongs.
+struct Answerer {
+    std::string file, output;
+    unsigned threads;
+    std::unique_ptr<Graph>& place;
+};
 
 const std::string& preprocessing_file(const Manifest& manifest) {
     const auto graph = manifest.preprocessing.graphs.find("cpu");
@@ -132,11 +153,28 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         if (spec.grid_shape[0] % n == 0) slabs_ = n;
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
 
-    // Where the caller allows a second thread, it loads DALI while this one loads the engine and its graphs; both then
-    // share what is left of the files to check. The loader of libraries serves one thread at a time, and DALI's take it
-    // longest, so the engine's go first. A third thread checks files from the start. What was kept of a graph was
-    // compiled from a file of the same sum.
+    const std::vector<std::string> features = {"patch", "tokens", "embedding"};
+    std::vector<Answerer> answerers;
+    for (const Head& head : manifest.heads) {
+        // A segmentation answers for every voxel. What is small keeps no threads, however many heads there are.
+        const unsigned share = head.kind == HeadKind::segmentation && threads > 1 ? threads : Engine::in_caller;
+        answerers.push_back({head.file, head_output(head.kind), share, heads_[head.name]});
+    }
+    if (manifest.scope) answerers.push_back({manifest.scope->file, "score", Engine::in_caller, scope_});
+
+    // Where the caller allows a second thread, it loads DALI while this one loads the engine and the encoder; both then
+    // share the other graphs, and what is left of the files to check. The loader of libraries serves one thread at a time,
+    // and DALI's take it longest, so the engine's go first. A third thread checks files from the start. What was kept of a
+    // graph was compiled from a file of the same sum.
     FileCheck files(bundle);
+    std::optional<GraphLoader> graphs;
+    std::atomic<std::size_t> next_answerer{0};
+    const auto load_answerers = [&] {
+        for (std::size_t i; (i = next_answerer++) < answerers.size();) {
+            const Answerer& one = answerers[i];
+            one.place = checked(graphs->load(one.file, one.threads), one.file, features, {one.output});
+        }
+    };
     std::latch engine_loaded(1);
     const auto in_thread = [threads](unsigned number) { return threads >= number ? std::launch::async : std::launch::deferred; };
     auto checking = std::async(in_thread(3), [&] { files.rest(); });
@@ -146,10 +184,12 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         dali_ = load_dali(options.library_folder);
         // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
         graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
+        if (graphs) load_answerers();
         files.rest();
     });
     try {
         engine_ = make_openvino(options.cache_folder);
+        graphs.emplace(*engine_, bundle);
     } catch (...) {
         engine_loaded.count_down();
         throw;
@@ -157,20 +197,11 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     engine_loaded.count_down();
     callbacks_.report(DRT_OPEN, 0.2);
 
-    const std::vector<std::string> features = {"patch", "tokens", "embedding"};
     const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision, cpu_features()).file;
-    encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
+    encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : graphs->load(encoder, threads), encoder,
                        {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.6);
-    for (const Head& head : manifest.heads) {
-        // A segmentation answers for every voxel. What is small keeps no threads, however many heads there are.
-        const unsigned share = head.kind == HeadKind::segmentation && threads > 1 ? threads : Engine::in_caller;
-        heads_[head.name] = checked(load_graph(*engine_, bundle, head.file, share), head.file, features, {head_output(head.kind)});
-    }
-    if (manifest.scope) {
-        const std::string& file = manifest.scope->file;
-        scope_ = checked(load_graph(*engine_, bundle, file, Engine::in_caller), file, features, {"score"});
-    }
+    load_answerers();
     files.rest();
     checking.get();
     preprocessing.get();
