@@ -1,4 +1,4 @@
-"""Each kind of decoder learns what it is for, and its ONNX graph answers in onnxruntime as it does in torch."""
+"""Each kind of decoder learns what it is for, and its ONNX graph answers in onnxruntime and OpenVINO as in torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
+from decipher_rt.engines import load_engine
 from decipher_rt.export.onnx import graph
 from decipher_rt.heads import OUTPUTS
 from decipher_rt.train.data.sample import LABELS
@@ -123,7 +124,8 @@ def test_localisation_learns_boxes(vit_config: ViTConfig, splits: dict) -> None:
     assert figures["iou"] > 0.25
 
 
-def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> tuple[np.ndarray, ...]:
+    """Return the answers of onnxruntime, OpenVINO and torch."""
     axes = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}, "embedding": {0: "B"}}
     some = {name: inputs[name][:1, :20] for name in decoder.inputs}
     content = graph(
@@ -139,10 +141,12 @@ def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) 
     used = {name for node in model.graph.node for name in node.input}
     assert used & set(inputs) == set(decoder.inputs), "the decoder says which inputs matter"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {name: inputs[name].numpy() for name in decoder.inputs})
+    given = {name: inputs[name].numpy() for name in decoder.inputs}
+    (answer,) = session.run(None, given)
+    other = load_engine("openvino", path, precision="fp32", threads=2).run(given)[OUTPUTS[decoder.answer]]
     with torch.no_grad():
         expected = decoder(**inputs).numpy()
-    return answer, expected
+    return answer, other, expected
 
 
 # Between them they hold every module; the others differ in sizes.
@@ -157,15 +161,16 @@ def test_the_graph_answers_as_torch_does(name: str, vit_config: ViTConfig, split
     K = int(np.bincount(tokens.count).argmax())
     rows = [tokens[i] for i in np.flatnonzero(tokens.count == K)[:3]]
     inputs = {key: torch.stack([getattr(row, key) for row in rows]) for key in ("patch", "tokens", "embedding")}
-    answer, expected = _outputs(decoder, inputs, tmp_path)
-    assert answer.dtype == expected.dtype
-    assert answer.shape == expected.shape
-    if decoder.answer == "segmentation":
-        assert answer.dtype == np.uint8
-        assert len(np.unique(answer)) > 1
-        assert (answer != expected).mean() < 1e-3  # an argmax may tip where two logits are equal to the last bits
-    else:
-        assert np.allclose(answer, expected, atol=1e-4, rtol=1e-4)
+    *answers, expected = _outputs(decoder, inputs, tmp_path)
+    for answer in answers:
+        assert answer.dtype == expected.dtype
+        assert answer.shape == expected.shape
+        if decoder.answer == "segmentation":
+            assert answer.dtype == np.uint8
+            assert len(np.unique(answer)) > 1
+            assert (answer != expected).mean() < 1e-3  # an argmax may tip where two logits are equal to the last bits
+        else:
+            assert np.allclose(answer, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict) -> None:

@@ -107,7 +107,7 @@ class Segmentation(Decoder):
         x = self.doublings[-1](self.features(patch, tokens))
         background = torch.zeros(1, len(self.labels), 1, 1, 1, dtype=x.dtype, device=x.device)
         background[:, 0] = BACKGROUND_LOGIT
-        return torch.where(self.kept(tokens).unsqueeze(1) > 0, x, background)
+        return torch.where(self.kept(tokens, self.patch_shape).unsqueeze(1), x, background)
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the label of each voxel, (B, D, H, W) uint8."""
@@ -117,21 +117,23 @@ class Segmentation(Decoder):
         """Answer as ``finish(raw(...))`` does, in two thirds of the time once exported.
 
         The last doubling is a matrix of one voxel at a time. Labels are chosen before its results are put in their
-        places, and what was dropped is taken out of the labels: bytes are moved where logits were. Ties go to the first
-        label, as in argmax, which engines compute slowly along any axis but the last.
+        places: bytes are moved where logits were. Ties go to the first label, as in argmax, which engines compute
+        slowly along any axis but the last.
         """
         x, last = self.features(patch, tokens), cast(nn.ConvTranspose3d, self.doublings[-1])
         (kd, kh, kw), L, (B, C, d, h, w) = last.kernel_size, len(self.labels), x.shape
-        bias = cast(Tensor, last.bias)
         matrix = last.weight.permute(2, 3, 4, 1, 0).reshape(1, kd * kh * kw * L, C)
-        logits = torch.matmul(matrix, x.flatten(2)) + bias.repeat(kd * kh * kw).unsqueeze(-1)
-        of_label = logits.reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
+        bias = cast(Tensor, last.bias).repeat(kd * kh * kw).unsqueeze(-1)
+        of_label = (torch.matmul(matrix, x.flatten(2)) + bias).reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
         best, label = of_label[0], torch.zeros_like(of_label[0], dtype=torch.uint8)
         for index, other in enumerate(of_label[1:], start=1):
             label = torch.where(other > best, torch.full((), index, dtype=torch.uint8, device=x.device), label)
             best = torch.maximum(best, other)
+        pd, ph, pw = self.patch_shape
+        kept = self.kept(tokens, (pd // kd, ph // kh, pw // kw)).reshape(B, 1, d * h * w)
+        label = torch.where(kept, label, torch.zeros((), dtype=torch.uint8, device=x.device))
         label = label.reshape(B, kd, kh, kw, d, h, w).permute(0, 4, 1, 5, 2, 6, 3)
-        return label.reshape(B, d * kd, h * kh, w * kw) * self.kept(tokens)
+        return label.reshape(B, d * kd, h * kh, w * kw)
 
     def features(self, patch: Tensor, tokens: Tensor) -> Tensor:
         """Return what the last doubling starts from, (B, C, d, h, w)."""
@@ -145,12 +147,12 @@ class Segmentation(Decoder):
             x = block(double(x))
         return x
 
-    def kept(self, tokens: Tensor) -> Tensor:
-        """Return which voxels lie in one of the patches (B, K): 1, others 0, (B, D, H, W) uint8."""
-        (gd, gh, gw), (pd, ph, pw) = self.patch_grid, self.patch_shape
+    def kept(self, tokens: Tensor, patch_shape: tuple[int, int, int]) -> Tensor:
+        """Return which voxels lie in one of the patches (B, K), of so many voxels each: (B, D, H, W) bool."""
+        (gd, gh, gw), (pd, ph, pw) = self.patch_grid, patch_shape
         B = tokens.shape[0]
-        empty = torch.zeros(1, gd * gh * gw, dtype=torch.uint8, device=tokens.device).expand(B, -1)
-        mask = empty.scatter(1, tokens, torch.ones_like(tokens, dtype=torch.uint8))
+        empty = torch.zeros(1, gd * gh * gw, device=tokens.device).expand(B, -1)
+        mask = empty.scatter(1, tokens, torch.ones_like(tokens, dtype=torch.float32)) > 0.5
         mask = mask.reshape(B, gd, 1, gh, 1, gw, 1).expand(-1, -1, pd, -1, ph, -1, pw)
         return mask.reshape(B, gd * pd, gh * ph, gw * pw)
 
