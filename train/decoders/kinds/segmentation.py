@@ -84,7 +84,8 @@ class Segmentation(Decoder):
                 f"decoder.options.channels is {list(settings.channels)}, expected {len(steps)} of them: patches of "
                 f"{encoder.patch_shape} voxels are {len(steps)} doublings from stride {settings.stride}"
             )
-        self.patch_shape = tuple(p // settings.stride for p in encoder.patch_shape)
+        d, h, w = (p // settings.stride for p in encoder.patch_shape)
+        self.patch_shape = (d, h, w)
         C, (first, *_) = encoder.width, settings.channels
         self.absent = nn.Parameter(torch.zeros(C))
         self.start_norm = nn.LayerNorm(C, eps=1e-6)
