@@ -114,11 +114,11 @@ auto reading(const std::string& where, Function&& function) {
 
 }  // namespace
 
-void Bundle::read(const std::string& name) {
+Bytes Bundle::content(const std::string& name) const {
     const std::string where = place(path);
     Bytes bytes = reading(where, [&] { return read_bytes(path / name, where, name); });
     check_sum(sums.at(name), decipher::sha256(bytes), where, name);
-    files[name] = std::move(bytes);
+    return bytes;
 }
 
 const Bytes& Bundle::file(const std::string& name) const {

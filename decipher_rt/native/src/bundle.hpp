@@ -24,8 +24,10 @@ struct Bundle {
     Sums sums;
     std::map<std::string, Bytes> files;  // those that were read
 
-    // Read a file and keep it, if its sum is as listed. One thread at a time.
-    void read(const std::string& name);
+    // The bytes of a file, if its sum is as listed. Any number of threads at a time.
+    Bytes content(const std::string& name) const;
+    // Read a file and keep it. One thread, while no other asks for a file.
+    void read(const std::string& name) { files[name] = content(name); }
     const Bytes& file(const std::string& name) const;
 };
 

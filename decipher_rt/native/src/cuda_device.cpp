@@ -106,7 +106,8 @@ CUdevice CudaDevice::find(int ordinal) const {
         driver_.check(driver_.device_name(name, sizeof name, device), "cuDeviceGetName");
         shown += (i > 0 ? ", " : ": ") + std::to_string(i) + " " + name;
     }
-    throw engine_error("there is no CUDA device " + std::to_string(ordinal) + ", CUDA shows " + std::to_string(count) + shown + "; set drt_cuda_params.device to one of them, or open with device = DRT_CPU");
+    throw engine_error("there is no CUDA device " + std::to_string(ordinal) + ", CUDA shows " + std::to_string(count) + shown +
+                       "; set drt_cuda_params.device to one of them, or open with device = DRT_CPU");
 }
 
 CudaDevice::~CudaDevice() {

@@ -25,21 +25,20 @@ constexpr std::int64_t most_slabs = 4;
 // Graphs of a bundle on an engine, loaded by any number of threads.
 class GraphLoader {
 public:
-    GraphLoader(Engine& engine, Bundle& bundle) : engine_(engine), bundle_(bundle) {}
+    GraphLoader(Engine& engine, const Bundle& bundle) : engine_(engine), bundle_(bundle) {}
 
     // Reads from the bundle only what no earlier session left a compiled graph of.
     std::unique_ptr<Graph> load(const std::string& file, unsigned threads) {
         const std::string& sum = bundle_.sums.at(file);
         if (auto kept = engine_.load_kept(file, sum, threads)) return kept;
-        const std::lock_guard lock(reading_);
-        bundle_.read(file);
-        return engine_.load(file, sum, bundle_.file(file), threads);
+        const std::lock_guard lock(compiling_);  // two files of one sum are kept under one name
+        return engine_.load(file, sum, bundle_.content(file), threads);
     }
 
 private:
     Engine& engine_;
-    Bundle& bundle_;
-    std::mutex reading_;
+    const Bundle& bundle_;
+    std::mutex compiling_;
 };
 
 // A graph that answers from the encoder's features, and where it belongs.
