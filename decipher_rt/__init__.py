@@ -29,6 +29,7 @@ def load(
     threads: int | None = None,
     device: int | str | None = None,
     prompts: Sequence[str] = (),
+    heads: Sequence[str] | None = None,
 ) -> Session:
     """Open a bundle and make it ready to answer.
 
@@ -47,6 +48,8 @@ def load(
         ``cpu``. Default: the first card that CUDA shows.
     prompts : sequence of str
         Texts that every series is compared with; the bundle must have a text tower.
+    heads : sequence of str, optional
+        Names of the heads that answer; the others are not loaded. Default: all of the bundle.
 
     Raises
     ------
@@ -56,4 +59,6 @@ def load(
     from decipher_rt.session import Session
 
     opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
-    return Session(opened, engine=engine, precision=precision, threads=threads, device=device, prompts=prompts)
+    return Session(
+        opened, engine=engine, precision=precision, threads=threads, device=device, prompts=prompts, heads=heads
+    )

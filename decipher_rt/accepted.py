@@ -1,7 +1,7 @@
 """Encoders that this machine has accepted: what was right on the golden case here need not prove it at every start.
 
-A record stands for exactly this bundle, encoder, engine version, number of threads and processor; with any other, the
-golden case runs again. ``decipher-rt verify`` always runs it.
+A record stands for exactly this bundle with the heads that were loaded, this encoder, engine version, number of threads
+and processor; with any other, the golden case runs again. ``decipher-rt verify`` always runs it.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def _record(bundle: Bundle, entry: EngineFile, engine: Engine) -> Path | None:
     named = (
         __version__,
         bundle.sha256,
+        " ".join(head.name for head in bundle.manifest.heads),
         bundle.sums[entry.file],
         f"{engine.name} {version} {engine.precision} {engine.device} {engine.threads}",
         cpu.get("model name", ""),

@@ -7,8 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from decipher_rt.atomic import whole_folder
@@ -61,6 +61,21 @@ class Bundle:
         if name in self.unchecked:
             _check_sum(self.path, name, self.sums[name])
         return path
+
+    def with_heads(self, names: Sequence[str]) -> Bundle:
+        """Return the bundle as if it had only the heads of these names; of none, it gives embeddings alone.
+
+        Raises
+        ------
+        BundleError
+            Naming a head that it does not have, and those that it has.
+        """
+        there = [head.name for head in self.manifest.heads]
+        for name in names:
+            if name not in there:
+                raise BundleError(f"bundle {self.path}: no head {name!r}; it has {', '.join(there) or 'none'}")
+        kept = tuple(head for head in self.manifest.heads if head.name in names)
+        return replace(self, manifest=replace(self.manifest, heads=kept))
 
 
 def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -> Bundle:

@@ -69,12 +69,14 @@ class Session:
         ``cpu``. Default: the first card that CUDA shows.
     prompts : sequence of str
         What every series is compared with, in words.
+    heads : sequence of str, optional
+        Names of those that answer, in the bundle's order; the others are not loaded. Default: all.
 
     Raises
     ------
     BundleError, EngineError
-        If the bundle has no such encoder, or no text tower where there are prompts, or this machine cannot run it or
-        has no such device.
+        If the bundle has no such encoder or head, or no text tower where there are prompts, or this machine cannot run
+        it or has no such device.
     DecipherError
         If a prompt is empty, too long, or given twice.
 
@@ -92,8 +94,9 @@ class Session:
         threads: int | None = None,
         device: int | str | None = None,
         prompts: Sequence[str] = (),
+        heads: Sequence[str] | None = None,
     ) -> None:
-        self.bundle = bundle
+        self.bundle = bundle = bundle if heads is None else bundle.with_heads(heads)
         self.fallback: str | None = None
         self._auto = engine == AUTO
         self._card = choose_card(engine, device)

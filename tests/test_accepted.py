@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import decipher_rt.accepted as accepted
-from decipher_rt.bundle import Bundle
+from decipher_rt.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from decipher_rt.manifest import EngineFile
 
 ENTRY = EngineFile("onnx", "int8", "encoder.int8.onnx")
@@ -24,7 +24,8 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bundle(tmp_path) -> Bundle:
-    return Bundle(tmp_path, None, "a" * 64, {ENTRY.file: "b" * 64})
+    manifest = open_bundle(DEFAULT_BUNDLE, only_used=True).manifest
+    return Bundle(tmp_path, manifest, "a" * 64, {ENTRY.file: "b" * 64})
 
 
 def test_nothing_is_accepted_before_it_was_right(bundle):
@@ -38,6 +39,7 @@ def test_nothing_is_accepted_before_it_was_right(bundle):
     [
         lambda b, m: (dataclasses.replace(b, sha256="c" * 64), ENGINE),
         lambda b, m: (dataclasses.replace(b, sums={ENTRY.file: "d" * 64}), ENGINE),
+        lambda b, m: (b.with_heads(["sequence"]), ENGINE),
         lambda b, m: (b, SimpleNamespace(**{**vars(ENGINE), "threads": 4})),
         lambda b, m: (b, SimpleNamespace(**{**vars(ENGINE), "precision": "fp16"})),
         lambda b, m: m.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.33.0")) or (b, ENGINE),
@@ -46,7 +48,18 @@ def test_nothing_is_accepted_before_it_was_right(bundle):
         lambda b, m: m.setattr(accepted, "cpu_features", lambda: frozenset({"avx2", "avx512_vnni"})) or (b, ENGINE),
         lambda b, m: m.setattr(accepted, "__version__", "9.9.9") or (b, ENGINE),
     ],
-    ids=["bundle", "encoder", "threads", "precision", "engine version", "cpu", "microcode", "features", "runtime"],
+    ids=[
+        "bundle",
+        "encoder",
+        "heads",
+        "threads",
+        "precision",
+        "engine version",
+        "cpu",
+        "microcode",
+        "features",
+        "runtime",
+    ],
 )
 def test_whatever_changes_it_must_be_right_again(bundle, monkeypatch, change):
     accepted.accept(bundle, ENTRY, ENGINE)

@@ -48,6 +48,34 @@ def test_a_volume_in_memory_gives_a_result_of_the_schema(session, ball):
     assert set(result.heads) == {head.name for head in session.bundle.manifest.heads}
 
 
+def test_only_the_heads_that_were_asked_for_are_loaded_and_answer(session, ball, monkeypatch):
+    loaded = []
+    load_engine = decipher_rt.session.load_engine
+    monkeypatch.setattr(
+        decipher_rt.session, "load_engine", lambda *a, **k: loaded.append(a[1].name) or load_engine(*a, **k)
+    )
+    some = decipher_rt.load(heads=["tissue", "sequence"])
+    assert loaded == ["sequence.onnx", "tissue.onnx", "scope.onnx"]
+    result, whole = some.infer_volume(ball), session.infer_volume(ball)
+    assert list(result.heads) == ["sequence", "tissue"]  # in the bundle's order
+    assert result.scope == whole.scope
+    assert np.array_equal(result.embedding, whole.embedding)
+    assert result.bundle == whole.bundle
+    schema("result-1").validate(result.to_json())
+
+
+def test_without_heads_there_is_the_embedding(ball):
+    result = decipher_rt.load(heads=[]).infer_volume(ball)
+    assert result.heads == {}
+    assert result.scope.score is not None
+    schema("result-1").validate(result.to_json())
+
+
+def test_a_head_that_the_bundle_lacks_is_named_beside_those_it_has():
+    with pytest.raises(BundleError, match="no head 'sequense'; it has sequence, brain_volume_ml"):
+        decipher_rt.load(heads=["sequense"])
+
+
 def test_the_same_volume_gives_the_same_answer(session, ball):
     first, second = session.infer_volume(ball), session.infer_volume(ball)
     assert np.array_equal(first.embedding, second.embedding)

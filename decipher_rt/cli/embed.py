@@ -58,7 +58,7 @@ def embed(
     if output.exists() and not add:
         raise click.UsageError(f"{output} exists; add to it with --add, or choose another name")
     before = read_index(output) if add and output.exists() else None
-    session = decipher_rt.load(bundle, engine=engine, device=device, precision=precision, threads=threads)
+    session = decipher_rt.load(bundle, engine=engine, device=device, precision=precision, threads=threads, heads=())
     if before is not None:
         require_bundle(before, session.bundle, output)
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)

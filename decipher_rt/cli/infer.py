@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, one_line
+from decipher_rt.cli.options import bundle_option, engine_options, heads_option, one_line
 
 if TYPE_CHECKING:
     from decipher_rt.boxes import Box
@@ -26,6 +26,7 @@ Examples:
   decipher-rt infer study/ more/*.nii.gz -o out --png
   decipher-rt infer series.zip --json | jq .heads
   decipher-rt infer series/ --prompt "T1-weighted image" --prompt "T2-weighted image"
+  decipher-rt infer series/ --heads sequence,tissue
 
 Exit status: 0 all answered, 1 some of several series failed, 2 none could be answered.
 """,
@@ -47,6 +48,7 @@ Exit status: 0 all answered, 1 some of several series failed, 2 none could be an
     metavar="TEXT",
     help="Compare each series with this text; given several times, with probabilities among them.",
 )
+@heads_option
 @engine_options
 @click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
 @click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing.")
@@ -59,6 +61,7 @@ def infer(
     as_json: bool,
     png: bool,
     prompts: tuple[str, ...],
+    heads: tuple[str, ...] | None,
     engine: str,
     device: str | None,
     precision: Any,
@@ -80,7 +83,7 @@ def infer(
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
     opened = one_ahead(read_each(paths, options))  # the first series is read while the bundle loads
     session = decipher_rt.load(
-        bundle, engine=engine, device=device, precision=precision, threads=threads, prompts=prompts
+        bundle, engine=engine, device=device, precision=precision, threads=threads, prompts=prompts, heads=heads
     )
     failures: list[Failure] = []
     answered = 0

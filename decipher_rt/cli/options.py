@@ -9,9 +9,24 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+NO_HEADS = "none"
 
 bundle_option = click.option(
     "-b", "--bundle", type=click.Path(path_type=Path), help="Folder of a bundle; default: the one that ships."
+)
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return () if text == NO_HEADS else tuple(name.strip() for name in text.split(","))
+
+
+heads_option = click.option(
+    "--heads",
+    metavar="NAME,...",
+    callback=_names,
+    help=f"Which heads answer, '{NO_HEADS}' for the embedding alone; others cost no time. Default: all.",
 )
 
 device_option = click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options
+from decipher_rt.cli.options import bundle_option, engine_options, heads_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ Examples:
 )
 @click.argument("series", required=False, type=click.Path(path_type=Path))
 @bundle_option
+@heads_option
 @engine_options
 @click.option("--runs", default=20, show_default=True, type=click.IntRange(1), help="Warm runs, one at a time.")
 @click.option("--cold", default=3, show_default=True, type=click.IntRange(0), help="Runs in a new process each.")
@@ -46,6 +47,7 @@ Examples:
 def profile(
     series: Path | None,
     bundle: Path | None,
+    heads: tuple[str, ...] | None,
     engine: str,
     device: str | None,
     precision: Any,
@@ -72,7 +74,7 @@ def profile(
         raise click.UsageError("Missing argument 'SERIES'")
     from decipher_rt.series import ReadOptions
 
-    session_arguments = {"engine": engine, "device": device, "precision": precision, "threads": threads}
+    session_arguments = {"engine": engine, "device": device, "precision": precision, "threads": threads, "heads": heads}
     report, trace_text = _profile(
         series, bundle, session_arguments, ReadOptions(volume=volume), runs, cold, throughput, wanted_trace=bool(trace)
     )

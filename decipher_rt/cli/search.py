@@ -93,7 +93,7 @@ def _is_series(query: str) -> bool:
 def _embed_series(bundle: Bundle, path: Path, session_arguments: dict[str, Any]) -> NDArray[np.float32]:
     from decipher_rt.session import Session
 
-    result = Session(bundle, **session_arguments).infer(path)
+    result = Session(bundle, **session_arguments, heads=()).infer(path)
     if not result.scope.inside:
         click.echo(f"decipher-rt: {path} is out of scope ({result.scope.reason}); hits may mean little", err=True)
     if isinstance(result.embedding, str):  # only a writer replaces it by a file's name

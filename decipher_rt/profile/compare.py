@@ -20,6 +20,7 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "precision": lambda r: r["engine"]["precision"],
     "threads": lambda r: r["engine"]["threads"],
     "tokens": lambda r: r["tokens"]["kept"],
+    "heads": lambda r: r.get("heads"),  # earlier reports do not say
     "bundle": lambda r: r["bundle"]["sha256"][:12],
 }
 

@@ -65,6 +65,7 @@ def build_report(
         "engine": dict(result.engine) | {"threads": encoder.threads},
         "encoder_load": _encoder_load(encoder),
         "tokens": dict(result.tokens),
+        "heads": list(result.heads),
         "stages": stages,
         "total": total,
         "parts_over_total": round(_median([part / run.total_ms for part, run in zip(sums, warm.runs, strict=True)]), 5),
@@ -114,7 +115,7 @@ def text_report(report: Mapping[str, Any]) -> str:
         f"{report['series']['path']}: {' x '.join(map(str, report['series']['shape_ras']))} voxels, "
         f"{report['series']['files']} files; {tokens['kept']} of {tokens['total']} tokens",
         f"{report['bundle']['name']} {report['bundle']['version']} on {engine['name']} {engine['precision']} "
-        f"({engine['device']}, {engine['threads']} threads)",
+        f"({engine['device']}, {engine['threads']} threads); heads: {', '.join(report['heads']) or 'none'}",
         "",
         f"warm, one series at a time, {runs} runs (ms){percentile_note(runs)}",
         f"  {'stage':<14}{'p50':>9}{'p95':>9}{'p99':>9}{'min':>9}{'max':>9}{'CPU':>9}{'share':>8}",

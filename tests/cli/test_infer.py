@@ -42,6 +42,26 @@ def test_json_is_one_object_a_line_and_nothing_else(tmp_path, write_series):
         assert parts == pytest.approx(document["timings_ms"]["total"], rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [("tissue,sequence", ["sequence", "tissue"]), (" sequence , lesion", ["sequence", "lesion"]), ("none", [])],
+)
+def test_only_the_heads_that_are_asked_for_answer(tmp_path, write_series, asked, answered):
+    write_series(tmp_path / "a")
+    run = infer(tmp_path / "a", "--json", "--heads", asked)
+    document = json.loads(run.stdout)
+    validate(document)
+    assert list(document["heads"]) == answered
+
+
+def test_an_unknown_head_is_one_line_and_status_2(tmp_path, write_series):
+    write_series(tmp_path / "a")
+    run = infer(tmp_path / "a", "--heads", "sequence,")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.count("\n") == 1
+    assert "no head ''; it has sequence" in run.stderr
+
+
 def test_out_holds_what_stdout_says(tmp_path, write_series):
     write_series(tmp_path / "a")
     run = infer(tmp_path / "a", "--json", "--png", "-o", tmp_path / "out")
