@@ -29,7 +29,7 @@ class Params(ctypes.Structure):
         ("struct_size", c_size_t), ("device", c_int), ("mode", c_int), ("precision", c_char_p), ("threads", c_uint32),
         ("cache_folder", c_char_p), ("library_folder", c_char_p), ("worker_path", c_char_p),
         ("worker_timeout_ms", c_uint32), ("cuda", c_void_p), ("log", LOG), ("progress", PROGRESS), ("cancel", CANCEL),
-        ("user_data", c_void_p),
+        ("user_data", c_void_p), ("heads", c_char_p),
     ]  # fmt: skip
 
 

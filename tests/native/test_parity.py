@@ -129,6 +129,31 @@ def test_label_maps_and_boxes(sdk: Any, answering_bundle: Path) -> None:
         native.close()
 
 
+@pytest.mark.parametrize("mode", [IN_PROCESS, WORKER])
+def test_only_the_heads_that_were_asked_for_answer(sdk: Any, answering_bundle: Path, mode: int) -> None:
+    names = [head.name for head in open_bundle(answering_bundle).manifest.heads]
+    voxels = np.random.default_rng(0).integers(300, 400, (32, 32, 32)).astype(np.int16)
+    voxels[8:16, 8:16, 8:16] = 1000
+    with sdk.open(answering_bundle, mode=mode) as whole:
+        whole.run(voxels, np.diag([4.0, 4, 4, 1]))
+        expected = whole.embedding()
+    for asked in ([], [names[0]], [names[-1], names[0]]):
+        with sdk.open(answering_bundle, mode=mode, heads=",".join(asked).encode()) as some:
+            assert [head.name.decode() for head in some.heads()] == [name for name in names if name in asked]
+            some.run(voxels, np.diag([4.0, 4, 4, 1]))
+            np.testing.assert_array_equal(some.embedding(), expected)
+            with pytest.raises(Exception, match=names[1]):
+                some.head_values(names[1])
+
+
+@pytest.mark.parametrize("mode", [IN_PROCESS, WORKER])
+@pytest.mark.parametrize("asked", ["sequense", ",", "sequence,", " sequence"])
+def test_a_head_that_the_bundle_lacks_is_named(sdk: Any, native_bundle: Path, mode: int, asked: str) -> None:
+    with pytest.raises(Exception, match=r"no head '.*'; it has sequence, ") as caught:
+        sdk.open(native_bundle, mode=mode, heads=asked.encode())
+    assert caught.value.status == 1
+
+
 @pytest.mark.parametrize("name", REAL_SERIES)
 def test_real_series(name: str, shared_data: Path, native_sessions: Any, python_sessions: dict[str, Session]) -> None:
     options = ReadOptions()

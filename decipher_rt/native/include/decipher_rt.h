@@ -171,9 +171,11 @@ typedef struct drt_session_params {
     drt_progress_callback progress;
     drt_cancel_callback cancel;
     void *user_data; /* handed to all three */
+    const char *heads; /* NULL: all heads of the bundle answer. Else the names of those that do, with commas between, and
+                          "" for none: the others are not loaded and cost no time */
 } drt_session_params;
 
-/* [any] In process, on the CPU, fp32, one thread, no cache, no callbacks. */
+/* [any] In process, on the CPU, fp32, one thread, no cache, no callbacks, all heads. */
 DRT_API void drt_session_default_params(drt_session_params *params, size_t struct_size);
 /* [any] Device 0, its primary context, a stream of our own with priority 0, CUDA's allocator. */
 DRT_API void drt_cuda_default_params(drt_cuda_params *params, size_t struct_size);

@@ -56,6 +56,7 @@ SessionOptions session_options(const char* bundle, const drt_session_params& par
     options.threads = params.threads;
     if (params.device == DRT_CUDA)
         options.cuda = params.cuda != nullptr ? read_struct(params.cuda, "params->cuda", default_cuda) : default_cuda;
+    if (params.heads != nullptr) options.heads = params.heads;
     options.callbacks = {params.log, params.progress, params.cancel, params.user_data};
     return options;
 }

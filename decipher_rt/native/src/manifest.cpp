@@ -4,6 +4,7 @@
 #include <charconv>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "error.hpp"
 
@@ -312,6 +313,22 @@ const EngineFile& Manifest::engine_file(std::string_view target, std::string_vie
     }
     throw bundle_error("bundle " + name + ": no " + std::string(precision) + " encoder for " + std::string(target) +
                        "; it holds: " + present);
+}
+
+void Manifest::keep_heads(std::string_view names) {
+    std::set<std::string, std::less<>> present, wanted;
+    for (const Head& head : heads) present.insert(head.name);
+    for (std::size_t begin = 0, end; !names.empty() && begin <= names.size(); begin = end + 1) {
+        end = std::min(names.find(',', begin), names.size());
+        const std::string one(names.substr(begin, end - begin));
+        if (!present.contains(one)) {
+            std::string all;
+            for (const Head& head : heads) all += (all.empty() ? "" : ", ") + head.name;
+            throw argument_error("bundle " + name + ": no head '" + one + "'; it has " + (all.empty() ? "none" : all));
+        }
+        wanted.insert(one);
+    }
+    std::erase_if(heads, [&](const Head& head) { return !wanted.contains(head.name); });
 }
 
 Manifest parse_manifest(std::string_view json) {

@@ -68,6 +68,8 @@ struct Manifest {
 
     // Throws a bundle error that says what there is.
     const EngineFile& engine_file(std::string_view target, std::string_view precision) const;
+    // Only the heads of these names, with commas between, stay; none of "". Throws an argument error that says what there is.
+    void keep_heads(std::string_view names);
 };
 
 // Throws a bundle error that names the key, what was found and what was expected.

@@ -140,6 +140,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     description_.precision = options.precision;
     if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);
     Bundle bundle = open_bundle(options.bundle);
+    if (options.heads) bundle.manifest.keep_heads(*options.heads);
     const Manifest& manifest = bundle.manifest;
     const Preprocessing& spec = manifest.preprocessing;
     if (gpu_)

@@ -34,6 +34,7 @@ struct SessionOptions {
     std::string bundle, precision = "fp32", cache_folder, library_folder;
     unsigned threads = 1;
     std::optional<drt_cuda_params> cuda;  // where the encoder runs on a GPU
+    std::optional<std::string> heads;     // names with commas between, of those that answer; all where it is not set
     Callbacks callbacks;
 };
 

@@ -27,6 +27,7 @@ public:
         const Message reply = call({MessageKind::open, 0, writer.bytes()});
         ByteReader reader(shared(reply));
         description_ = get_description(reader);
+        if (options.heads) description_.manifest.keep_heads(*options.heads);
         description_.worker_pid = process_.pid();
         description_.open_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     }

@@ -2,12 +2,24 @@
 
 namespace decipher {
 
+static void put_optional(ByteWriter& writer, const std::optional<std::string>& text) {
+    writer.put(text.has_value());
+    writer.put(text.value_or(""));
+}
+
+static std::optional<std::string> get_optional(ByteReader& reader) {
+    const bool known = reader.get_bool();
+    std::string text = reader.get_text();
+    return known ? std::optional(std::move(text)) : std::nullopt;
+}
+
 void put_options(ByteWriter& writer, const SessionOptions& options) {
     writer.put(options.bundle);
     writer.put(options.precision);
     writer.put(options.cache_folder);
     writer.put(options.library_folder);
     writer.put(options.threads);
+    put_optional(writer, options.heads);
     // Pointers of the host mean nothing in the worker: it has a context, a stream and memory of its own.
     writer.put(options.cuda.has_value());
     writer.put(options.cuda ? options.cuda->device : 0);
@@ -21,6 +33,7 @@ SessionOptions get_options(ByteReader& reader) {
     options.cache_folder = reader.get_text();
     options.library_folder = reader.get_text();
     options.threads = reader.get<unsigned>();
+    options.heads = get_optional(reader);
     const bool on_gpu = reader.get_bool();
     drt_cuda_params cuda{};
     cuda.struct_size = sizeof cuda;
@@ -28,17 +41,6 @@ SessionOptions get_options(ByteReader& reader) {
     cuda.priority = reader.get<std::int32_t>();
     if (on_gpu) options.cuda = cuda;
     return options;
-}
-
-static void put_optional(ByteWriter& writer, const std::optional<std::string>& text) {
-    writer.put(text.has_value());
-    writer.put(text.value_or(""));
-}
-
-static std::optional<std::string> get_optional(ByteReader& reader) {
-    const bool known = reader.get_bool();
-    std::string text = reader.get_text();
-    return known ? std::optional(std::move(text)) : std::nullopt;
 }
 
 // The host has checked and converted the voxels: the worker sees them as stored, with no rescale left to do.
