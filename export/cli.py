@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from decipher_rt.train.cli import cache_option
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -62,13 +64,7 @@ EVALUATED, EVALUATED_HALF = 512, 320
     type=click.FloatRange(0, 100),
     help="Points of a head's metric that an encoder may lose against fp32.",
 )
-@click.option(
-    "--cache",
-    default=".cache/samples",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Where simulated series are kept (about 2 MB each).",
-)
+@cache_option
 @click.option(
     "--engine",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),

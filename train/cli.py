@@ -14,6 +14,15 @@ from .decoders.cli import decoder
 from .ssl.cli import ssl
 from .text.cli import text
 
+# Of evaluate and export, so that what one of them simulates the other finds.
+cache_option = click.option(
+    "--cache",
+    default=".cache/samples",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where simulated series are kept (about 2 MB each).",
+)
+
 
 @click.group(epilog="Example: decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl")
 def train() -> None:
@@ -30,13 +39,7 @@ train.add_command(decoder)
     epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
 )
 @click.argument("arguments", nargs=-1, metavar="[WEIGHTS] [source.KEY=VALUE]...")
-@click.option(
-    "--cache",
-    default=".cache/samples",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Where simulated series are kept (about 2 MB each).",
-)
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
     """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on.
