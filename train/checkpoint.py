@@ -46,7 +46,7 @@ def folder_fingerprint(folder: Path) -> str:
     ------
     CheckpointError
     """
-    return fingerprint(read_tensors(folder / WEIGHTS)[0])
+    return fingerprint(_read(folder / WEIGHTS)[0])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -82,10 +82,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     ------
     CheckpointError
     """
+    tensors, metadata = _read(path)
+    try:
+        return tensors, {k: json.loads(v) for k, v in metadata.items()}
+    except (ValueError, RecursionError):
+        raise CheckpointError(
+            f"{path}: its metadata is not what 'decipher-rt train' writes; give a folder that it wrote"
+        ) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata as text: Hugging Face's files say ``pt`` there, which is no JSON."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            return {k: file.get_tensor(k) for k in file.keys()}, metadata  # noqa: SIM118 - not a mapping
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; train a model first, or give a folder with {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:

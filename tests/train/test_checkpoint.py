@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
 from decipher_rt.atomic import write_text
@@ -14,6 +15,7 @@ from decipher_rt.train.checkpoint import (
     CONFIG,
     WEIGHTS,
     CheckpointError,
+    folder_fingerprint,
     load_training,
     read_tensors,
     save_training,
@@ -45,6 +47,16 @@ def test_a_model_comes_back_with_what_was_measured(tmp_path: Path) -> None:
     assert not loaded.model.training
     for (name, tensor), other in zip(model.state_dict().items(), loaded.model.state_dict().values(), strict=True):
         assert torch.equal(tensor, other), name
+
+
+def test_weights_of_hugging_face_have_a_fingerprint(tmp_path: Path) -> None:
+    """Their metadata is no JSON; as weights of our own they are refused for that, and not as damaged."""
+    save_file({"a": torch.ones(2)}, tmp_path / WEIGHTS, {"format": "pt"})
+    found = folder_fingerprint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"its metadata is not what 'decipher-rt train' writes"):
+        read_tensors(tmp_path / WEIGHTS)
+    write_tensors(tmp_path / WEIGHTS, {"a": torch.ones(2)}, {"step": 3})
+    assert folder_fingerprint(tmp_path) == found
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path: Path) -> None:
