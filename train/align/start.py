@@ -19,7 +19,7 @@ from ..model.vit import ViT, ViTConfig
 from ..model.whiten import whiten_patch_embed
 from ..pool import fit_pool
 from ..sources import Examples, pinned
-from ..text.bert_folder import is_bert_folder, read_bert_config
+from ..text.bert_folder import checked_bert_config, is_bert_folder
 from ..text.pretrain import load_text_encoder
 from ..text.tokenizer import encode, load_tokenizer, train_tokenizer
 from ..weights import check_splits
@@ -52,7 +52,7 @@ def resolved(config: AlignConfig) -> AlignConfig:
         encoder = dataclasses.replace(encoder, pool="fixed")
     if config.text_from:
         folder = Path(config.text_from)
-        text = read_bert_config(folder) if is_bert_folder(folder) else _read_section(TextConfig, folder, "text")
+        text = checked_bert_config(folder) if is_bert_folder(folder) else _read_section(TextConfig, folder, "text")
     found = dataclasses.replace(config, encoder=encoder, text=text)
     try:
         found.check()

@@ -37,6 +37,7 @@ SIZES = {
     "max_tokens": "max_position_embeddings",
 }
 HEAD_NAMES = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm"}
+TABLES = ("position_embeddings.weight", "token_type_embeddings.weight")  # of which the first rows are read
 # What the encoder here does not have a switch for.
 EXPECTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
@@ -63,7 +64,7 @@ def read_bert_config(folder: Path, max_tokens: int | None = None) -> TextConfig:
     path = folder / "config.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: not a JSON object; give a BERT folder of Hugging Face's layout")
@@ -73,15 +74,30 @@ def read_bert_config(folder: Path, max_tokens: int | None = None) -> TextConfig:
             raise ConfigError(f"{path}: {key} is {found!r}, expected {expected!r}; only BERT itself can be read")
     sizes: dict[str, Any] = {ours: document.get(theirs) for ours, theirs in SIZES.items()}
     for ours, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if type(size) is not int or size < 1:
             raise ConfigError(f"{path}: {SIZES[ours]} is {size!r}, expected a whole number")
-    config = TextConfig(**sizes, norm_epsilon=float(document.get("layer_norm_eps", 1e-12)))
+    epsilon = document.get("layer_norm_eps", 1e-12)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise ConfigError(f"{path}: layer_norm_eps is {epsilon!r}, expected a number above 0 and below 1")
+    config = TextConfig(**sizes, norm_epsilon=float(epsilon))
     if max_tokens is not None:
         config = dataclasses.replace(config, max_tokens=min(max_tokens, config.max_tokens))
     try:
         config.check(str(path))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return config
+
+
+def checked_bert_config(folder: Path) -> TextConfig:
+    """Read the sizes of a BERT whose weights have them: memory is never taken for what ``config.json`` alone says.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+    """
+    config = read_bert_config(folder)
+    read_bert_weights(folder, config)
     return config
 
 
@@ -108,26 +124,35 @@ def read_bert_weights(folder: Path, config: TextConfig) -> tuple[dict[str, Tenso
         raise CheckpointError(f"{path}: not a safetensors file ({str(error)[:100]}); copy it again") from None
     tensors = {_modern(name): tensor.float() for name, tensor in tensors.items()}
 
-    def take(name: str) -> Tensor:
+    def take(name: str, *least: int) -> Tensor:
+        """Return a tensor of this shape; the first axis of a table may be longer."""
         if name not in tensors:
             raise CheckpointError(f"{path}: has no tensor {name}; expected BERT weights")
+        found = tuple(tensors[name].shape)
+        longer = len(found) == len(least) and found[0] >= least[0] and name.endswith(TABLES)
+        if found != least and not (longer and found[1:] == least[1:]):
+            raise CheckpointError(f"{path}: {name} is {list(found)}, expected {list(least)} as config.json says")
         return tensors[name]
 
+    C, H = config.width, config.hidden
     # There is one segment: its code is part of every position's.
-    positions = take("embeddings.position_embeddings.weight")[: config.max_tokens]
+    positions = take("embeddings.position_embeddings.weight", config.max_tokens, C)[: config.max_tokens]
     encoder = {
-        "words.weight": take("embeddings.word_embeddings.weight"),
-        "positions": positions + take("embeddings.token_type_embeddings.weight")[0],
-        "norm.weight": take("embeddings.LayerNorm.weight"),
-        "norm.bias": take("embeddings.LayerNorm.bias"),
+        "words.weight": take("embeddings.word_embeddings.weight", config.vocabulary, C),
+        "positions": positions + take("embeddings.token_type_embeddings.weight", 1, C)[0],
+        "norm.weight": take("embeddings.LayerNorm.weight", C),
+        "norm.bias": take("embeddings.LayerNorm.bias", C),
     }
+    sizes = {"out": (C, C), "norm1": (C,), "mlp.0": (H, C), "mlp.2": (C, H), "norm2": (C,)}
     for layer in range(config.depth):
         prefix = f"encoder.layer.{layer}"
         for kind in ("weight", "bias"):
-            parts = [take(f"{prefix}.attention.self.{part}.{kind}") for part in ("query", "key", "value")]
+            square = (C, C) if kind == "weight" else (C,)
+            parts = [take(f"{prefix}.attention.self.{part}.{kind}", *square) for part in ("query", "key", "value")]
             encoder[f"blocks.{layer}.qkv.{kind}"] = torch.cat(parts)
             for ours, theirs in LAYER_NAMES.items():
-                encoder[f"blocks.{layer}.{ours}.{kind}"] = take(f"{prefix}.{theirs}.{kind}")
+                size = sizes[ours] if kind == "weight" else sizes[ours][:1]
+                encoder[f"blocks.{layer}.{ours}.{kind}"] = take(f"{prefix}.{theirs}.{kind}", *size)
     return encoder, _head(tensors)
 
 

@@ -17,7 +17,7 @@ from ..loop import run
 from ..model.text import TextConfig
 from ..progress import Progress
 from ..sources import pinned
-from .bert_folder import is_bert_folder, read_bert_config, read_bert_weights
+from .bert_folder import checked_bert_config, is_bert_folder, read_bert_weights
 from .config import TextPretrainingConfig
 from .corpus import read_reports, texts_of
 from .stage import MaskedLanguageModel, TextStage, hide, special_ids
@@ -85,7 +85,7 @@ def resolved(config: TextPretrainingConfig) -> TextPretrainingConfig:
     folder = Path(config.text_from)
     if not is_bert_folder(folder):
         raise ConfigError(f"text_from: {folder} holds no config.json; give a BERT folder of Hugging Face's layout")
-    return dataclasses.replace(config, text=read_bert_config(folder))
+    return dataclasses.replace(config, text=checked_bert_config(folder))
 
 
 def _pinned(config: TextPretrainingConfig) -> TextPretrainingConfig:

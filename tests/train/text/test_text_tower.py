@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from decipher_rt.train.checkpoint import CheckpointError
 from decipher_rt.train.config import ConfigError
 from decipher_rt.train.model.text import MaskedLanguageHead, TextConfig, TextEncoder, TextTower
-from decipher_rt.train.text.bert_folder import read_bert_config, read_bert_weights
+from decipher_rt.train.text.bert_folder import checked_bert_config, read_bert_config, read_bert_weights
 from decipher_rt.train.text.tokenizer import load_tokenizer
 
 CONFIG = TextConfig(width=32, depth=2, heads=4, hidden=64, vocabulary=200, max_tokens=24)
@@ -175,11 +175,17 @@ def test_what_is_no_bert_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"model_type": "roberta"}, "model_type is 'roberta', expected 'bert'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"hidden_size": "big"}, "hidden_size is 'big', expected a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, expected a whole number"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small', expected a number above 0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, expected a number above 0"),
         ({"num_attention_heads": 5}, r"width is 32, expected a multiple of .*heads \(5\)"),
     ):
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(ConfigError, match=message):
             read_bert_config(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="not a JSON object"):
+        read_bert_config(tmp_path)
     path.write_text(json.dumps(good))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(CheckpointError, match="is a pickle and not read"):
@@ -187,3 +193,56 @@ def test_what_is_no_bert_is_refused_in_one_line(tmp_path: Path) -> None:
     save_file({"embeddings.word_embeddings.weight": torch.zeros(200, 32)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"has no tensor embeddings.position_embeddings.weight"):
         read_bert_weights(tmp_path, read_bert_config(tmp_path))
+
+
+def made_up_bert(folder: Path, **changes: torch.Tensor) -> None:
+    """Write a folder of one layer, without the library that does it for real."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    (folder / "config.json").write_text(json.dumps({**sizes, "vocab_size": 12, "max_position_embeddings": 6}))
+    layer, embeddings = "encoder.layer.0", "embeddings"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{embeddings}.word_embeddings.weight": (12, 8),
+        f"{embeddings}.position_embeddings.weight": (6, 8),
+        f"{embeddings}.token_type_embeddings.weight": (2, 8),
+    }
+    for part in ("self.query", "self.key", "self.value", "output.dense"):
+        shapes |= {f"{layer}.attention.{part}.weight": (8, 8), f"{layer}.attention.{part}.bias": (8,)}
+    for norm in (f"{embeddings}.LayerNorm", f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"):
+        shapes |= {f"{norm}.weight": (8,), f"{norm}.bias": (8,)}
+    shapes |= {f"{layer}.intermediate.dense.weight": (16, 8), f"{layer}.intermediate.dense.bias": (16,)}
+    shapes |= {f"{layer}.output.dense.weight": (8, 16), f"{layer}.output.dense.bias": (8,)}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()} | changes
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embeddings.token_type_embeddings.weight", ()),
+        ("embeddings.token_type_embeddings.weight", (0, 8)),
+        ("embeddings.position_embeddings.weight", (5, 8)),
+        ("embeddings.position_embeddings.weight", (6, 9)),
+        ("embeddings.word_embeddings.weight", (13, 8)),
+        ("encoder.layer.0.attention.self.key.weight", (8, 9)),
+        ("encoder.layer.0.output.dense.bias", (1,)),
+    ],
+)
+def test_tensors_of_a_bert_have_the_sizes_of_its_configuration(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    made_up_bert(tmp_path)
+    config = checked_bert_config(tmp_path)
+    TextEncoder(config).load_state_dict(read_bert_weights(tmp_path, config)[0])
+    made_up_bert(tmp_path, **{name: torch.zeros(shape)})
+    with pytest.raises(CheckpointError, match=f"model.safetensors: {name} is .*, expected .* as config.json says"):
+        checked_bert_config(tmp_path)
+
+
+def test_sizes_that_the_weights_do_not_have_take_no_memory(tmp_path: Path) -> None:
+    made_up_bert(tmp_path)
+    path = tmp_path / "config.json"
+    good = json.loads(path.read_text())
+    for key, size in (("hidden_size", 2 * 10**9), ("vocab_size", 10**30), ("num_hidden_layers", 10**9)):
+        path.write_text(json.dumps({**good, key: size}))
+        with pytest.raises(CheckpointError, match=r"as config.json says|has no tensor encoder.layer.1"):
+            checked_bert_config(tmp_path)
