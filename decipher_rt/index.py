@@ -155,7 +155,7 @@ def read_index(path: Path) -> SeriesIndex:
     try:
         entries = tuple(_entry(row) for row in about["series"])
         name, version, sha256 = (str(about["bundle"][key]) for key in ("name", "version", "sha256"))
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise DecipherError(f"{path}: does not say what its rows are; {ADVICE}") from None
     good = vectors.dtype == np.float32 and vectors.ndim == 2 and len(vectors) == len(entries) and vectors.shape[1] > 0
     if not good or not (np.abs(np.linalg.norm(vectors, axis=1) - 1) <= UNIT_TOLERANCE).all():
@@ -165,9 +165,15 @@ def read_index(path: Path) -> SeriesIndex:
 
 def require_bundle(index: SeriesIndex, bundle: Bundle, path: Path) -> None:
     """Raise DecipherError where an index was made with another bundle: its vectors would mean something else."""
-    if index.bundle_sha256 == bundle.sha256:
-        return
     manifest = bundle.manifest
+    if index.bundle_sha256 == bundle.sha256:
+        size = index.vectors.shape[1]
+        if size != manifest.encoder.embedding_size:
+            raise DecipherError(
+                f"{path}: its vectors have {size} values, those of bundle {manifest.name} "
+                f"{manifest.encoder.embedding_size}; {ADVICE}"
+            )
+        return
     raise DecipherError(
         f"{path}: made with bundle {index.bundle_name} {index.bundle_version} ({index.bundle_sha256[:12]}), not with "
         f"{manifest.name} {manifest.version} ({bundle.sha256[:12]}): give that bundle with -b, or {ADVICE}"

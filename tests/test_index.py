@@ -1,5 +1,6 @@
 """The index against numpy's own sorting, and files that are no index."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -84,18 +85,26 @@ def test_another_bundle_is_refused_by_name(answering_bundle):
         require_bundle(index_of(3), open_bundle(answering_bundle), Path("a.index"))
 
 
+def test_vectors_of_another_length_are_refused(answering_bundle):
+    bundle = open_bundle(answering_bundle)
+    forged = dataclasses.replace(index_of(3), bundle_sha256=bundle.sha256)
+    with pytest.raises(DecipherError, match=r"a\.index: its vectors have 24 values, those of bundle toy 4; make it"):
+        require_bundle(forged, bundle, Path("a.index"))
+
+
 def saved(path: Path, **arrays) -> None:
     with path.open("wb") as file:
         np.savez(file, **arrays)
+
+
+SERIES = {"uid": "1", "volume_index": 0, "path": "", "manufacturer": "", "description": "", "in_scope": True}
 
 
 def about(**changes) -> np.ndarray:
     document = {
         "schema": "decipher-rt/index/1",
         "bundle": {"name": "toy", "version": "1", "sha256": "a" * 64},
-        "series": [
-            {"uid": "1", "volume_index": 0, "path": "", "manufacturer": "", "description": "", "in_scope": True}
-        ],
+        "series": [SERIES],
         **changes,
     }
     return np.frombuffer(json.dumps(document).encode(), np.uint8)
@@ -114,6 +123,8 @@ FOREIGN = {
     "about no JSON": lambda p: saved(p, vectors=UNIT, about=np.frombuffer(b"{", np.uint8)),
     "deep JSON": lambda p: saved(p, vectors=UNIT, about=np.frombuffer(b"[" * 100_000, np.uint8)),
     "series is a number": lambda p: saved(p, vectors=UNIT, about=about(series=3)),
+    "volume is a word": lambda p: saved(p, vectors=UNIT, about=about(series=[{**SERIES, "volume_index": "a"}])),
+    "volume is infinite": lambda p: saved(p, vectors=UNIT, about=about(series=[{**SERIES, "volume_index": 1e999}])),
     "series of another form": lambda p: saved(p, vectors=UNIT, about=about(series=[{}])),
     "more series than rows": lambda p: saved(p, vectors=UNIT[:0], about=about()),
     "not a number": lambda p: saved(p, vectors=UNIT * np.float32("nan"), about=about()),
@@ -184,6 +195,13 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         assert found["by"] == "series"
         assert [hit["description"] for hit in found["hits"]] == [query]
         assert found["hits"][0]["cosine"] == pytest.approx(1, abs=1e-6)
+    odd = read_index(index)
+    entry = dataclasses.replace(odd.entries[0], path="a\n\x1b[2Jb", description="c\x1b]0;d\x07")
+    write_index(tmp_path / "odd.index", dataclasses.replace(odd, entries=(entry, odd.entries[1])))
+    printed = run("search", tmp_path / "odd.index", "a brain", *bundle).stdout
+    assert printed.count("\n") == 2
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
     assert "SECRET" not in index.read_bytes().decode("latin-1")
     assert "Doe" not in index.read_bytes().decode("latin-1")
     shipped = open_bundle().manifest
@@ -193,6 +211,7 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         ((tmp_path / "dark" / "0000.dcm", "dark"), "no index of decipher-rt"),
         ((index, "./nothing/here.nii.gz", *bundle), "no such file or folder"),
         ((index, " ", *bundle), "empty"),
+        ((index, "", *bundle), "empty"),
         ((index, "brain " * 10_000, *bundle), "10002 tokens"),
     ):
         failed = run("search", *arguments, status=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options
+from decipher_rt.cli.options import bundle_option, engine_options, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,17 +72,17 @@ def search(
         return
     for rank, hit in enumerate(hits, 1):
         entry = hit.entry
-        what = "  ".join(filter(None, (entry.manufacturer, entry.description)))
+        what = one_line("  ".join(filter(None, (entry.manufacturer, entry.description))))
         marks = f"  volume {entry.volume_index}" * (entry.volume_index > 0)
         marks += "" if entry.in_scope else click.style("  out of scope", fg="yellow")
-        click.echo(f"{rank:>4}  {hit.cosine:+.4f}  {click.style(entry.path, bold=True)}  {what}{marks}")
+        click.echo(f"{rank:>4}  {hit.cosine:+.4f}  {click.style(one_line(entry.path), bold=True)}  {what}{marks}")
 
 
 def _is_series(query: str) -> bool:
     """Whether a query is a path. What looks like one and is not there is an error and never searched as words."""
     looks = query.lower().endswith(SERIES_SUFFIXES) or query.startswith(("/", "./", "../", "~"))
     try:
-        exists = Path(query).exists()
+        exists = bool(query) and Path(query).exists()  # Path("") is the working folder
     except (OSError, ValueError):  # a name too long, or with a zero byte: words
         exists = False
     if looks and not exists:
