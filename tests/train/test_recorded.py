@@ -113,6 +113,9 @@ def test_jsonl_says_the_same(cohort: Path) -> None:
         ("b,p2,,,,Normal, but,,", r"line 3: 9 columns, expected 8 .*put text with commas in double quotes"),
         ("a,p2,,,,,,", r"line 3, column path: the same series as .*line 2; list it once"),
         ("b,p1,test,,,,,", r"line 3, column split: 'test', but .*line 2 puts the same patient in 'train'"),
+        ("b,p2,,,1e39,,,", r"line 3, column age: '1e39', expected a finite number"),
+        (f"b,p2,,,,,,{'9' * 5000}", r"line 3, column volume: '9{40}', expected a whole number"),
+        (f"{'b' * 5000},p2,,,,,,", r"line 3, column path: .*b cannot be read \(File name too long\)"),
         ('b,p1,test,,,"unclosed,,', r"line 3: not CSV"),
         ("c.nii.gz,p2,train,,,,,7", r"line 3, column path: .*c.nii.gz: .*has 2 volumes"),
         (".,p2,train,,,,,", r"line 3, column path: .*: holds 3 series; give a folder or a file with one"),
@@ -203,6 +206,7 @@ def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
         ("cut.nii.gz", "", r"column mask: .*cut.nii.gz: "),
         ("far.nii.gz", "", r"column mask: .*far.nii.gz: none of its labels lies in the field of view"),
         ("", "[", r"column boxes: not JSON"),
+        ("", "[" * 100_000, r"column boxes: not JSON"),
         ("", "3", r"column boxes: int, expected a list"),
         ("", "[3]", r"column boxes: box 1 is 3, expected center_lps_mm, size_mm"),
         (
@@ -235,6 +239,9 @@ def test_broken_masks_and_boxes_are_named(cohort: Path, mask: str, boxes: str, s
         ('{"path": "a", "patient": "p", "labels": [1]}', r"line 1, column labels: list"),
         ('{"path": "a", "patient": "p", "labels": {"age": true}}', r"line 1, column labels.age: True"),
         ('{"path": "a", "patient": "p", "labels": {"age": NaN}}', r"line 1, column labels.age: nan"),
+        ('{"path": "a", "patient": "p", "labels": {"age": 1%s}}' % ("0" * 400), r"line 1, column labels.age: 10{39}, exp"),
+        ('{"path": "a", "patient": "p", "labels": %s}' % ("[" * 100_000), r"line 1: not JSON"),
+        ('{"path": "a", "patient": "\\ud800"}', r"line 1: not JSON .*surrogates not"),
         ('{"path": "a", "patient": "p", "report": {}}', r"line 1, column report: dict"),
         (
             '{"path": "a", "patient": "p", "labels": {"age": 3}}\n{"path": "b", "patient": "q", "labels": {"age": "3"}}',
@@ -247,6 +254,17 @@ def test_broken_lines_of_jsonl_are_named(cohort: Path, row: str, said: str) -> N
     path.write_text(row)
     with pytest.raises(SourceError, match=said):
         read_manifest(path)
+
+
+def test_line_separators_of_unicode_end_no_line(cohort: Path, bids: Path) -> None:
+    """They stand as they are in the JSON that other programs write, and in reports that were copied from elsewhere."""
+    report = "No lesion.\u2028Wide ventricles.\x85Old infarct."
+    path = cohort / "cohort.jsonl"
+    path.write_text(json.dumps({"path": "a", "patient": "p", "report": report}, ensure_ascii=False), encoding="utf-8")
+    assert read_manifest(path)[0].facts.report == ("No lesion.", "Wide ventricles.", "Old infarct.")
+    with (bids / "participants.tsv").open("a", encoding="utf-8") as file:
+        file.write("sub-04\t3\tF\u2028M\ttrain\r\n")
+    assert len(opened(SourceConfig(kind="bids", path=str(bids)), cohort / "cache")) == 2
 
 
 def test_patients_without_a_split_are_shared_out_and_stay(tmp_path: Path) -> None:

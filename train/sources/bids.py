@@ -56,12 +56,12 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
 def _read_participants(path: Path) -> tuple[dict[str, dict[str, Label]], dict[str, Split]]:
     """Return labels and splits by participant; none where there is no such file."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except FileNotFoundError:
         return {}, {}
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read ({type(error).__name__})") from None
-    header = [name.strip() for name in lines[0].split("\t")] if lines else []
+    header = [name.strip() for name in lines[0].split("\t")] if lines[0] else []
     if "participant_id" not in header or len(set(header)) < len(header):
         raise SourceError(f"{path}, line 1: expected columns with different names, and participant_id among them")
     errors: list[str] = []

@@ -21,18 +21,18 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..samples import SPLITS
 from .example import Box, Facts, Label
-from .rows import UNKNOWN, Row, SourceError, one_error, sentences, typed_columns
+from .rows import LARGEST, UNKNOWN, Row, SourceError, one_error, sentences, typed_columns
 
 COLUMNS = ("path", "patient", "split", "report", "region", "volume", "mask", "boxes")
 REQUIRED = ("path", "patient")
 BOX_KEYS = {"center_lps_mm", "size_mm", "label"}
+MOST_DIGITS = 9  # of a volume's number
 FARTHEST_MM = 1e5  # of a coordinate; beyond it is a slip of units, infinity or nothing at all
 
 
@@ -116,13 +116,14 @@ def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 def _read_jsonl(path: Path, errors: list[str]) -> Listed:
     found: Listed = []
     kinds: dict[str, tuple[type, str]] = {}
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not text.strip():
             continue
         place = f"{path}, line {line}"
         try:
             row = json.loads(text)
-        except ValueError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # an escape can stand for half a character
+        except (ValueError, RecursionError) as error:
             errors.append(f"{place}: not JSON ({str(error)[:80]})")
             continue
         if not isinstance(row, dict):
@@ -154,9 +155,9 @@ def _json_label(place: str, value: Any, errors: list[str]) -> Label | None:
         return None
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST:
         return float(value)
-    errors.append(f"{place}: {value!r}, expected text, a finite number, or null where unknown")
+    errors.append(f"{place}: {value!r:.40}, expected text, a finite number, or null where unknown")
     return None
 
 
@@ -175,7 +176,11 @@ def _row(manifest: Path, place: str, cells: dict[str, Any], labels: dict[str, La
     path = manifest.parent / cells["path"].strip()
     mask = manifest.parent / cells["mask"].strip() if "mask" in cells else None
     for column, file in (("path", path), ("mask", mask)):
-        if file is not None and not file.exists():
+        try:
+            there = file is None or file.exists()
+        except OSError as error:
+            raise broken(column, f"{str(file)[:80]} cannot be read ({error.strerror})") from None
+        if not there:
             raise broken(column, f"{file} does not exist")
     listed, split = cells.get("split"), None
     if listed is not None:
@@ -183,8 +188,8 @@ def _row(manifest: Path, place: str, cells: dict[str, Any], labels: dict[str, La
         if split is None:
             raise broken("split", f"{listed!r}, expected one of {', '.join(SPLITS)}")
     volume = str(cells.get("volume", 0)).strip()
-    if not volume.isdecimal():
-        raise broken("volume", f"{volume!r}, expected a whole number from 0")
+    if not volume.isdecimal() or len(volume) > MOST_DIGITS:
+        raise broken("volume", f"{volume[:40]!r}, expected a whole number from 0")
     report, region = cells.get("report", ""), cells.get("region")
     if isinstance(report, list) and all(isinstance(s, str) for s in report):
         said = tuple(s.strip() for s in report if s.strip())
@@ -214,7 +219,7 @@ def _boxes(cell: Any) -> tuple[Box, ...]:
     """Return the boxes of a cell, JSON text in a CSV file; raise BoxError saying what is wrong with them."""
     try:
         listed = json.loads(cell) if isinstance(cell, str) else cell
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BoxError(f"not JSON ({str(error)[:80]})") from None
     if not isinstance(listed, list):
         raise BoxError(f"{type(listed).__name__}, expected a list of boxes")

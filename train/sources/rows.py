@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from decipher_rt.errors import DecipherError
 
 from ..samples import SPLITS, Split
 from .example import Facts, Label
 
+LARGEST = float(np.finfo(np.float32).max)  # what models compute with
 UNKNOWN = ("", "n/a")  # cells that say nothing; the second is BIDS's
 # A full stop after one of these ends no sentence.
 ABBREVIATIONS = frozenset(
@@ -95,7 +97,7 @@ def typed_columns(cells: Iterable[tuple[str, Mapping[str, str]]], errors: list[s
     ----------
     cells : iterable of (place, cells by column)
     errors : list of str
-        Gets one for each number that is not finite.
+        Gets one for each number that is not finite in float32.
     """
     rows = [(place, {c: t.strip() for c, t in row.items() if t.strip().lower() not in UNKNOWN}) for place, row in cells]
     columns: dict[str, bool] = {}
@@ -107,7 +109,7 @@ def typed_columns(cells: Iterable[tuple[str, Mapping[str, str]]], errors: list[s
         found: dict[str, Label] = {}
         for column, text in row.items():
             number = _number(text) if columns[column] else None
-            if number is not None and not math.isfinite(number):
+            if number is not None and not abs(number) <= LARGEST:
                 errors.append(f"{place}, column {column}: {text!r}, expected a finite number, or nothing where unknown")
                 continue
             found[column] = text if number is None else number
