@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+import numpy as np
 import yaml
 
 from decipher_rt.errors import DecipherError
 
 C = TypeVar("C")
+LARGEST = float(np.finfo(np.float32).max)  # what models compute with
 
 
 class ConfigError(DecipherError):
@@ -96,7 +98,7 @@ def read_document(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); give a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-13-45
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())[:160]}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, expected keys and values")
@@ -120,8 +122,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is not key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}={text!r} is not a YAML value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"{key}={text[:80]!r} is not a YAML value") from None
     *parents, last = key.split(".")
     for parent in parents:
         below = document.setdefault(parent, {})
@@ -158,7 +160,8 @@ def _build(expected: Any, value: Any, key: str) -> Any:
                 value = float(value)
             except ValueError:
                 _expect(False, value, key, "a number")
-        return float(_expect(isinstance(value, int | float) and not isinstance(value, bool), value, key, "a number"))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_expect(number and abs(value) <= LARGEST, value, key, "a finite number" if number else "a number"))
     good = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
     return _expect(
         good, value, key, {"int": "a whole number", "str": "text", "bool": "true or false"}[expected.__name__]
@@ -172,7 +175,7 @@ def _build_dataclass(expected: Any, value: Any, key: str) -> Any:
         changes = dict(value) if isinstance(value, dict) else {"preset": value}
         name = changes.pop("preset")
         _expect(
-            name in presets,
+            isinstance(name, str) and name in presets,
             name,
             _join(key, "preset") if isinstance(value, dict) else key,
             f"one of {', '.join(presets)}",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+MOST_THREADS = 1024
+MOST_SEED = 2**32 - 1  # torch takes seeds of 64 bits, and a step's is this a million times
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -62,6 +65,9 @@ class RunConfig:
         for name in ("steps", "batch", "accumulate", "devices", "nodes", "threads", "loaders", "checkpoint_every"):
             if (count := getattr(self, name)) < 1:
                 raise ValueError(f"{key}.{name} is {count}, expected 1 or more")
+        for name, most in (("threads", MOST_THREADS), ("loaders", MOST_THREADS), ("seed", MOST_SEED)):
+            if (count := getattr(self, name)) > most:
+                raise ValueError(f"{key}.{name} is {count}, expected at most {most}")
         for name in ("rate", "clip"):
             if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"{key}.{name} is {value}, expected more than 0")

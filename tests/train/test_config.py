@@ -61,6 +61,15 @@ def test_dump_and_load_give_the_same(config: Path, tmp_path: Path) -> None:
         ("run.threads=0", "run.threads"),
         ("steps", "steps"),
         ("run.seed=[", "run.seed"),
+        ("name=2020-13-45", "name='2020-13-45' is not a YAML value"),
+        ("name=" + "[" * 100_000, "is not a YAML value"),
+        ("encoder.preset=[1]", "encoder.preset is [1], expected one of"),
+        ("run.rate=.inf", "run.rate is inf, expected a finite number"),
+        ("run.final_rate=.nan", "run.final_rate is nan, expected a finite number"),
+        ("run.rate=1" + "0" * 400, "run.rate is 1"),
+        ("run.seed=4294967296", "run.seed is 4294967296, expected at most 4294967295"),
+        ("run.threads=1025", "run.threads is 1025, expected at most 1024"),
+        ("run.loaders=1025", "run.loaders is 1025, expected at most 1024"),
     ],
 )
 def test_errors_name_the_key(config: Path, override: str, key: str) -> None:
@@ -76,6 +85,7 @@ def test_errors_name_the_key(config: Path, override: str, key: str) -> None:
         (GOOD.replace("version: '1'\n", ""), "version"),
         ("- 1\n", "list"),
         ("a: [", "not YAML"),
+        ("a: 2020-13-45", "not YAML"),
         ("a: !!python/object:os.x {}", "not YAML"),
     ],
 )

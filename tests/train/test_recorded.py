@@ -239,7 +239,10 @@ def test_broken_masks_and_boxes_are_named(cohort: Path, mask: str, boxes: str, s
         ('{"path": "a", "patient": "p", "labels": [1]}', r"line 1, column labels: list"),
         ('{"path": "a", "patient": "p", "labels": {"age": true}}', r"line 1, column labels.age: True"),
         ('{"path": "a", "patient": "p", "labels": {"age": NaN}}', r"line 1, column labels.age: nan"),
-        ('{"path": "a", "patient": "p", "labels": {"age": 1%s}}' % ("0" * 400), r"line 1, column labels.age: 10{39}, exp"),
+        (
+            '{"path": "a", "patient": "p", "labels": {"age": 1%s}}' % ("0" * 400),
+            r"line 1, column labels.age: 10{39}, exp",
+        ),
         ('{"path": "a", "patient": "p", "labels": %s}' % ("[" * 100_000), r"line 1: not JSON"),
         ('{"path": "a", "patient": "\\ud800"}', r"line 1: not JSON .*surrogates not"),
         ('{"path": "a", "patient": "p", "report": {}}', r"line 1, column report: dict"),
