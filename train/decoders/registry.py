@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ..config import build_config
 from ..model.vit import ViTConfig
 from . import kinds
@@ -38,6 +40,8 @@ class DecoderConfig:
         """Raise ValueError by key where a value cannot be used."""
         if not self.name.isidentifier():  # it becomes a file name and part of tensor names
             raise ValueError(f"{key}.name is {self.name!r}, expected letters, digits and underscores")
+        if hasattr(nn.ModuleDict(), self.name):  # as ``type`` and ``keys``
+            raise ValueError(f"{key}.name is {self.name!r}, which torch keeps for itself; give another name")
         if self.kind not in names():
             raise ValueError(f"{key}.kind is {self.kind!r}, expected one of {', '.join(names())}")
         build_config(kind_of(self.kind).settings, dict(self.options), f"{key}.options")

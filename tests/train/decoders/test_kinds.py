@@ -377,6 +377,10 @@ def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypat
     [
         (dataclasses.replace(LINEAR, kind="telepathy"), "decoder.kind is 'telepathy', expected one of classification"),
         (dataclasses.replace(LINEAR, name="a/b"), "decoder.name is 'a/b'"),
+        (dataclasses.replace(LINEAR, name="type"), "decoder.name is 'type', which torch keeps for itself"),
+        (dataclasses.replace(LINEAR, name="keys"), "decoder.name is 'keys', which torch keeps for itself"),
+        (dataclasses.replace(LESION, options={**LESION.options, "hidden": -1}), "decoder.options.hidden is -1"),
+        (dataclasses.replace(VOLUME, options={"unit": "ml", "hidden": 0}), "decoder.options.hidden is 0"),
         (dataclasses.replace(LINEAR, options={}), "decoder.options.labels: missing"),
         (dataclasses.replace(LINEAR, options={"labels": ["one"]}), "decoder.options.labels is \\['one'\\]"),
         (dataclasses.replace(LINEAR, options={"labels": ["a", "b"], "pool": "min"}), "decoder.options.pool is 'min'"),

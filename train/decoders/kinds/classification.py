@@ -42,6 +42,8 @@ class Settings:
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
+        if self.hidden < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected 1 or more")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels is {list(self.labels)}, expected two or more different ones")
         if self.pool == "max" and len(self.labels) != 2:

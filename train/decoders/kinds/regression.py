@@ -38,6 +38,8 @@ class Settings:
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
+        if self.hidden < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected 1 or more")
         if not self.unit:
             raise ValueError("unit is '', expected the unit of the value")
         if not 0 <= self.dropout < 1:
