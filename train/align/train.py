@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import WEIGHTS, load_state, read_tensors, write_tensors
+from ..checkpoint import CONFIG, WEIGHTS, load_state, read_tensors, write_tensors
 from ..config import ConfigError, dump_config
 from ..distributed import rank
 from ..loop import TRAINING, run
@@ -58,7 +58,7 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     tokenizer = open_tokenizer(config, examples)
     torch.manual_seed(config.run.seed)
     stage = AlignStage(config, examples, tokenizer)
-    if not (folder / TRAINING).exists() and not (folder / WEIGHTS).exists():
+    if not (folder / TRAINING).exists() and not (folder / CONFIG).exists():
         progress.say("measuring pooled vectors")
         start(stage.network, config, examples, tokenizer)
     run(stage, config.run, folder, dump_config(pinned_start(config)), progress)

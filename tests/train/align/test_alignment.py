@@ -161,6 +161,11 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     written = (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns
     assert json.loads(call(align, *arguments)) == recall
     assert (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns == written
+    # Without the file that says it is finished it is run again, from the same start.
+    (tmp_path / "align" / "config.yaml").unlink()
+    assert json.loads(call(align, *arguments)) == recall
+    again_tensors, _ = read_tensors(tmp_path / "align" / "model.safetensors")
+    assert all(torch.equal(tensor, again_tensors[name]) for name, tensor in tensors.items())
     with pytest.raises(CheckpointError, match="another configuration"):
         call(align, *arguments, "by_region=0")
     # Other weights in the folder that it started from make it another run, though the path is the same.
