@@ -60,6 +60,9 @@ def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) ->
         tokenizer = load_tokenizer(Path(config.text_from), config.text.max_tokens, config.text.vocabulary)
     else:
         tokenizer = train_tokenizer(texts_of(reports), config.text.vocabulary, config.text.max_tokens)
+    special = set(special_ids(tokenizer).tolist())
+    if all(special.issuperset(tokenizer.encode(text).ids) for text in texts_of(reports)):
+        raise ConfigError(f"{config.source.path}: no report of the train split holds a word that the tokenizer knows")
     torch.manual_seed(config.run.seed)
     stage = TextStage(config, reports, tokenizer)
     if config.text_from:
@@ -127,6 +130,8 @@ def measure(
             right + hidden * float(losses["accuracy"]),
             count + hidden,
         )
+    if not count:  # no word that the tokenizer knows
+        return {"tokens": 0}
     return {
         "perplexity": round(float(np.exp(loss / count)), 3),
         "accuracy": round(right / count, 4),

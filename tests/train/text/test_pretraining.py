@@ -18,6 +18,7 @@ from decipher_rt.train.model.text import TextConfig
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.text import pretrain as pretraining
 from decipher_rt.train.text.config import TextPretrainingConfig
 from decipher_rt.train.text.corpus import read_reports
 from decipher_rt.train.text.pretrain import measure, pretrain
@@ -91,7 +92,7 @@ def test_shares_of_a_step_are_the_step() -> None:
     assert not torch.equal(one.batch(8, 0, 1).targets[:, :4], whole.targets[:, :4])
 
 
-def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path) -> None:
+def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "series.csv"
     lines = ["path,patient,split,report", "absent1.nii,a,train,No lesion. Normal ventricles."]
     lines += ["absent2.nii,b,train,", "absent3.nii,c,test,A mass in the left frontal lobe."]
@@ -104,6 +105,12 @@ def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path) -> None
     config = dataclasses.replace(CONFIG, source=source, run=dataclasses.replace(CONFIG.run, steps=2, batch=2))
     figures = pretrain(config, tmp_path / "run", Progress())
     assert math.isfinite(figures["perplexity"])
+    # Words that no entry of the tokenizer spells: of a test split there are no figures, of a train split no training.
+    assert measure(stage(CONFIG).network, stage(CONFIG)._tokenizer, [("左额叶病变",)], CONFIG) == {"tokens": 0}
+    monkeypatch.setattr(pretraining, "train_tokenizer", lambda *arguments: stage(CONFIG)._tokenizer)
+    path.write_text("\n".join([lines[0], "absent1.nii,a,train,左额叶病变"]) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no report of the train split holds a word that the tokenizer knows"):
+        pretrain(config, tmp_path / "unknown", Progress())
     path.write_text("\n".join(lines[:1] + lines[3:]) + "\n")
     with pytest.raises(ConfigError, match="no series of the train split has a report"):
         pretrain(config, tmp_path / "other", Progress())
