@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNKNOWN, START, END, MASK)
+NO_WORD = "\N{SNOWMAN}"
 # Every text of printable ASCII can be spelt, so that a word that no report holds is pieces and not unknown.
 ALPHABET = tuple(chr(code) for code in range(33, 127) if not chr(code).isupper())
 
@@ -93,6 +94,7 @@ def load_tokenizer(folder: Path, max_tokens: int | None = None, vocabulary: int 
             tokenizer = Tokenizer(WordPiece.from_file(str(words), unk_token=UNKNOWN))
             _apply_bert_rules(tokenizer, lower=_lower_case(folder))
             tokenizer.add_special_tokens([name for name in SPECIAL if tokenizer.token_to_id(name) is not None])
+        tokenizer.encode(NO_WORD)  # some are without what they say they call such a word
     except DecipherError:
         raise
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception

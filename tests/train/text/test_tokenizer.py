@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 from decipher_rt.train.text.findings import Findings, LesionFinding
 from decipher_rt.train.text.tokenizer import (
@@ -100,4 +101,13 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("[UNK]\nbrain\n")
     with pytest.raises(TokenizerError, match=r"vocab.txt: has no \[PAD\]"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_the_word_for_unknown_words_is_refused(tmp_path: Path) -> None:
+    words = {name: i for i, name in enumerate(SPECIAL)}
+    Tokenizer(WordPiece(words, unk_token="<unk>")).save(  # noqa: S106 - no password
+        str(tmp_path / "tokenizer.json")
+    )
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: not a tokenizer \(.*Missing"):
         load_tokenizer(tmp_path)
