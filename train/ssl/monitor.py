@@ -37,7 +37,8 @@ def watch(features: Tensor, logits: Tensor, temperature: float) -> dict[str, Ten
     probabilities = (gather(logits.float()) / temperature).softmax(dim=-1)
     unit = F.normalize(gather(features.float()), dim=-1)
     centred = unit - unit.mean(dim=0)
-    singular = torch.linalg.svdvals(centred)
+    # What has diverged is the loop's to say, in words; LAPACK would refuse it in its own.
+    singular = torch.linalg.svdvals(centred) if centred.isfinite().all() else centred.new_full((1,), torch.nan)
     return {
         "teacher_entropy": entropy(probabilities).mean(),
         "marginal_entropy": entropy(probabilities.mean(dim=0)),

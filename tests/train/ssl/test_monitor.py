@@ -43,3 +43,9 @@ def test_features_along_one_line_have_rank_one() -> None:
     along = torch.linspace(-1, 1, 20).unsqueeze(1) * torch.tensor([[0.0, 0.3, 0.0]]) + torch.tensor([[1.0, 0.0, 0.0]])
     found = figures(along, torch.zeros(20, 4))
     assert 1.0 <= found["embedding_rank"] < 1.5
+
+
+def test_what_has_diverged_is_left_to_the_loop() -> None:
+    """Its message says which setting to change; that of LAPACK would be a traceback."""
+    found = figures(torch.full((4, 3), torch.nan), torch.zeros(4, 5))
+    assert math.isnan(found["embedding_rank"])
