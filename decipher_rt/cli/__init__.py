@@ -91,6 +91,10 @@ def main() -> None:
             raise
     except MemoryError:
         status = _fail("out of memory; close other programs, or use a machine with more", 2)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        status = _fail("out of memory; make batches or sizes smaller, or use a machine with more", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status = _fail(f"{where}{error.strerror or error}", 2)
@@ -101,6 +105,11 @@ def _fail(message: str, status: int) -> int:
     one_line = " ".join(message.split())
     click.echo(f"decipher-rt: {one_line}", err=True)
     return status
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, which is not imported here, found no memory: on a GPU it has a class for that, on the CPU none."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _caused_by_interrupt(error: BaseException | None) -> bool:

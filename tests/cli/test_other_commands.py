@@ -1,6 +1,7 @@
 """demo, doctor, inspect and verify."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -88,4 +89,22 @@ def test_another_import_error_is_not_hidden(monkeypatch):
 
     monkeypatch.setattr(cli, "main", broken)
     with pytest.raises(ImportError, match="libstdc"):
+        main()
+
+
+def test_no_memory_for_torch_is_one_line(monkeypatch, capsys):
+    """It says so in a RuntimeError, on a GPU in a class of that; another one stays a traceback."""
+
+    class OutOfMemoryError(RuntimeError):
+        """As torch's own is called."""
+
+    on_cpu = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    for error in (RuntimeError(on_cpu), OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")):
+        monkeypatch.setattr(cli, "main", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith("decipher-rt: out of memory; ")
+    monkeypatch.setattr(cli, "main", Mock(side_effect=RuntimeError("anything else")))
+    with pytest.raises(RuntimeError, match="anything else"):
         main()
