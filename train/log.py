@@ -9,6 +9,8 @@ from pathlib import Path
 
 from decipher_rt.atomic import whole_file, write_text
 
+from .checkpoint import CheckpointError
+
 SMOOTH = 25  # steps that the curve averages over
 
 
@@ -19,8 +21,7 @@ class StepLog:
         self._path = path
         self._rows: list[dict[str, str]] = []
         if first_step and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+            self._rows = [row for row in _read(path) if int(row["step"]) < first_step]
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Add one step."""
@@ -39,8 +40,7 @@ class StepLog:
 
 def last_means(log: Path, steps: int = SMOOTH) -> dict[str, float]:
     """Return the means of a log's columns over its last ``steps`` steps."""
-    with log.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))[-steps:]
+    rows = _read(log)[-steps:]
     return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0] if name != "step"}
 
 
@@ -52,8 +52,7 @@ def draw_curve(log: Path, picture: Path, names: Sequence[str]) -> None:
     import numpy as np
     from matplotlib import pyplot as plt
 
-    with log.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read(log)
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     window = max(1, min(SMOOTH, len(rows) // 4))
     steps = np.array([int(row["step"]) for row in rows])[window - 1 :]
@@ -69,3 +68,17 @@ def draw_curve(log: Path, picture: Path, names: Sequence[str]) -> None:
     with whole_file(picture) as staging:
         figure.savefig(staging, format="png", metadata={"Software": None})
     plt.close(figure)
+
+
+def _read(log: Path) -> list[dict[str, str]]:
+    """Return the rows of a log; raise CheckpointError where it is none, as after an edit."""
+    try:
+        with log.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            int(row["step"]), [float(value) for value in row.values()]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        rows = []
+    if not rows:
+        raise CheckpointError(f"{log}: not the log of a run; remove the run's folder and train again")
+    return rows

@@ -140,6 +140,8 @@ def _finished(folder: Path, config_text: str) -> bool:
         raise CheckpointError(
             f"{folder / CONFIG}: a run of another configuration; give another output folder or remove it"
         )
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder / WEIGHTS}: the run is finished, but this file is gone; remove {folder}")
     return True
 
 

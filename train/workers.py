@@ -7,9 +7,16 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
+
+from decipher_rt.errors import DecipherError
+
+
+class WorkerError(DecipherError):
+    """A worker process that is gone, with what it was to do."""
 
 
 def run_jobs(
@@ -46,6 +53,11 @@ def run_jobs(
             for future in as_completed(numbers):
                 future.result()
                 done(numbers[future])
+        except BrokenProcessPool:
+            raise WorkerError(
+                "a worker process was ended from outside, as for want of memory; set workers to fewer, or give this "
+                "machine more"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

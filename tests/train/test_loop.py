@@ -20,12 +20,14 @@ from torch import nn
 
 from decipher_rt.train.checkpoint import CheckpointError, read_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.log import StepLog, draw_curve, last_means
 from decipher_rt.train.loop import TrainingError, run
 from decipher_rt.train.memory import compute_blocks_again, move
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.schedule import cosine, draw_indices, learning_rate, weight_decay
 from decipher_rt.train.sharded import load_sharded, save_sharded, whole_state
+from decipher_rt.train.workers import WorkerError, run_jobs
 
 PROGRAM = Path(__file__).parent / "programs" / "toy_run.py"
 TOY: dict[str, Any] = runpy.run_path(str(PROGRAM))  # the same stage in this process
@@ -247,7 +249,7 @@ def test_batches_of_any_nesting_are_moved() -> None:
         ("warmup=-1", "run.warmup"),
         ("weight_decay=[0.1, -0.1]", r"run.weight_decay\[1\]"),
         ("betas=[0.9, 1.0]", r"run.betas\[1\]"),
-        ("clip=.nan", "run.clip"),
+        ("clip=.nan", "clip is nan, expected a finite number"),
     ],
 )
 def test_values_that_cannot_be_used_are_refused_by_key(tmp_path: Path, override: str, said: str) -> None:
@@ -293,3 +295,23 @@ def test_state_of_sharded_models_is_kept_by_name(tmp_path: Path) -> None:
     assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.1]
     with pytest.raises(CheckpointError, match="another configuration"):
         load_sharded(path, root, optimiser, "other")
+
+
+def test_a_finished_run_without_its_weights_is_not_called_finished(tmp_path: Path) -> None:
+    (train(tmp_path, steps=2) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors: the run is finished, but this file is gone"):
+        train(tmp_path, steps=2)
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n", "a,b\n1,2\n", "step,loss\n0,much\n", "step,loss\n0,1,2\n"])
+def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    for read in (last_means, lambda log: StepLog(log, 1), lambda log: draw_curve(log, tmp_path / "a.png", ["loss"])):
+        with pytest.raises(CheckpointError, match=r"log.csv: not the log of a run; remove"):
+            read(path)
+
+
+def test_a_worker_that_is_killed_is_named() -> None:
+    with pytest.raises(WorkerError, match="a worker process was ended from outside"):
+        run_jobs(os._exit, [(1,), (1,)], 2, lambda job: None)
