@@ -69,7 +69,7 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(2)
     encoder = pretrained(options.encoder)
-    config = load_config(DecoderRunConfig, options.config, [])
+    config = load_config(DecoderRunConfig, options.config, [f"encoder={options.encoder}"])
     train = open_heads(config.source, encoder.config, "train", options.train, options.cache)
     test = open_heads(config.source, encoder.config, "test", options.test, options.cache)
     settings = {name: getattr(options, name) for name in ("train", "test", "epochs", "batch")}
