@@ -86,12 +86,20 @@ def check_splits(source: SourceConfig, folder: Path) -> None:
     if not (folder / CONFIG).exists():
         return
     document = read_document(folder / CONFIG)
-    try:
-        for earlier in (document.get("source"), *(document.get("sources") or {}).values()):
-            if earlier is not None:
-                source.check_splits(build_config(SourceConfig, earlier, "source"), str(folder))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    sources = document.get("sources") or {}
+    if not isinstance(sources, dict):
+        raise ConfigError(f"{folder / CONFIG}: sources is {type(sources).__name__}, expected keys and values")
+    for listed in (document.get("source"), *sources.values()):
+        if listed is None:
+            continue
+        try:
+            earlier = build_config(SourceConfig, listed, "source")
+        except ValueError as error:
+            raise ConfigError(f"{folder / CONFIG}: {error}") from None
+        try:
+            source.check_splits(earlier, str(folder))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def load_stage(folder: Path) -> Stage:

@@ -25,7 +25,8 @@ from decipher_rt.train.checkpoint import (
 from decipher_rt.train.config import ConfigError, dump_config
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
 from decipher_rt.train.model.vit import ViTConfig
-from decipher_rt.train.weights import Weights, load_weights, save_weights
+from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.weights import Weights, check_splits, load_weights, save_weights
 
 ENCODER = ViTConfig(
     width=48, depth=2, heads=4, embedding_size=16, grid_shape=(16, 16, 16), patch_shape=(4, 4, 4),
@@ -132,3 +133,18 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"file: cannot be written \(I/O error: No space left"):
         write_safetensors(tmp_path / "file", full)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sources: [1]", "sources is list, expected keys and values"),
+        ("source: 5", "source is 5, expected keys and values"),
+        ("sources: {age: {kind: paper}}", "source.kind is 'paper', expected one of"),
+    ],
+)
+def test_what_a_stage_was_trained_on_is_refused_by_its_file(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / CONFIG).write_text(text)
+    with pytest.raises(ConfigError, match=f"config.yaml: {said}") as caught:
+        check_splits(SourceConfig(), tmp_path)
+    one_line(caught)
