@@ -382,6 +382,10 @@ def test_broken_bids_folders_are_refused(bids: Path, tmp_path: Path) -> None:
     (bids / "sub-01/anat/sub-09_T1w.nii").rename(bids / "sub-01/anat/sub-01_T2w.nii")
     with pytest.raises(SourceError, match=r"^\S*sub-01_T2w.nii: (?!.*sub-01_T2w.nii: .*sub-01_T2w.nii: )"):
         opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    (bids / "sub-01/anat/sub-01_T2w.nii").unlink()
+    (bids / "sub-01/anat/sub-01_T2w.nii").symlink_to("../../.git/annex/objects/x")
+    with pytest.raises(SourceError, match=r"sub-01_T2w.nii: a link to nothing; fetch what it stands for"):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
     with pytest.raises(SourceError, match="with one of the suffixes bold"):
         opened(SourceConfig(kind="bids", path=str(bids), sequences={"bold": "T2*w"}), tmp_path / "cache")
     (bids / "dataset_description.json").unlink()

@@ -43,6 +43,8 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
             continue
         if name["subject"] != subject:
             raise SourceError(f"{path}: lies in the folder of {subject}, but its name says otherwise")
+        if not path.exists():
+            raise SourceError(f"{path}: a link to nothing; fetch what it stands for (datalad get, git annex get)")
         known = {**labels.get(subject, {}), "sequence": sequences[name["suffix"]]}
         rows.append(Row(str(path), path, 0, splits.get(subject), Facts(labels=known, patient=subject)))
     if not rows:
