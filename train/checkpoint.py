@@ -99,7 +99,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; train a model first, or give a folder with {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({str(error)[:100]}); copy it again") from None
+        raise CheckpointError(
+            f"{path}: not a safetensors file ({str(error)[:100]}); copy it again, or remove it and train again"
+        ) from None
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
