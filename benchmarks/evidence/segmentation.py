@@ -223,7 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("encoder", type=Path, help="folder of train ssl, align or decoder")
     parser.add_argument("--config", type=Path, default=Path("train/configs/tiny/decoder-tissue.yaml"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/samples"))
-    parser.add_argument("--train", type=int, default=512)
+    parser.add_argument("--train", type=int, default=256)
     parser.add_argument("--test", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
