@@ -39,7 +39,7 @@ lint: $(VENV)/dev ## ruff, mypy (strict) and the import contracts
 	$(BIN)/lint-imports
 
 test: lint sdk-test ## Install everything and pass lint, types, import contracts, ctest and pytest, with coverage
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=25
 
 # Killed at any moment, both go on where they were.
 RUNS ?= runs/tiny
