@@ -8,7 +8,7 @@ before the process is started, and ``open_to_result`` from before the library is
 after numpy, in Python), the volume being in memory. The processor time of all threads between the same moments as the
 latter is given too: it depends less on what else runs on the machine. The files are in the page cache, and OpenVINO's
 compiled graphs in the native cache folder, as on a machine where the program has run once; ``without cache`` is the
-first time ever. Warm latency is of later runs in one process.
+first time ever. With ``embedding alone`` no head is loaded. Warm latency is of later runs in one process.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ REPOSITORY = Path(__file__).parents[1]
 BUILD = REPOSITORY / "build" / "sdk"
 PACKAGES = ("openvino", "nvidia-dali-cuda130", "onnxruntime", "numpy")
 KILLS = 20
+EMBEDDING_ALONE = ", embedding alone"  # after a program's name: no head is loaded
 GRID_MM = 2.5  # of the bundle that ships
 
 PYTHON = """
@@ -46,6 +47,7 @@ def used():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return (usage.ru_utime + usage.ru_stime) * 1e3, usage.ru_minflt
 bundle, path, rounds, threads, engine = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+heads = () if sys.argv[6:] == ["none"] else None
 voxels = np.fromfile(path, np.uint16).reshape(170, 256, 256)
 affine = np.array([[1.0, 0, 0, -85], [0, 0, 1, -128], [0, -1, 0, 128], [0, 0, 0, 1]])
 cpu, faults = used()
@@ -54,7 +56,7 @@ from pathlib import Path
 from decipher_rt.bundle import open_bundle
 from decipher_rt.session import Session
 from decipher_rt.volume import Histogram, SeriesInfo, Volume
-session = Session(open_bundle(bundle), engine=engine, threads=threads)
+session = Session(open_bundle(bundle), engine=engine, threads=threads, heads=heads)
 opened = time.perf_counter()
 def volume():
     return Volume(voxels, affine, SeriesInfo("1.2.3", Path()), histogram=Histogram(0, np.bincount(voxels.ravel())))
@@ -124,6 +126,8 @@ def measure(rounds: int, threads: int) -> dict[str, Any]:
             "native without cache": native,
             "Python, onnxruntime": [*python, "onnxruntime"],
             "Python, openvino": [*python, "openvino"],
+            f"native{EMBEDDING_ALONE}": [*native, cache / "native", ""],
+            f"Python, onnxruntime{EMBEDDING_ALONE}": [*python, "onnxruntime", "none"],
         }
         for command in programs.values():  # fills caches
             run(command, cache)
@@ -226,11 +230,13 @@ def main() -> None:
         "worker_killed_to_error_ms": measure_kills(KILLS),
         "deployed_mb": deployed_megabytes(),
     }
-    ours, theirs = (result["cold_start"][program] for program in ("native", "Python, onnxruntime"))
-    result["cold_start_native_over_python"] = {
-        key: {which: round(ours[key][which] / theirs[key][which], 3) for which in ("median", "min")}
-        for key in ("start_to_result_ms", "open_to_result_ms", "open_to_result_cpu_ms")
-    }
+    cold = result["cold_start"]
+    for name, alone in (("cold_start_native_over_python", ""), ("embedding_alone_native_over_python", EMBEDDING_ALONE)):
+        ours, theirs = cold[f"native{alone}"], cold[f"Python, onnxruntime{alone}"]
+        result[name] = {
+            key: {which: round(ours[key][which] / theirs[key][which], 3) for which in ("median", "min")}
+            for key in ("start_to_result_ms", "open_to_result_ms", "open_to_result_cpu_ms")
+        }
     text = json.dumps(result, indent=1) + "\n"
     print(text)
     if arguments.json:

@@ -1,6 +1,6 @@
 // Open, first result, then so many runs and streams of a whole head (170 x 256 x 256); one JSON object on standard output.
 // The voxels are uint16, as they lie in a file. `first_result_at_s` is by the monotonic clock that all processes share.
-//     latency BUNDLE VOXELS ROUNDS THREADS [CACHE_FOLDER]
+//     latency BUNDLE VOXELS ROUNDS THREADS [CACHE_FOLDER [HEADS]]
 
 #include <sys/resource.h>
 
@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
     drt_session_default_params(&params, sizeof params);
     params.threads = static_cast<std::uint32_t>(std::atoi(argv[4]));
     params.cache_folder = argc > 5 ? argv[5] : nullptr;
+    params.heads = argc > 6 ? argv[6] : nullptr;
     drt_session* session = nullptr;
     CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
     const double opened = milliseconds_since(start);
