@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+from decipher_rt.bundle import open_bundle
 from decipher_rt.kernels.arguments import VOLUME_DTYPES
 from decipher_rt.kernels.reference import tissue_counts_reference
 from decipher_rt.manifest import Preprocessing
@@ -154,19 +154,11 @@ def test_voxels_within_a_rounding_of_the_threshold() -> None:
         assert counted(volume.reshape(2, 2, 2), window, spec)[0] == 3
 
 
-def check_series(path: Path) -> None:
+def test_counts_of_a_real_series_are_those_of_the_cpu(shared_data: Path) -> None:
+    (series,) = find_series(shared_data / "dicom" / "ge_t1_mprage_ax", ReadOptions())
     spec = open_bundle().manifest.preprocessing
-    (series,) = find_series(path, ReadOptions())
     grid = Preprocessor(None, spec)(read_series(series, ReadOptions()))
     check_same(grid.volume, grid.window, spec)
-
-
-def test_counts_of_the_demo_series_are_those_of_the_cpu() -> None:
-    check_series(DEFAULT_BUNDLE.parent / "demo_series")
-
-
-def test_counts_of_a_real_series_are_those_of_the_cpu(shared_data: Path) -> None:
-    check_series(shared_data / "dicom" / "ge_t1_mprage_ax")
 
 
 @pytest.mark.parametrize(
