@@ -63,7 +63,8 @@ evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model o
 	$(BIN)/python benchmarks/evidence/segmentation.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/ablations.py $(TINY)/align.yaml --ssl $(RUNS)/ssl --text $(RUNS)/text $(CACHED)
 	@test -e $(CH2) || { echo "no $(CH2): apt-get install mricron-data for the figures on another brain"; exit 1; }
-	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json source.anatomy=$(CH2) > benchmarks/results/evidence-ch2.json
+	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json source.anatomy=$(CH2) > $(RUNS)/ch2.json
+	cp $(RUNS)/ch2.json benchmarks/results/evidence-ch2.json
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --anatomy $(CH2) --json benchmarks/results/evidence-probe-ch2.json
 
 offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-offline-kit; installs without a network

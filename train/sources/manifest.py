@@ -25,9 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config import LARGEST
 from ..samples import SPLITS
 from .example import Box, Facts, Label
-from .rows import LARGEST, UNKNOWN, Row, SourceError, one_error, sentences, typed_columns
+from .rows import UNKNOWN, Row, SourceError, one_error, sentences, typed_columns
 
 COLUMNS = ("path", "patient", "split", "report", "region", "volume", "mask", "boxes")
 REQUIRED = ("path", "patient")

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from decipher_rt.errors import DecipherError
 
+from ..config import LARGEST
 from ..samples import SPLITS, Split
 from .example import Facts, Label
 
-LARGEST = float(np.finfo(np.float32).max)  # what models compute with
 UNKNOWN = ("", "n/a")  # cells that say nothing; the second is BIDS's
 # A full stop after one of these ends no sentence.
 ABBREVIATIONS = frozenset(
