@@ -324,7 +324,7 @@ void Manifest::keep_heads(std::string_view names) {
         if (!present.contains(one)) {
             std::string all;
             for (const Head& head : heads) all += (all.empty() ? "" : ", ") + head.name;
-            throw argument_error("bundle " + name + ": no head '" + one + "'; it has " + (all.empty() ? "none" : all));
+            throw argument_error("bundle " + name + ": no head '" + one_line(one) + "'; it has " + (all.empty() ? "none" : all));
         }
         wanted.insert(one);
     }
