@@ -332,7 +332,9 @@ class Session:
         volume_in: Any = grid.device if on_device else grid.volume[None, None]
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")
-        features = {**encoded, "tokens": tokens.indices[None]}
+        features = {**encoded, "tokens": tokens.indices[None], "window": grid.window[None]}
+        if any("volume" in engine.inputs for engine in self._heads.values()):  # from a GPU it is copied
+            features["volume"] = grid.volume[None, None]
         scope = self._judge_scope(volume, features)
         heads = {head.name: self._ask(head, features, scope, grid, volume) for head in self.bundle.manifest.heads}
         embedding = encoded["embedding"][0].astype(np.float32)
@@ -401,5 +403,7 @@ def _against_header(header: Acquisition, scope: Scope) -> str:
 def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:
     unknown = sorted(set(engine.inputs) - set(features))
     if unknown:
-        raise BundleError(f"a head takes {', '.join(unknown)}, which no encoder gives; export the bundle again")
+        raise BundleError(
+            f"a head takes {', '.join(unknown)}, which neither encoder nor preprocessing gives; export the bundle again"
+        )
     return {name: features[name] for name in engine.inputs}

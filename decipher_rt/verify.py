@@ -213,7 +213,7 @@ def run_case(
 ) -> dict[str, NDArray[Any]]:
     """Run encoder, heads and scope on a case's inputs; the outputs are named as in the case."""
     encoded = encoder.run({name: case[name] for name in INPUTS})
-    features = {**encoded, "tokens": case["tokens"]}
+    features = {name: case[name] for name in INPUTS} | encoded
     outputs = {"patch": encoded["patch"], "embedding": encoded["embedding"]}
     for name, head in heads.items():
         (outputs[f"heads.{name}"],) = head.run({key: features[key] for key in head.inputs}).values()

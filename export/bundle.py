@@ -39,7 +39,14 @@ ENCODERS: dict[tuple[str, Precision], str] = {
     (INT8_PORTABLE, "int8"): "encoder.int8.onnx",
     (INT8_FULL_RANGE, "int8"): "encoder.int8-vnni.onnx",
 }
-AXES = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}, "embedding": {0: "B"}}  # of a head's inputs
+# Of a head's inputs, the axes that stay free.
+AXES = {
+    "patch": {0: "B", 1: "K"},
+    "tokens": {0: "B", 1: "K"},
+    "embedding": {0: "B"},
+    "volume": {0: "B"},
+    "window": {0: "B"},
+}
 EXAMPLE_TOKENS = 8  # of the text that the tower is traced with: their number stays free
 GRAPHS = {"cpu": "preprocess.cpu.dali", "gpu": "preprocess.gpu.dali"}
 INTENDED_USE = "Research on MR series of the head. Not a medical device; no decision about a patient may rest on it."
@@ -143,8 +150,7 @@ def small_graphs(parts: Parts, inputs: Mapping[str, Tensor], *, half_text: bool)
     is beside an encoder.
     """
     with torch.no_grad():
-        features = dict(zip(("patch", "embedding"), parts.encoder(**inputs), strict=True))
-    features["tokens"] = inputs["tokens"]
+        features = {**inputs, **dict(zip(("patch", "embedding"), parts.encoder(**inputs), strict=True))}
     files = {}
     for head in parts.heads:
         taken = {name: features[name] for name in head.inputs}

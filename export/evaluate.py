@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from decipher_rt.engines import Engine
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Manifest, Numerics
-from decipher_rt.train.decoders.contract import Decoder, Rows
+from decipher_rt.train.decoders.contract import Decoder, Rows, seen_as_encoder
 from decipher_rt.verify import MIN_EMBEDDING_COSINE
 
 from .known import Arrays, KnownSeries
@@ -194,8 +194,9 @@ def _rows(decoder: Decoder, encoded: Arrays, one: KnownSeries) -> Rows:
     truth = decoder.target(one.known, one.tissue if decoder.reads_tissue else None, tokens[0])
     target = {name: torch.from_numpy(np.stack([values])) for name, values in truth.items()}
     patch, embedding = (torch.from_numpy(_finite(encoded[name])) for name in ("patch", "embedding"))
-    places = torch.from_numpy(tokens)
-    return decoder.rows(decoder.raw(patch, places, embedding), target, places)
+    places, volume, window = (torch.from_numpy(one.inputs[name]) for name in ("tokens", "volume", "window"))
+    image = seen_as_encoder(volume, window) if decoder.reads_image else None
+    return decoder.rows(decoder.raw(patch, places, embedding, image), target, places)
 
 
 def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -33,8 +33,10 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class HeadPart:
-    """A head: ``module`` takes ``inputs`` in order, some of patch (B, K, C), tokens (B, K) and embedding (B, E).
+    """A head, as a module.
 
+    ``module`` takes ``inputs`` in order, some of patch (B, K, C), tokens (B, K), embedding (B, E), volume
+    (B, 1, D, H, W) and window (B, 2).
     ``decoder`` is the same head as training knows it: its figures are what a reduced precision is judged by.
     """
 

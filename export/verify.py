@@ -33,8 +33,8 @@ Arrays = Mapping[str, NDArray[Any]]
 def reference_outputs(parts: Parts, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     """Run the torch model in float32 on the encoder's inputs; inputs and outputs together make a golden case."""
     patch, embedding = parts.encoder(inputs["volume"], inputs["window"], inputs["tokens"])
-    features = {"patch": patch, "embedding": embedding, "tokens": inputs["tokens"]}
-    outputs = {**inputs, "patch": patch, "embedding": embedding}
+    features = {**inputs, "patch": patch, "embedding": embedding}
+    outputs = dict(features)
     for head in parts.heads:
         outputs[f"heads.{head.entry.name}"] = head.module(*(features[name] for name in head.inputs))
     if parts.scope:

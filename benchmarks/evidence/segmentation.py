@@ -1,12 +1,12 @@
-"""Segmentation on frozen tokens beside a small 3D U-Net on the voxels: same series, same time.
+"""Segmentation on frozen tokens, with and without the voxels beside them, and by a U-Net: same series, same time.
 
     python benchmarks/evidence/segmentation.py runs/tiny/align --cache runs/cache
 
-The decoder of ``--config`` is trained on the cached tokens of ``--train`` series, one epoch and then to ``--epochs``;
-the U-Net gets the wall time that the decoder had taken at each of the two points, encoding the series included, with
-the same loss and optimiser. It learns from crops and answers for tiles of the same size, and its layers are laid out as
-the CPU computes them fastest: it takes many times the steps that it would with whole grids. Dice is the mean over
-held-out series that have the tissue. For every seed.
+Three networks on the ``--train`` first heads: the decoder of ``--config``; the same without its image branch, on tokens
+alone, which sees whole series; and a small 3D U-Net on the voxels, which sees the crops that the decoder sees. The
+second sets the wall times, of one epoch and of ``--epochs``, encoding the series included; the others get as long,
+encoding included where there is any. Loss, weights of labels, optimiser and precision are the decoder's. Dice is the
+mean over held-out series that have the tissue. For every seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,25 @@ import torch.nn.functional as F  # noqa: N812
 from arms import Results, open_heads, pretrained, spread
 from torch import Tensor, nn
 
+from decipher_rt.preprocess import Grid
+from decipher_rt.tokens import select_tokens
 from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.config import load_config
 from decipher_rt.train.data.sample import LABELS
 from decipher_rt.train.decoders.config import DecoderRunConfig
+from decipher_rt.train.decoders.contract import Batch, Known
 from decipher_rt.train.decoders.kinds.segmentation import Segmentation
-from decipher_rt.train.decoders.registry import build_decoder
+from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
 from decipher_rt.train.decoders.tokens import Encoded, encode
 from decipher_rt.train.metrics import dice, overlap_counts
+from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.sources import Example
+from decipher_rt.train.views import UNIT_WINDOW
 
 TISSUES = LABELS[1:]
+HEAD = Known({}, None, "head", tissue=True)
+POINTS = ("one epoch", "end")
 Dice = dict[str, float]
-CROP, CROPS = 48, 4  # grid voxels along each axis of what the U-Net sees at once, and how many of them a step takes
 
 
 class UNet(nn.Module):
@@ -51,6 +58,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 1, D, H, W) to logits (B, L, D, H, W)."""
+        x = x.to(memory_format=torch.channels_last_3d)  # what the CPU computes fastest
         kept = []
         for block in self.down:
             x = block(F.max_pool3d(x, 2) if kept else x)
@@ -68,6 +76,42 @@ def double(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Arm:
+    """A network that learns to segment, and what of a batch it looks at.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The U-Net, or the decoder itself.
+    decoder : Segmentation
+        Its crops, its loss, and which voxels lie in kept patches.
+    """
+
+    def __init__(self, network: nn.Module, decoder: Segmentation) -> None:
+        self.network, self.decoder = network, decoder
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return (B, L, D, H, W) float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            if self.network is self.decoder:
+                logits = self.decoder.raw(batch["patch"], batch["tokens"], batch["patch"], batch["image"])
+            else:
+                logits = self.network(batch["image"])
+        return logits.float()
+
+    def answer(self, batch: Batch) -> np.ndarray:
+        """Return the labels of one series (D, H, W); a U-Net, which learns from crops, answers for tiles."""
+        if self.network is self.decoder:
+            return self.decoder.finish(self.logits(batch))[0].numpy()
+        image, size = batch["image"], [self.decoder.crop * n for n in self.decoder.seen_shape]
+        labels = torch.zeros(image.shape[2:], dtype=torch.uint8)
+        for corner in itertools.product(*(range(0, n, tile) for n, tile in zip(labels.shape, size, strict=True))):
+            tile = tuple(slice(a, a + n) for a, n in zip(corner, size, strict=True))
+            labels[tile] = self.decoder.finish(self.logits({"image": image[(..., *tile)]}))[0]
+        kept = self.decoder.kept(batch["tokens"], self.decoder.patch_grid, self.decoder.patch_shape)[0]
+        return (labels * kept).numpy()
+
+
 def main() -> None:
     """Measure and print."""
     options = arguments()
@@ -76,119 +120,109 @@ def main() -> None:
     config = load_config(DecoderRunConfig, options.config, [f"encoder={options.encoder}"])
     train = open_heads(config.source, encoder.config, "train", options.train, options.cache)
     test = open_heads(config.source, encoder.config, "test", options.test, options.cache)
-    settings = {name: getattr(options, name) for name in ("train", "test", "epochs", "batch")}
-    results = Results(options.json, {**settings, "encoder": fingerprint(encoder.state_dict())})
+    settings = {name: getattr(options, name) for name in ("train", "test", "epochs", "batch", "crops")}
+    described = {"options": dict(config.decoder.options), "encoder": fingerprint(encoder.state_dict())}
+    results = Results(options.json, settings | described)
+    steps = len(train) // options.batch
     for seed in range(options.seeds):
-        torch.manual_seed(seed)
-        decoder = build_decoder(config.decoder, encoder.config)
-        if not isinstance(decoder, Segmentation):
-            raise SystemExit(f"{options.config}: decoder.kind is not segmentation")
-        key = f"decoder on frozen tokens/{seed}"
-        ours = results.part(key, lambda d=decoder, s=seed: on_tokens(d, encoder, train, test, options, s))
-        results.part(f"U-Net/{seed}", lambda s=seed, o=ours: on_voxels(train, test, s, o))
+
+        def part(name: str, limits: list[dict[str, int]], size: int, seed: int = seed) -> dict[str, Any]:
+            arm = make_arm(name, config.decoder, encoder.config, seed)
+            return results.part(f"{name}/{seed}", lambda: learn(arm, encoder, (train, test), limits, size, seed))
+
+        ours = part("tokens", [{"steps": steps}, {"steps": steps * options.epochs}], options.batch)
+        limits = [{"seconds": ours[point]["seconds"]} for point in POINTS]
+        part("tokens and voxels", limits, options.crops)
+        part("U-Net", limits, options.crops)
     print(table(results.parts))
 
 
-def on_tokens(
-    decoder: Segmentation,
+def make_arm(name: str, config: DecoderConfig, encoder: ViTConfig, seed: int) -> Arm:
+    """Return an untrained arm."""
+    torch.manual_seed(seed)
+    alone = {**config.options, "skips": False, "crop": 0}
+    decoder = build_decoder(replace(config, options=alone) if name == "tokens" else config, encoder)
+    if not isinstance(decoder, Segmentation) or (name != "tokens" and not decoder.crop):
+        raise SystemExit("the configuration's decoder is no segmentation with skips that learns from crops")
+    return Arm(UNet() if name == "U-Net" else decoder, decoder)
+
+
+def learn(
+    arm: Arm,
     encoder: Any,
-    train: list[Example],
-    test: list[Example],
-    options: argparse.Namespace,
+    splits: tuple[list[Example], list[Example]],
+    limits: list[dict[str, int]],
+    size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Train the decoder; return seconds and Dice after one epoch and at the end."""
+    """Train until each of two limits, of steps or of seconds; return steps, seconds and Dice at both."""
     began = time.monotonic()
-    encoded = [one for first in range(0, len(train), 32) for one in encode(encoder, volumes(train[first : first + 32]))]
-    held_out = encode(encoder, volumes(test))
-    groups: dict[int, list[int]] = {}
-    for i, one in enumerate(encoded):
-        groups.setdefault(len(one.tokens), []).append(i)
+    blind = arm.network is not arm.decoder  # to tokens, but not to where they lie
+    seen = Series(encoder, splits[0], arm.decoder, encode_all=not blind)
+    spent = 0.0 if blind else time.monotonic() - began
+    held_out = Series(encoder, splits[1], arm.decoder, encode_all=True)
     rng = np.random.default_rng([seed, 7])
-    by_size = list(groups.values())
-    share = np.array([len(group) for group in by_size]) / len(encoded)
-
-    def loss_of() -> Tensor:
-        group = by_size[rng.choice(len(by_size), p=share)]
-        chosen = rng.choice(group, options.batch, replace=len(group) < options.batch)
-        patch, tokens = (torch.stack([getattr(encoded[i], name) for i in chosen]) for name in ("patch", "tokens"))
-        truth = torch.from_numpy(np.stack([tissue_of(train[i]) for i in chosen]))
-        return decoder.losses(decoder.raw(patch, tokens, patch), {"map": truth}, tokens)["loss"]
-
-    def answer(i: int) -> np.ndarray:
-        one: Encoded = held_out[i]
-        return decoder.finish(decoder.raw(one.patch[None], one.tokens[None], one.patch))[0].numpy()
-
-    steps = len(train) // options.batch
     found: dict[str, Any] = {}
-    optimise = Optimiser(decoder, steps * options.epochs)
-    for name, until in (("one epoch", steps), ("end", steps * options.epochs)):
-        while optimise.step < until:
-            optimise(loss_of(), optimise.step / optimise.steps)
-        found[name] = {"seconds": round(time.monotonic() - began), "dice": mean_dice(answer, test)}
-    return found
-
-
-def on_voxels(train: list[Example], test: list[Example], seed: int, ours: dict[str, Any]) -> dict[str, Any]:
-    """Train a U-Net for as long as the decoder took, by the decoder's loss."""
-    torch.manual_seed(seed)
-    network = UNet().to(memory_format=torch.channels_last_3d)
-    rng = np.random.default_rng([seed, 8])
-
-    def loss_of() -> Tensor:
-        voxels, truths = [], []
-        for i in rng.integers(len(train), size=CROPS):
-            inside = crop_at(rng.integers(0, np.array(train[i].volume.shape) - CROP + 1))
-            voxels.append(voxels_of(train[i])[inside])
-            truths.append(tissue_of(train[i])[inside])
-        return map_loss(network(as_input(np.stack(voxels))), torch.from_numpy(np.stack(truths)).long())
-
-    def answer(i: int) -> np.ndarray:
-        voxels = voxels_of(test[i])
-        logits = torch.zeros(len(LABELS), *voxels.shape)
-        for corner in itertools.product(*(range(0, n, CROP) for n in voxels.shape)):
-            inside = crop_at(corner)
-            logits[(slice(None), *inside)] = network(as_input(voxels[inside][None]))[0]
-        return logits.argmax(dim=0).byte().numpy()
-
-    found: dict[str, Any] = {}
-    spent, whole = 0.0, ours["end"]["seconds"]
-    optimise = Optimiser(network, 0)
-    for name in ("one epoch", "end"):
-        while spent < ours[name]["seconds"]:
+    optimise = Optimiser(arm.network)
+    for point, limit in zip(POINTS, limits, strict=True):
+        while optimise.step < limit["steps"] if "steps" in limit else spent < limit["seconds"]:
             began = time.monotonic()
-            optimise(loss_of(), spent / whole)
+            batch = arm.decoder.narrow(seen.batch(seen.draw(size, rng)), rng.spawn(size))
+            losses = arm.decoder.losses(arm.logits(batch), batch["target"], batch["tokens"])
+            whole = limits[-1]
+            optimise(losses["loss"], optimise.step / whole["steps"] if "steps" in whole else spent / whole["seconds"])
             spent += time.monotonic() - began
-        found[name] = {"seconds": round(spent), "steps": optimise.step, "dice": mean_dice(answer, test)}
+        found[point] = {"seconds": round(spent), "steps": optimise.step, "dice": mean_dice(arm, held_out)}
     return found
 
 
-def crop_at(corner: Sequence[int]) -> tuple[slice, ...]:
-    """Return where a crop lies in a grid."""
-    return tuple(slice(int(first), int(first) + CROP) for first in corner)
+class Series:
+    """Heads with their tokens; a U-Net's are not encoded, and it is told only which patches were kept."""
+
+    def __init__(self, encoder: Any, series: list[Example], decoder: Segmentation, *, encode_all: bool) -> None:
+        self.series, self.decoder = series, decoder
+        self.encoded: list[Encoded] = []
+        for first in range(0, len(series), 32):
+            volumes = [one.volume for one in series[first : first + 32]]
+            self.encoded += encode(encoder, volumes) if encode_all else places(encoder, volumes)
+        groups: dict[int, list[int]] = {}
+        for i, one in enumerate(self.encoded):
+            groups.setdefault(len(one.tokens), []).append(i)
+        self._groups = list(groups.values())
+
+    def draw(self, size: int, rng: np.random.Generator) -> list[int]:
+        """Return the numbers of some series that have as many tokens."""
+        share = [len(group) / len(self.series) for group in self._groups]
+        group = self._groups[rng.choice(len(self._groups), p=share)]
+        return [int(i) for i in rng.choice(group, size, replace=len(group) < size)]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return whole series as the decoder's training reads them."""
+        encoded, some = [self.encoded[i] for i in indices], [self.series[i] for i in indices]
+        maps = [self.decoder.target(HEAD, one.tissue, np.zeros(0, np.int64))["map"] for one in some]
+        image = torch.from_numpy(np.stack([one.volume for one in some]).astype(np.float32))[:, None]
+        return {
+            "patch": torch.stack([one.patch for one in encoded]),
+            "tokens": torch.stack([one.tokens for one in encoded]),
+            "image": image.clamp(0, 1) * 2 - 1,
+            "target": {"map": torch.from_numpy(np.stack(maps))},
+        }
 
 
-def as_input(voxels: np.ndarray) -> Tensor:
-    """Return voxels (B, D, H, W) as the U-Net takes them."""
-    return torch.from_numpy(voxels)[:, None].to(memory_format=torch.channels_last_3d)
-
-
-def map_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return cross-entropy and soft Dice of logits (B, L, D, H, W), as the decoder's loss has them."""
-    right = F.one_hot(truth, len(LABELS)).movedim(-1, 1)[:, 1:].float()
-    likely = logits.softmax(dim=1)[:, 1:]
-    voxels = right.sum(dim=(2, 3, 4))
-    overlap = (2 * (likely * right).sum(dim=(2, 3, 4)) + 1) / (likely.sum(dim=(2, 3, 4)) + voxels + 1)
-    there = (voxels > 0).float()
-    dice_loss = ((1 - overlap) * there).sum(dim=1) / there.sum(dim=1).clamp_min(1)
-    return F.cross_entropy(logits, truth) + dice_loss.mean()
+def places(encoder: Any, volumes: list[np.ndarray]) -> list[Encoded]:
+    """Return the kept patches of series without encoding them."""
+    spec, found = encoder.config.preprocessing, []
+    for volume in volumes:
+        tokens = torch.from_numpy(select_tokens(Grid(volume.astype(np.float32), UNIT_WINDOW, np.eye(4)), spec).indices)
+        found.append(Encoded(torch.zeros(len(tokens), 1), tokens, torch.zeros(1)))
+    return found
 
 
 class Optimiser:
     """AdamW with a warm-up and a cosine over the run."""
 
-    def __init__(self, network: nn.Module, steps: int) -> None:
-        self.network, self.steps, self.step = network.train(), steps, 0
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.step = network.train(), 0
         self.adam = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
 
     def __call__(self, loss: Tensor, done: float) -> None:
@@ -203,28 +237,15 @@ class Optimiser:
 
 
 @torch.no_grad()
-def mean_dice(answer: Callable[[int], np.ndarray], test: list[Example]) -> Dice:
+def mean_dice(arm: Arm, held_out: Series) -> Dice:
     """Return Dice of each tissue, the mean over the series that have it."""
-    counts = np.stack([overlap_counts(tissue_of(one), answer(i), len(LABELS)) for i, one in enumerate(test)])
+    rows = []
+    for i in range(len(held_out.series)):
+        batch = held_out.batch([i])
+        rows.append(overlap_counts(batch["target"]["map"][0].numpy(), arm.answer(batch), len(LABELS)))
+    counts = np.stack(rows)
     each = {name: counts[counts[:, k, 1] > 0, k] for k, name in enumerate(LABELS) if k}
     return {name: round(float(dice(rows).mean()), 4) for name, rows in each.items()}
-
-
-def volumes(series: list[Example]) -> list[np.ndarray]:
-    """Return their voxels as they are kept."""
-    return [one.volume for one in series]
-
-
-def voxels_of(one: Example) -> np.ndarray:
-    """Return voxels in -1..1, as the encoder sees them."""
-    return one.volume.astype(np.float32).clip(0, 1) * 2 - 1
-
-
-def tissue_of(one: Example) -> np.ndarray:
-    """Return the tissue map of a simulated head."""
-    if one.tissue is None:
-        raise ValueError("a simulated head has a tissue map")
-    return one.tissue
 
 
 def table(parts: dict[str, Any]) -> str:
@@ -234,7 +255,7 @@ def table(parts: dict[str, Any]) -> str:
         arms.setdefault(name.split("/")[0], []).append(figures)
     lines = ["| | after | seconds | " + " | ".join(f"Dice, {t}" for t in TISSUES) + " |", "|---" * 7 + "|"]
     for name, seeds in arms.items():
-        for point in ("one epoch", "end"):
+        for point in POINTS:
             cells = [spread([one[point]["dice"][t] for one in seeds]) for t in TISSUES]
             seconds = spread([one[point]["seconds"] for one in seeds])
             lines.append(f"| {name} | {point} | {seconds} | " + " | ".join(cells) + " |")
@@ -250,7 +271,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=256)
     parser.add_argument("--test", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="series a step, of the decoder on tokens alone")
+    parser.add_argument("--crops", type=int, default=8, help="crops a step, of the others")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/evidence-segmentation.json"))
     return parser.parse_args()

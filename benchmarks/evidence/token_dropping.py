@@ -24,7 +24,7 @@ from arms import Results, open_heads
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.decoders.contract import Decoder
+from decipher_rt.train.decoders.contract import Decoder, seen_as_encoder
 from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.sources import Example
 from decipher_rt.train.views import UNIT_WINDOW
@@ -70,10 +70,9 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
         counts.append(len(kept))
         for way, tokens in (("foreground", kept), ("all", np.arange(spec.patches))):
             indices = torch.from_numpy(tokens.astype(np.int64))[None]
+            voxels, window = torch.from_numpy(volume)[None, None], torch.from_numpy(UNIT_WINDOW)[None]
             began = time.perf_counter()
-            patch, embedding = model.encoder(
-                torch.from_numpy(volume)[None, None], torch.from_numpy(UNIT_WINDOW)[None], indices
-            )
+            patch, embedding = model.encoder(voxels, window, indices)
             seconds[way].append(time.perf_counter() - began)
             for name, module in model.decoders.items():
                 decoder = typing.cast("Decoder", module)
@@ -82,7 +81,8 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
                     continue
                 target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)
                 batch = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in target.items()}
-                ways[way][name].append(decoder.rows(decoder.raw(patch, indices, embedding), batch, indices))
+                raw = decoder.raw(patch, indices, embedding, seen_as_encoder(voxels, window))
+                ways[way][name].append(decoder.rows(raw, batch, indices))
     figures: dict[str, Any] = {}
     for name, module in model.decoders.items():
         decoder = typing.cast("Decoder", module)

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..model.vit import ViTConfig
+from ..model.vit import ViTConfig, normalise
 
 Answer = Literal["classification", "regression", "segmentation", "localisation"]
 Rows = Mapping[str, NDArray[Any]]
+Batch = dict[str, Any]  # as `decipher_rt.train.decoders.stage.read_batch` makes it
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Decoder(nn.Module, ABC):
     answer : kind of answer, as the bundle's manifest calls it
     settings : dataclass of what a configuration may set under ``decoder.options``
     curve : losses that the curve of its training shows
-    inputs : which of ``patch``, ``tokens`` and ``embedding`` the answer depends on, in this order
+    inputs : which of ``patch``, ``tokens``, ``embedding``, ``volume`` and ``window`` the answer depends on, in this
+        order; the last two go together: they are the ``image``
     labels : of a classification or segmentation, in the order of the answer
     unit : of a regression
     stride : of a segmentation, grid voxels to a voxel of the answer along each axis
@@ -79,17 +81,26 @@ class Decoder(nn.Module, ABC):
         """
         super().__init__()
 
+    @property
+    def reads_image(self) -> bool:
+        """Whether the answer depends on voxels beside the tokens."""
+        return "volume" in self.inputs
+
     @abstractmethod
-    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:
-        """Map (B, K, C) patch tokens, (B, K) indices and (B, E) embeddings to what losses are made of."""
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:
+        """Map (B, K, C) patch tokens, (B, K) indices and (B, E) embeddings to what losses are made of.
+
+        ``image`` (B, 1, D, H, W) is the grid, -1..1 over its intensity window as the encoder sees it; ``None`` where
+        ``reads_image`` is false.
+        """
 
     @abstractmethod
     def finish(self, raw: Tensor) -> Tensor:
         """Turn ``raw`` into the answer of the bundle's contract."""
 
-    def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:
         """Answer: ``probabilities``, ``value``, ``labels_map`` or ``boxes``, named in `decipher_rt.heads.OUTPUTS`."""
-        return self.finish(self.raw(patch, tokens, embedding))
+        return self.finish(self.raw(patch, tokens, embedding, image))
 
     @abstractmethod
     def knows(self, known: Known) -> bool:
@@ -98,6 +109,10 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:
         """Return the truth as arrays of a fixed shape, or of K entries in the order of ``tokens``."""
+
+    def narrow(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:  # noqa: ARG002 - a kind may draw
+        """Return what a step of training sees of a batch of whole series; each series has its own generator."""
+        return batch
 
     @abstractmethod
     def losses(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
@@ -126,6 +141,11 @@ class Decoder(nn.Module, ABC):
         """Set temperature or threshold after training, from the rows of the validation split."""
 
 
+def seen_as_encoder(volume: Tensor, window: Tensor) -> Tensor:
+    """Return the image (B, 1, D, H, W) of a volume of that shape and its window (B, 2): -1..1."""
+    return normalise(volume.flatten(2), window).reshape(volume.shape)
+
+
 class Answering(nn.Module):
     """A decoder that is called with what it looks at alone, ``decoder.inputs`` in order: what is exported.
 
@@ -136,13 +156,23 @@ class Answering(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
+        fifth: Tensor | None = None,
+    ) -> Tensor:
         """Answer; which input is which is the decoder's to say."""
-        given = dict(zip(self.decoder.inputs, (first, second, third), strict=False))
-        patch, tokens, embedding = (given.get(name) for name in ("patch", "tokens", "embedding"))
+        given = dict(zip(self.decoder.inputs, (first, second, third, fourth, fifth), strict=False))
+        patch, tokens, embedding, volume, window = (
+            given.get(name) for name in ("patch", "tokens", "embedding", "volume", "window")
+        )
         nothing = first.new_zeros(0)
         return self.decoder(
             nothing if patch is None else patch,
             nothing if tokens is None else tokens,
             nothing if embedding is None else embedding,
+            None if volume is None or window is None else seen_as_encoder(volume, window),
         )

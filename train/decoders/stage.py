@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..distributed import share
-from .contract import Decoder, Rows, label_text
+from ..views import UNIT_WINDOW
+from .contract import Batch, Decoder, Rows, label_text, seen_as_encoder
 from .tokens import Tokens
 
 if TYPE_CHECKING:
     from ..loop import ParameterGroup
     from ..sources.example import Examples
 
-Batch = dict[str, Any]
-ORDER = 11  # what a generator is for
+ORDER, CROPS = 11, 12  # what a generator is for
 ROWS_BATCH = 8
 
 
@@ -32,7 +32,7 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:  # noqa: ARG002 - the loop's signature
         """Return the losses of a batch."""
-        raw = self.decoder.raw(batch["patch"], batch["tokens"], batch["embedding"])
+        raw = self.decoder.raw(batch["patch"], batch["tokens"], batch["embedding"], batch.get("image"))
         return self.decoder.losses(raw.float(), batch["target"], batch["tokens"])
 
 
@@ -83,7 +83,9 @@ class DecoderStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
         """Return this process's share of a step, from the seed and the step alone."""
-        return read_batch(self.decoder, self.tokens, self.examples, share(self.indices(step), rank, world_size))
+        indices = share(self.indices(step), rank, world_size)
+        batch = read_batch(self.decoder, self.tokens, self.examples, indices)
+        return self.decoder.narrow(batch, [np.random.default_rng([self.seed, CROPS, step, i]) for i in indices])
 
     def indices(self, step: int) -> list[int]:
         """Return the series of a step: an epoch is every series once, in batches of one number of tokens.
@@ -126,7 +128,8 @@ def read_batch(decoder: Decoder, tokens: Tokens, examples: Examples, indices: Se
     Returns
     -------
     dict
-        ``patch`` (B, K, C) float32, ``tokens`` (B, K) int64, ``embedding`` (B, E) float32, ``target`` of tensors.
+        ``patch`` (B, K, C) float32, ``tokens`` (B, K) int64, ``embedding`` (B, E) float32, ``target`` of tensors; of a
+        decoder that looks at it ``image`` (B, 1, D, H, W) float32.
     """
     if decoder.needs_mean_only:
         patch = torch.from_numpy(tokens.mean[list(indices)]).unsqueeze(1)
@@ -134,16 +137,23 @@ def read_batch(decoder: Decoder, tokens: Tokens, examples: Examples, indices: Se
     else:
         encoded = [tokens[i] for i in indices]
         patch, places = torch.stack([e.patch for e in encoded]), torch.stack([e.tokens for e in encoded])
-    targets = []
+    targets, images = [], []
     for row, index in enumerate(indices):
-        tissue = examples[index].tissue if decoder.reads_tissue else None
+        example = examples[index] if decoder.reads_tissue or decoder.reads_image else None
+        tissue = example.tissue if example and decoder.reads_tissue else None
         targets.append(decoder.target(tokens.known[index], tissue, places[row].numpy()))
-    return {
+        if example and decoder.reads_image:
+            images.append(torch.from_numpy(example.volume.astype(np.float32))[None])
+    batch = {
         "patch": patch,
         "tokens": places,
         "embedding": torch.from_numpy(tokens.embedding[list(indices)]),
         "target": {name: torch.from_numpy(np.stack([t[name] for t in targets])) for name in targets[0]},
     }
+    if images:
+        window = torch.from_numpy(UNIT_WINDOW).expand(len(images), -1)
+        batch["image"] = seen_as_encoder(torch.stack(images), window)
+    return batch
 
 
 @torch.no_grad()
@@ -162,9 +172,9 @@ def answer_rows(decoder: Decoder, tokens: Tokens, examples: Examples) -> Rows:
         for first in range(0, len(members), ROWS_BATCH):
             some = [int(i) for i in members[first : first + ROWS_BATCH]]
             batch = read_batch(decoder, tokens, examples, some)
-            patch, places, embedding = (batch[name].to(device) for name in ("patch", "tokens", "embedding"))
+            given = [batch[name].to(device) for name in ("patch", "tokens", "embedding", "image") if name in batch]
             target = {name: tensor.to(device) for name, tensor in batch["target"].items()}
-            rows = decoder.rows(decoder.raw(patch, places, embedding), target, places)
+            rows = decoder.rows(decoder.raw(*given), target, batch["tokens"].to(device))
             for place, index in enumerate(some):
                 found[index] = {name: values[place] for name, values in rows.items()}
     names = next(iter(found.values())) if found else ()

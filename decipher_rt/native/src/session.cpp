@@ -41,7 +41,7 @@ private:
     std::mutex compiling_;
 };
 
-// A graph that answers from the encoder's features, and where it belongs.
+// A graph that answers from the encoder's features, and the grid if it asks for it, and where it belongs.
 struct Answerer {
     std::string file, output;
     unsigned threads;
@@ -153,7 +153,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         if (spec.grid_shape[0] % n == 0) slabs_ = n;
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
 
-    const std::vector<std::string> features = {"patch", "tokens", "embedding"};
+    const std::vector<std::string> features = {"patch", "tokens", "embedding", "volume", "window"};
     std::vector<Answerer> answerers;
     for (const Head& head : manifest.heads) {
         // A segmentation answers for every voxel. What is small keeps no threads, however many heads there are.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from decipher_rt.train.decoders.tokens import Tokens, cache_tokens
 from decipher_rt.train.model.vit import ViT, ViTConfig
 from decipher_rt.train.sources.example import Box, Example
 
@@ -101,3 +103,13 @@ def encoder(vit_config: ViTConfig) -> ViT:
     with torch.no_grad():
         encoder.patch_embed.weight.mul_(6)  # so that the voxels weigh as much as the position code
     return encoder.requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def splits(encoder: ViT, shapes: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Tokens]]:
+    folder = tmp_path_factory.mktemp("tokens")
+    found = {}
+    for split, first, count in (("train", 0, 224), ("validation", 1000, 64), ("test", 2000, 96)):
+        examples = shapes(first, count)
+        found[split] = (examples, cache_tokens(encoder, examples, split, folder, lambda _: None))
+    return found

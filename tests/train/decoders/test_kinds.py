@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,8 +21,7 @@ from decipher_rt.train.decoders import kinds
 from decipher_rt.train.decoders.contract import Answering, Decoder, Known
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, known_series, read_batch
-from decipher_rt.train.decoders.tokens import Tokens, cache_tokens
-from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.model.vit import ViTConfig
 
 LINEAR = DecoderConfig("brightness", "classification", "sequence", options={"labels": ["dark", "light"]})
 ATTENTION = dataclasses.replace(LINEAR, options={"labels": ["dark", "light"], "pool": "attention"})
@@ -48,19 +45,18 @@ ALL = {
     "sum": VOLUME,
     "tissue": TISSUE,
     "strided": dataclasses.replace(TISSUE, options={"channels": [16], "stride": 2, "labels": ["background", "lesion"]}),
+    "skips": dataclasses.replace(TISSUE, options={"channels": [16, 8], "skips": True}),
+    "strided skips": dataclasses.replace(
+        TISSUE, options={"channels": [16], "stride": 2, "labels": ["background", "lesion"], "skips": True}
+    ),
     "box": BOX,
     "boxes": BOXES,
+    "box and image": dataclasses.replace(BOX, options={"hidden": 48, "image_channels": [16, 8]}),
+    "max and image": dataclasses.replace(LESION, options={**LESION.options, "image_channels": [16, 8]}),
 }
-
-
-@pytest.fixture(scope="module")
-def splits(encoder: ViT, shapes: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Tokens]]:
-    folder = tmp_path_factory.mktemp("tokens")
-    found = {}
-    for split, first, count in (("train", 0, 224), ("validation", 1000, 64), ("test", 2000, 96)):
-        examples = shapes(first, count)
-        found[split] = (examples, cache_tokens(encoder, examples, split, folder, lambda _: None))
-    return found
+AXES = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}} | {
+    n: {0: "B"} for n in ("embedding", "volume", "window")
+}
 
 
 def fitted(config: DecoderConfig, encoder: ViTConfig, splits: dict, steps: int, rate: float, batch: int = 32) -> dict:
@@ -126,13 +122,13 @@ def test_localisation_learns_boxes(vit_config: ViTConfig, splits: dict) -> None:
 
 def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> tuple[np.ndarray, ...]:
     """Return the answers of onnxruntime, OpenVINO and torch."""
-    axes = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}, "embedding": {0: "B"}}
-    some = {name: inputs[name][:1, :20] for name in decoder.inputs}
+    some = {name: inputs[name][:1] for name in decoder.inputs}
+    some |= {name: some[name][:, :20] for name in ("patch", "tokens") if name in some}
     content = graph(
         Answering(decoder),
         some,
         outputs=(OUTPUTS[decoder.answer],),
-        dynamic={name: axes[name] for name in decoder.inputs},
+        dynamic={name: AXES[name] for name in decoder.inputs},
     )
     path = tmp_path / "decoder.onnx"
     path.write_bytes(content)
@@ -145,12 +141,12 @@ def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) 
     (answer,) = session.run(None, given)
     other = load_engine("openvino", path, precision="fp32", threads=2).run(given)[OUTPUTS[decoder.answer]]
     with torch.no_grad():
-        expected = decoder(**inputs).numpy()
+        expected = Answering(decoder)(*(inputs[name] for name in decoder.inputs)).numpy()
     return answer, other, expected
 
 
 # Between them they hold every module; the others differ in sizes.
-@pytest.mark.parametrize("name", ["linear", "attention", "max", "sum", "tissue", "boxes"])
+@pytest.mark.parametrize("name", ["linear", "attention", "max", "sum", "tissue", "skips", "boxes", "max and image"])
 def test_the_graph_answers_as_torch_does(name: str, vit_config: ViTConfig, splits: dict, tmp_path: Path) -> None:
     torch.manual_seed(1)
     decoder = build_decoder(ALL[name], vit_config).eval()
@@ -161,6 +157,7 @@ def test_the_graph_answers_as_torch_does(name: str, vit_config: ViTConfig, split
     K = int(np.bincount(tokens.count).argmax())
     rows = [tokens[i] for i in np.flatnonzero(tokens.count == K)[:3]]
     inputs = {key: torch.stack([getattr(row, key) for row in rows]) for key in ("patch", "tokens", "embedding")}
+    inputs |= {"volume": 300 * torch.rand(3, 1, 16, 16, 16), "window": torch.tensor([[20.0, 250.0]] * 3)}
     *answers, expected = _outputs(decoder, inputs, tmp_path)
     for answer in answers:
         assert answer.dtype == expected.dtype
@@ -178,6 +175,7 @@ def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict
     _, tokens = splits["train"]
     one = tokens[0]
     inputs = {key: getattr(one, key)[None] for key in ("patch", "tokens", "embedding")}
+    inputs["image"] = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         answers = {name: build_decoder(config, vit_config).eval()(**inputs) for name, config in ALL.items()}
     for name in ("linear", "attention", "max"):
@@ -187,6 +185,8 @@ def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict
     assert answers["tissue"].shape == (1, 16, 16, 16)
     assert answers["strided"].shape == (1, 8, 8, 8)
     assert int(answers["strided"].max()) <= 1
+    assert answers["skips"].shape == answers["tissue"].shape
+    assert answers["strided skips"].shape == answers["strided"].shape
     assert answers["box"].shape == (1, 1, 7)
     assert answers["boxes"].shape == (1, 3, 7)
     scores = answers["boxes"][0, :, 0]
@@ -195,7 +195,7 @@ def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict
 
 
 @pytest.mark.parametrize("patch_shape", [(4, 4, 4), (2, 4, 4)], ids=["cubes", "slabs"])
-@pytest.mark.parametrize("name", ["tissue", "strided"])
+@pytest.mark.parametrize("name", ["tissue", "strided", "skips", "strided skips"])
 def test_the_answer_of_a_segmentation_is_that_of_its_logits(
     name: str, patch_shape: tuple[int, int, int], vit_config: ViTConfig
 ) -> None:
@@ -204,11 +204,11 @@ def test_the_answer_of_a_segmentation_is_that_of_its_logits(
     encoder = dataclasses.replace(vit_config, patch_shape=patch_shape, token_buckets=(patches,))
     decoder = build_decoder(ALL[name], encoder).eval()
     tokens = torch.stack([torch.randperm(patches)[:40] for _ in range(2)])
-    patch, embedding = torch.randn(2, 40, 48), torch.zeros(2, 16)
+    given = torch.randn(2, 40, 48), tokens, torch.zeros(2, 16), torch.rand(2, 1, *vit_config.grid_shape)
     with torch.no_grad():
-        decoder.doublings[-1].bias.sub_(decoder.raw(patch, tokens, embedding).mean(dim=(0, 2, 3, 4)))
-        expected = decoder.finish(decoder.raw(patch, tokens, embedding))
-        answer = decoder(patch, tokens, embedding)
+        decoder.doublings[-1].bias.sub_(decoder.raw(*given).mean(dim=(0, 2, 3, 4)))
+        expected = decoder.finish(decoder.raw(*given))
+        answer = decoder(*given)
     assert answer.dtype == expected.dtype
     assert answer.shape == expected.shape
     assert len(answer.unique()) == len(decoder.labels)
@@ -231,11 +231,12 @@ def test_the_order_of_tokens_does_not_matter(vit_config: ViTConfig, splits: dict
     torch.manual_seed(4)
     one = splits["train"][1][3]
     order = torch.randperm(len(one.tokens))
+    image = torch.rand(1, 1, 16, 16, 16)
     for name, config in ALL.items():
         decoder = build_decoder(config, vit_config).eval()
         with torch.no_grad():
-            straight = decoder(one.patch[None], one.tokens[None], one.embedding[None])
-            shuffled = decoder(one.patch[None, order], one.tokens[None, order], one.embedding[None])
+            straight = decoder(one.patch[None], one.tokens[None], one.embedding[None], image)
+            shuffled = decoder(one.patch[None, order], one.tokens[None, order], one.embedding[None], image)
         if decoder.answer == "localisation":  # untrained, every token scores alike: which come first is a tie
             straight, shuffled = straight[..., 0], shuffled[..., 0]
         assert torch.allclose(straight.float(), shuffled.float(), atol=1e-4), name
@@ -388,6 +389,13 @@ def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypat
         (dataclasses.replace(VOLUME, options={"unit": ""}), "decoder.options.unit is ''"),
         (dataclasses.replace(TISSUE, options={"channels": [8]}), "decoder.options.channels is \\[8\\], expected 2"),
         (dataclasses.replace(TISSUE, options={"channels": [8], "stride": 3}), "decoder.options.stride is 3"),
+        (dataclasses.replace(TISSUE, options={"channels": [8, 8], "crop": 2}), "decoder.options.crop is 2"),
+        (dataclasses.replace(TISSUE, options={"channels": [8, 8], "weights": [1, 2]}), "options.weights is"),
+        (dataclasses.replace(BOX, options={"image_channels": [8]}), "image_channels is \\[8\\], expected 2"),
+        (
+            dataclasses.replace(ATTENTION, options={**ATTENTION.options, "image_channels": [8, 8]}),
+            "pool is 'attention'",
+        ),
         (dataclasses.replace(TISSUE, target="bone"), "decoder.target is 'bone', expected 'tissue'"),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "labels": list(LABELS[1:])}), "options.labels is"),
         (

@@ -1,8 +1,8 @@
-"""Segmentation: tokens scattered back to their places, then a convolutional decoder up to the grid, without skips."""
+"""Segmentation: tokens scattered back to their places, then a convolutional decoder up to the grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,9 @@ from decipher_rt.manifest import MOST_LABELS
 from ...data.sample import LABELS
 from ...metrics import dice, overlap_counts, rounded
 from ...model.vit import ViTConfig
-from ..contract import Decoder, Known, Rows
+from ..contract import Batch, Decoder, Known, Rows
+from ..crops import draw_crop
+from ..image import Block, ImageBranch, doublings
 
 BACKGROUND_LOGIT = 30.0  # where a patch was dropped: its voxels are background, as sure as float32 can say
 
@@ -33,6 +35,10 @@ class Settings:
         What is left out becomes background
     values : of ``mask``: what each label is in the manifest's masks; by default 0, 1, 2, ...
     stride : grid voxels to a voxel of the answer along each axis
+    skips : whether features of the voxels join at every size (as UNETR's skips, arXiv 2103.10504): a token stands for a
+        whole patch, and what is smaller than a patch is not in it
+    crop : patches along each axis of what a step of training sees of a series; 0: all of it. With ``skips`` only
+    weights : of each label's voxels in the cross-entropy; none: all count alike
     dropout : of whole channels of the token grid, in training only
     """
 
@@ -40,6 +46,9 @@ class Settings:
     labels: tuple[str, ...] = LABELS
     values: tuple[int, ...] = ()
     stride: int = 1
+    skips: bool = False
+    crop: int = 0
+    weights: tuple[float, ...] = ()
     dropout: float = 0.0
 
     def check(self) -> None:
@@ -58,6 +67,10 @@ class Settings:
             raise ValueError(f"channels is {list(self.channels)}, expected numbers above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more and less than 1")
+        if self.crop < 0 or (self.crop and not self.skips):
+            raise ValueError(f"crop is {self.crop}, expected 0, or with skips the patches along each axis")
+        if self.weights and (len(self.weights) != count or min(self.weights) <= 0):
+            raise ValueError(f"weights is {list(self.weights)}, expected a number above 0 for each label")
 
 
 class Segmentation(Decoder):
@@ -67,8 +80,8 @@ class Segmentation(Decoder):
     settings = Settings
     curve = ("loss", "cross_entropy", "dice_loss")
     reads_tissue = True
-    inputs = ("patch", "tokens")
     lookup: Tensor
+    weights: Tensor | None
 
     def __init__(self, target: str, settings: Settings, encoder: ViTConfig) -> None:
         super().__init__(target, settings, encoder)
@@ -77,8 +90,9 @@ class Segmentation(Decoder):
                 f"decoder.target is {target!r}, expected 'tissue' (the simulator's) or 'mask' (a manifest's)"
             )
         self.labels, self.stride = settings.labels, settings.stride
-        self.patch_grid = encoder.preprocessing.patch_grid
-        steps = _doublings(encoder.patch_shape, settings.stride)
+        self.patch_grid, self.seen_shape = encoder.preprocessing.patch_grid, encoder.patch_shape
+        self.crop = settings.crop
+        steps = doublings(encoder.patch_shape, settings.stride)
         if len(settings.channels) != len(steps):
             raise ValueError(
                 f"decoder.options.channels is {list(settings.channels)}, expected {len(steps)} of them: patches of "
@@ -92,6 +106,10 @@ class Segmentation(Decoder):
         self.reduce = nn.Linear(C, first)
         self.dropout = nn.Dropout3d(settings.dropout)
         self.blocks = nn.ModuleList([Block(width) for width in settings.channels])
+        self.inputs = ("patch", "tokens", *(("volume", "window") if settings.skips else ()))
+        td, th, tw = steps[-1]
+        from_grid = (*steps[:-1], (td * settings.stride, th * settings.stride, tw * settings.stride))
+        self.image = ImageBranch(settings.channels, from_grid) if settings.skips else None
         after = (*settings.channels[1:], len(self.labels))
         self.doublings = nn.ModuleList(
             [
@@ -102,19 +120,22 @@ class Segmentation(Decoder):
         table = torch.zeros(MOST_LABELS, dtype=torch.uint8)
         table[list(_values(target, settings))] = torch.arange(len(self.labels), dtype=torch.uint8)
         self.register_buffer("lookup", table, persistent=False)
+        weights = torch.tensor(settings.weights) if settings.weights else None
+        self.register_buffer("weights", weights, persistent=False)
 
-    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - the base's signature
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L, D, H, W)."""
-        x = self.doublings[-1](self.features(patch, tokens))
+        x = self.doublings[-1](self.features(patch, tokens, image))
         background = torch.zeros(1, len(self.labels), 1, 1, 1, dtype=x.dtype, device=x.device)
         background[:, 0] = BACKGROUND_LOGIT
-        return torch.where(self.kept(tokens, self.patch_shape).unsqueeze(1), x, background)
+        kept = self.kept(tokens, self.patches_of(image), self.patch_shape)
+        return torch.where(kept.unsqueeze(1), x, background)
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the label of each voxel, (B, D, H, W) uint8."""
         return raw.argmax(dim=1).to(torch.uint8)
 
-    def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor) -> Tensor:  # noqa: ARG002 - as above
+    def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as above
         """Answer as ``finish(raw(...))`` does, by a graph that is faster once exported.
 
         The last doubling is a matrix of one voxel at a time. Labels are chosen before its results are put in their
@@ -122,7 +143,7 @@ class Segmentation(Decoder):
         slowly along any axis but the last. Labels are selected and never multiplied: OpenVINO 2026.4 computed a product
         of uint8 tensors in this graph wrongly.
         """
-        x, last = self.features(patch, tokens), cast(nn.ConvTranspose3d, self.doublings[-1])
+        x, last = self.features(patch, tokens, image), cast(nn.ConvTranspose3d, self.doublings[-1])
         (kd, kh, kw), L, (B, C, d, h, w) = last.kernel_size, len(self.labels), x.shape
         matrix = last.weight.permute(2, 3, 4, 1, 0).reshape(1, kd * kh * kw * L, C)
         bias = cast(Tensor, last.bias).repeat(kd * kh * kw).unsqueeze(-1)
@@ -132,26 +153,35 @@ class Segmentation(Decoder):
             label = torch.where(other > best, torch.full((), index, dtype=torch.uint8, device=x.device), label)
             best = torch.maximum(best, other)
         pd, ph, pw = self.patch_shape
-        kept = self.kept(tokens, (pd // kd, ph // kh, pw // kw)).reshape(B, 1, d * h * w)
+        kept = self.kept(tokens, self.patch_grid, (pd // kd, ph // kh, pw // kw)).reshape(B, 1, d * h * w)
         label = torch.where(kept, label, torch.zeros((), dtype=torch.uint8, device=x.device))
         label = label.reshape(B, kd, kh, kw, d, h, w).permute(0, 4, 1, 5, 2, 6, 3)
         return label.reshape(B, d * kd, h * kh, w * kw)
 
-    def features(self, patch: Tensor, tokens: Tensor) -> Tensor:
+    def features(self, patch: Tensor, tokens: Tensor, image: Tensor | None) -> Tensor:
         """Return what the last doubling starts from, (B, C, d, h, w)."""
         B, _, C = patch.shape
-        gd, gh, gw = self.patch_grid
+        gd, gh, gw = self.patches_of(image)
         empty = self.absent.expand(B, gd * gh * gw, C)
         grid = empty.scatter(1, tokens.unsqueeze(-1).expand(-1, -1, C), patch)
         x = self.reduce(self.start_norm(grid)).transpose(1, 2).reshape(B, -1, gd, gh, gw)
-        x = self.blocks[0](self.dropout(x))
-        for double, block in zip(self.doublings[:-1], self.blocks[1:], strict=True):
-            x = block(double(x))
+        x = self.dropout(x)
+        seen = [None] * len(self.blocks) if self.image is None else self.image(image)
+        for place, (block, skip) in enumerate(zip(self.blocks, seen, strict=True)):
+            x = self.doublings[place - 1](x) if place else x
+            x = block(x if skip is None else x + skip)
         return x
 
-    def kept(self, tokens: Tensor, patch_shape: tuple[int, int, int]) -> Tensor:
+    def patches_of(self, image: Tensor | None) -> tuple[int, int, int]:
+        """Return the patches along each axis: those of the encoder's grid, or of the crop that ``image`` is."""
+        if image is None:
+            return self.patch_grid
+        (D, H, W), (d, h, w) = image.shape[2:], self.seen_shape
+        return D // d, H // h, W // w
+
+    def kept(self, tokens: Tensor, patch_grid: tuple[int, int, int], patch_shape: tuple[int, int, int]) -> Tensor:
         """Return which voxels lie in one of the patches (B, K), of so many voxels each: (B, D, H, W) bool."""
-        (gd, gh, gw), (pd, ph, pw) = self.patch_grid, patch_shape
+        (gd, gh, gw), (pd, ph, pw) = patch_grid, patch_shape
         B = tokens.shape[0]
         empty = torch.zeros(1, gd * gh * gw, device=tokens.device).expand(B, -1)
         mask = empty.scatter(1, tokens, torch.ones_like(tokens, dtype=torch.float32)) > 0.5
@@ -169,32 +199,44 @@ class Segmentation(Decoder):
         s = self.stride
         return {"map": self.lookup.cpu().numpy()[tissue[s // 2 :: s, s // 2 :: s, s // 2 :: s]]}
 
+    def narrow(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
+        """Return a crop of each series."""
+        if not self.crop:
+            return batch
+        tokens, labels, image = batch["tokens"], batch["target"]["map"], batch["image"]
+        crops = [
+            draw_crop(indices, one, self.patch_shape, self.patch_grid, self.crop, rng)
+            for indices, one, rng in zip(tokens, labels, rngs, strict=True)
+        ]
+        return {
+            **batch,
+            "patch": torch.stack([patch[crop.rows] for crop, patch in zip(crops, batch["patch"], strict=True)]),
+            "tokens": torch.stack([crop.tokens for crop in crops]),
+            "image": torch.stack([crop.of(one, self.seen_shape) for crop, one in zip(crops, image, strict=True)]),
+            "target": {
+                "map": torch.stack([crop.of(one, self.patch_shape) for crop, one in zip(crops, labels, strict=True)])
+            },
+        }
+
     def losses(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
         """Return cross-entropy and soft Dice over the voxels of kept patches; ``loss`` is their sum.
 
         Dice is the mean over the labels that the series has, background left out (arXiv 1606.04797; the sum of both
         after nnU-Net, arXiv 1904.08128).
         """
-        logits = self._kept_voxels(raw.float(), tokens)  # (B, K, L, P): the dropped patches are known already
-        truth = self._kept_voxels(target["map"].unsqueeze(1), tokens).squeeze(2).long()  # (B, K, P)
-        entropy = F.cross_entropy(logits.transpose(1, 2), truth)
-        tissues = torch.arange(1, len(self.labels), device=truth.device)[:, None]
-        right = (truth.unsqueeze(2) == tissues).float()
-        likely = logits.softmax(dim=2)[:, :, 1:]
-        voxels = right.sum(dim=(1, 3))  # (B, L - 1)
-        overlap = (2 * (likely * right).sum(dim=(1, 3)) + 1) / (likely.sum(dim=(1, 3)) + voxels + 1)
+        D, H, W = raw.shape[2:]
+        d, h, w = self.patch_shape
+        kept = self.kept(tokens, (D // d, H // h, W // w), self.patch_shape).float()  # the others are known already
+        truth = target["map"].long()
+        each = F.cross_entropy(raw, truth, weight=self.weights, reduction="none")
+        entropy = ((each * kept).sum(dim=(1, 2, 3)) / kept.sum(dim=(1, 2, 3))).mean()
+        right = torch.stack([truth == label for label in range(1, len(self.labels))], dim=1) * kept.unsqueeze(1)
+        likely = raw.softmax(dim=1)[:, 1:] * kept.unsqueeze(1)
+        voxels = right.sum(dim=(2, 3, 4))  # (B, L - 1)
+        overlap = (2 * (likely * right).sum(dim=(2, 3, 4)) + 1) / (likely.sum(dim=(2, 3, 4)) + voxels + 1)
         there = (voxels > 0).float()
         loss = ((1 - overlap) * there).sum(dim=1) / there.sum(dim=1).clamp_min(1)
         return {"loss": entropy + loss.mean(), "cross_entropy": entropy, "dice_loss": loss.mean()}
-
-    def _kept_voxels(self, volume: Tensor, tokens: Tensor) -> Tensor:
-        """Return the voxels of the patches (B, K) of a volume (B, L, D, H, W) as (B, K, L, P)."""
-        (gd, gh, gw), (pd, ph, pw) = self.patch_grid, self.patch_shape
-        B, L = volume.shape[:2]
-        rows = volume.reshape(B, L, gd, pd, gh, ph, gw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        rows = rows.reshape(B * gd * gh * gw, L, pd * ph * pw)
-        first = torch.arange(B, device=tokens.device).unsqueeze(1) * (gd * gh * gw)
-        return rows.index_select(0, (tokens + first).flatten()).unflatten(0, tokens.shape)
 
     def rows(self, raw: Tensor, target: Mapping[str, Tensor], tokens: Tensor) -> Rows:  # noqa: ARG002
         """Return ``counts`` (B, L, 3) over the whole grid, what lies in dropped patches included."""
@@ -214,27 +256,6 @@ class Segmentation(Decoder):
         return figures
 
 
-class Block(nn.Module):
-    """A 3 x 3 x 3 convolution in a residual branch, each voxel's channels normalised first.
-
-    Norms over space would mix a voxel's answer with how much of the grid is air.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(width))
-        self.shift = nn.Parameter(torch.zeros(width))
-        self.convolution = nn.Conv3d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, D, H, W) to the same shape."""
-        centred = x - x.mean(dim=1, keepdim=True)
-        spread = (centred * centred).mean(dim=1, keepdim=True)
-        gain, shift = self.gain.reshape(-1, 1, 1, 1), self.shift.reshape(-1, 1, 1, 1)
-        normal = centred * (spread + 1e-5).rsqrt() * gain + shift
-        return x + F.gelu(self.convolution(normal))
-
-
 def _values(target: str, settings: Settings) -> tuple[int, ...]:
     """Return what each label is in the source's map."""
     if target == "mask":
@@ -246,20 +267,3 @@ def _values(target: str, settings: Settings) -> tuple[int, ...]:
             f"{', '.join(LABELS)}; for a manifest's masks the target is 'mask'"
         )
     return tuple(LABELS.index(name) for name in settings.labels)
-
-
-def _doublings(patch_shape: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
-    """Return the factors of each step from a patch to ``stride``; an axis with fewer doublings begins later."""
-    factors = []
-    for p in patch_shape:
-        times, rest = divmod(p, stride) if stride >= 1 else (0, 1)
-        if rest or times < 1 or times & (times - 1):
-            raise ValueError(
-                f"decoder.options.stride is {stride}, expected one that patches of {patch_shape} are powers of 2 of"
-            )
-        factors.append(times.bit_length() - 1)
-    steps = max(factors)
-    if steps == 0:
-        raise ValueError(f"decoder.options.stride is {stride}, expected less than the patch {patch_shape}")
-    d, h, w = ([1] * (steps - n) + [2] * n for n in factors)
-    return list(zip(d, h, w, strict=True))

@@ -1,0 +1,116 @@
+"""What a decoder sees of the voxels beside the tokens: features at every size from the grid down to the token grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..model.vit import ViTConfig
+
+Steps = Sequence[tuple[int, int, int]]
+
+
+class ImageBranch(nn.Module):
+    """The way down of a U-Net (arXiv 1505.04597), each halving a strided convolution.
+
+    Parameters
+    ----------
+    channels : of the token grid first, then of each size above it
+    steps : voxels to one of the next size, in the same order; the last is from the grid itself
+    """
+
+    def __init__(self, channels: Sequence[int], steps: Steps) -> None:
+        super().__init__()
+        finest_first = list(reversed(channels))
+        before = [1, *finest_first[:-1]]
+        self.halvings = nn.ModuleList(
+            nn.Conv3d(above, width, step, stride=step)
+            for above, width, step in zip(before, finest_first, reversed(steps), strict=True)
+        )
+        self.blocks = nn.ModuleList(Block(width) for width in finest_first)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map (B, 1, D, H, W) to (B, C, d, h, w) of each size, the token grid's first."""
+        x, found = image, []
+        for halve, block in zip(self.halvings, self.blocks, strict=True):
+            x = block(halve(x))
+            found.append(x)
+        return found[::-1]
+
+
+class ImageTokens(nn.Module):
+    """Patch tokens, each beside what the voxels in its place and around it come to.
+
+    Parameters
+    ----------
+    encoder : ViTConfig
+    channels : of the token grid first, then of each doubling but the last; none of them: the tokens as they are
+
+    Attributes
+    ----------
+    width : channels of what comes out
+    inputs : of a decoder that begins with this
+    """
+
+    def __init__(self, encoder: ViTConfig, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.width = encoder.width + sum(channels[:1])
+        self.inputs = ("patch", "tokens", "volume", "window") if channels else ("patch",)
+        if not channels:
+            self.branch = None
+            return
+        steps = doublings(encoder.patch_shape, 1)
+        if len(channels) != len(steps) or min(channels) < 1:
+            raise ValueError(
+                f"decoder.options.image_channels is {list(channels)}, expected {len(steps)} numbers above 0: patches "
+                f"of {encoder.patch_shape} voxels are {len(steps)} doublings from the grid"
+            )
+        self.branch = ImageBranch(channels, steps)
+
+    def forward(self, patch: Tensor, tokens: Tensor, image: Tensor | None) -> Tensor:
+        """Map tokens (B, K, C) in their places (B, K) and an image (B, 1, D, H, W) to (B, K, width)."""
+        if self.branch is None:
+            return patch
+        places = self.branch(image)[0].flatten(2).transpose(1, 2)
+        return torch.cat([patch, places.gather(1, tokens.unsqueeze(-1).expand(-1, -1, places.shape[-1]))], dim=-1)
+
+
+class Block(nn.Module):
+    """A 3 x 3 x 3 convolution in a residual branch, each voxel's channels normalised first.
+
+    Norms over space would mix a voxel's answer with how much of the grid is air.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.convolution = nn.Conv3d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, D, H, W) to the same shape."""
+        centred = x - x.mean(dim=1, keepdim=True)
+        spread = (centred * centred).mean(dim=1, keepdim=True)
+        gain, shift = self.gain.reshape(-1, 1, 1, 1), self.shift.reshape(-1, 1, 1, 1)
+        normal = centred * (spread + 1e-5).rsqrt() * gain + shift
+        return x + F.gelu(self.convolution(normal))
+
+
+def doublings(patch_shape: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
+    """Return the factors of each step from a patch to ``stride``; an axis with fewer doublings begins later."""
+    factors = []
+    for p in patch_shape:
+        times, rest = divmod(p, stride) if stride >= 1 else (0, 1)
+        if rest or times < 1 or times & (times - 1):
+            raise ValueError(
+                f"decoder.options.stride is {stride}, expected one that patches of {patch_shape} are powers of 2 of"
+            )
+        factors.append(times.bit_length() - 1)
+    steps = max(factors)
+    if steps == 0:
+        raise ValueError(f"decoder.options.stride is {stride}, expected less than the patch {patch_shape}")
+    d, h, w = ([1] * (steps - n) + [2] * n for n in factors)
+    return list(zip(d, h, w, strict=True))
