@@ -23,7 +23,7 @@ from decipher_rt.export.known import KnownSeries
 from decipher_rt.export.parts import PROMPTS, parts_of, unreliable
 from decipher_rt.session import Session
 from decipher_rt.text import TextTower
-from decipher_rt.train.decoders.contract import Known
+from decipher_rt.train.decoders.contract import Known, seen_as_encoder
 from decipher_rt.train.decoders.registry import DecoderConfig
 from decipher_rt.train.golden import GoldenCase
 from decipher_rt.train.model.recipe import RecipeModel
@@ -48,7 +48,7 @@ DECODERS = (
         "lesion", "classification", "lesion", "Weak: a coin.", {"labels": ["absent", "present"], "pool": "max"}
     ),
     DecoderConfig("brain_volume_ml", "regression", "brain_volume_ml", options={"unit": "ml", "pool": "sum"}),
-    DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16], "stride": 2}),
+    DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16], "stride": 2, "skips": True}),
     DecoderConfig("lesion_box", "localisation", "lesion", options={"hidden": 48, "boxes": 2}),
 )
 
@@ -123,8 +123,13 @@ def test_a_decoder_equals_torch_for_any_batch_and_any_tokens(
         "tokens": torch.stack([torch.randperm(96, generator=generator)[:K].sort().values for _ in range(B)]),
         "embedding": torch.nn.functional.normalize(torch.randn((B, 16), generator=generator), dim=-1),
     }
+    voxels = {
+        "volume": 300 * torch.rand((B, 1, *ENCODER.grid_shape), generator=generator),
+        "window": torch.tensor([[20.0, 250.0], [0.0, 1.0], [-5.0, 300.0]])[:B],
+    }
     with torch.no_grad():
-        expected = weights.model.decoders[name](**features).numpy()
+        expected = weights.model.decoders[name](**features, image=seen_as_encoder(**voxels)).numpy()
+    features |= voxels
     engine = load_engine("onnxruntime", bundle.file(f"heads/{name}.onnx"), precision="fp32", threads=1)
     (output,) = engine.run({key: features[key].numpy() for key in engine.inputs}).values()
     assert output.shape == expected.shape
@@ -142,7 +147,8 @@ def test_a_graph_takes_only_what_it_looks_at(bundle: Bundle) -> None:
         for head in bundle.manifest.heads
     }
     assert inputs["lesion"] == {"patch"}
-    assert inputs["tissue"] == inputs["lesion_box"] == {"patch", "tokens"}
+    assert inputs["lesion_box"] == {"patch", "tokens"}
+    assert inputs["tissue"] == {"patch", "tokens", "volume", "window"}
 
 
 def test_the_text_tower_equals_torch_padded_or_not(bundle: Bundle, weights: Weights, tokenizer: bytes) -> None:
@@ -178,8 +184,9 @@ def test_half_precision_keeps_the_text_tower_in_half_the_room(
 def test_the_golden_case_holds_what_torch_gives(bundle: Bundle, weights: Weights) -> None:
     golden = read_case(bundle)
     with torch.no_grad():
-        patch, embedding = weights.model.encoder(*(torch.from_numpy(golden[n]) for n in ("volume", "window", "tokens")))
-        tissue = weights.model.decoders["tissue"](patch, torch.from_numpy(golden["tokens"]), embedding)
+        volume, window, tokens = (torch.from_numpy(golden[n]) for n in ("volume", "window", "tokens"))
+        patch, embedding = weights.model.encoder(volume, window, tokens)
+        tissue = weights.model.decoders["tissue"](patch, tokens, embedding, seen_as_encoder(volume, window))
     assert np.array_equal(golden["heads.tissue"], tissue.numpy())
     assert golden["prompts"].tolist() == list(PROMPTS)
 
@@ -260,9 +267,14 @@ def answered(weights: Weights) -> list[KnownSeries]:
     decoders, said = weights.model.decoders, []
     for number in range(24):
         tokens = np.sort(rng.choice(96, 24, replace=False)).astype(np.int64)[None]
-        inputs = {"volume": np.full((1, 1, *ENCODER.grid_shape), number, np.float32), "tokens": tokens}
+        inputs = {
+            "volume": np.full((1, 1, *ENCODER.grid_shape), number, np.float32),
+            "window": np.array([[0, 24]], np.float32),
+            "tokens": tokens,
+        }
         encoded = {name: torch.from_numpy(array) for name, array in Encoded().run(inputs).items()}
-        features = {**encoded, "tokens": torch.from_numpy(tokens)}
+        image = seen_as_encoder(torch.from_numpy(inputs["volume"]), torch.from_numpy(inputs["window"]))
+        features = {**encoded, "tokens": torch.from_numpy(tokens), "image": image}
         with torch.no_grad():
             said.append((inputs, {name: decoder(**features)[0].numpy() for name, decoder in decoders.items()}))
     strong, sure = (

@@ -24,6 +24,7 @@ class ImageBranch(nn.Module):
 
     def __init__(self, channels: Sequence[int], steps: Steps) -> None:
         super().__init__()
+        self.channels = tuple(channels)
         finest_first = list(reversed(channels))
         before = [1, *finest_first[:-1]]
         self.halvings = nn.ModuleList(
@@ -39,6 +40,11 @@ class ImageBranch(nn.Module):
             x = block(halve(x))
             found.append(x)
         return found[::-1]
+
+
+def image_branch(decoder: nn.Module) -> ImageBranch | None:
+    """Return the image branch of a decoder, or nothing where it looks at tokens alone."""
+    return next((module for module in decoder.modules() if isinstance(module, ImageBranch)), None)
 
 
 class ImageTokens(nn.Module):
