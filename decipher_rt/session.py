@@ -333,9 +333,9 @@ class Session:
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")
         features = {**encoded, "tokens": tokens.indices[None], "window": grid.window[None]}
-        if any("volume" in engine.inputs for engine in self._heads.values()):  # from a GPU it is copied
-            features["volume"] = grid.volume[None, None]
         scope = self._judge_scope(volume, features)
+        if scope.inside and any("volume" in engine.inputs for engine in self._heads.values()):
+            features["volume"] = grid.volume[None, None]  # from a GPU it is copied
         heads = {head.name: self._ask(head, features, scope, grid, volume) for head in self.bundle.manifest.heads}
         embedding = encoded["embedding"][0].astype(np.float32)
         result = Result(

@@ -93,9 +93,12 @@ def machine(
         yield Machine(open_bundle(folder / "bundle"), driver, library)
 
 
+TOKEN_HEADS = ("sequence", "brain_volume_ml")  # they look at no voxel
+
+
 @pytest.fixture(scope="module")
 def session(machine: Machine) -> Session:
-    return Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
+    return Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1, heads=TOKEN_HEADS)
 
 
 @pytest.fixture
@@ -127,7 +130,8 @@ def test_the_card_answers_as_the_cpu_does(machine: Machine, session: Session, dr
     assert (session.encoder.name, session.encoder.precision) == ("tensorrt-rtx", "fp16")
     assert session.fallback is None  # the golden case was right
     assert session.preprocessor.device == "gpu"
-    found, expected = session.infer_volume(ball()), Session(machine.bundle, threads=1).infer_volume(ball())
+    on_cpu = Session(machine.bundle, threads=1, heads=TOKEN_HEADS)
+    found, expected = session.infer_volume(ball()), on_cpu.infer_volume(ball())
     assert found.tokens["total"] == expected.tokens["total"]
     assert found.embedding @ expected.embedding > FP16_COSINE  # type: ignore[operator]
     assert {n: h.label for n, h in found.heads.items()} == {n: h.label for n, h in expected.heads.items()}
@@ -191,6 +195,17 @@ def test_successive_series_do_not_overwrite_the_grid_that_is_read(session: Sessi
         same_answers(result, alone)
     assert driver.done == 3 * (COUNTED + ENCODED)
     assert PlayedDali.copies == 0
+
+
+def test_a_head_that_looks_at_voxels_gets_each_grid_once(machine: Machine, driver: Any) -> None:
+    """All of them share the copy."""
+    series = DEFAULT_BUNDLE.parent / "demo_series"
+    expected = Session(machine.bundle, threads=1).infer(series).heads["tissue"].volumes_ml
+    session = Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
+    for result in session.infer_each([series, series]):
+        assert isinstance(result, Result)
+        assert result.heads["tissue"].volumes_ml == pytest.approx(expected, rel=0.02)
+    assert PlayedDali.copies == 2
 
 
 def test_a_grid_that_the_next_volume_replaced_is_not_copied(session: Session) -> None:

@@ -21,8 +21,6 @@ class DecoderRunConfig:
     source : series whose truth it learns from
     run : RunConfig
     encoder : weights folder of the frozen encoder, of any stage; decoders that it has are kept
-    image_from : a decoder that the model has already, whose image branch this one's begins from: one that has learned
-        what every voxel is finds lesions sooner than one that is told of boxes
     workers : processes that simulate or resample series
     scope : given where the model's scope is to be fitted to this source too
     """
@@ -33,7 +31,6 @@ class DecoderRunConfig:
     source: SourceConfig
     run: RunConfig
     encoder: str = ""
-    image_from: str = ""
     workers: int = 2
     scope: ScopeConfig | None = None
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..model.vit import ViTConfig
-
 Steps = Sequence[tuple[int, int, int]]
 
 
 class ImageBranch(nn.Module):
     """The way down of a U-Net (arXiv 1505.04597), each halving a strided convolution.
+
+    The largest size is a halving alone, which keeps all that its voxels hold: a block there costs more than all others.
 
     Parameters
     ----------
@@ -24,14 +24,13 @@ class ImageBranch(nn.Module):
 
     def __init__(self, channels: Sequence[int], steps: Steps) -> None:
         super().__init__()
-        self.channels = tuple(channels)
         finest_first = list(reversed(channels))
         before = [1, *finest_first[:-1]]
         self.halvings = nn.ModuleList(
             nn.Conv3d(above, width, step, stride=step)
             for above, width, step in zip(before, finest_first, reversed(steps), strict=True)
         )
-        self.blocks = nn.ModuleList(Block(width) for width in finest_first)
+        self.blocks = nn.ModuleList([nn.Identity(), *(Block(width) for width in finest_first[1:])])
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (B, 1, D, H, W) to (B, C, d, h, w) of each size, the token grid's first."""
@@ -40,48 +39,6 @@ class ImageBranch(nn.Module):
             x = block(halve(x))
             found.append(x)
         return found[::-1]
-
-
-def image_branch(decoder: nn.Module) -> ImageBranch | None:
-    """Return the image branch of a decoder, or nothing where it looks at tokens alone."""
-    return next((module for module in decoder.modules() if isinstance(module, ImageBranch)), None)
-
-
-class ImageTokens(nn.Module):
-    """Patch tokens, each beside what the voxels in its place and around it come to.
-
-    Parameters
-    ----------
-    encoder : ViTConfig
-    channels : of the token grid first, then of each doubling but the last; none of them: the tokens as they are
-
-    Attributes
-    ----------
-    width : channels of what comes out
-    inputs : of a decoder that begins with this
-    """
-
-    def __init__(self, encoder: ViTConfig, channels: Sequence[int]) -> None:
-        super().__init__()
-        self.width = encoder.width + sum(channels[:1])
-        self.inputs = ("patch", "tokens", "volume", "window") if channels else ("patch",)
-        if not channels:
-            self.branch = None
-            return
-        steps = doublings(encoder.patch_shape, 1)
-        if len(channels) != len(steps) or min(channels) < 1:
-            raise ValueError(
-                f"decoder.options.image_channels is {list(channels)}, expected {len(steps)} numbers above 0: patches "
-                f"of {encoder.patch_shape} voxels are {len(steps)} doublings from the grid"
-            )
-        self.branch = ImageBranch(channels, steps)
-
-    def forward(self, patch: Tensor, tokens: Tensor, image: Tensor | None) -> Tensor:
-        """Map tokens (B, K, C) in their places (B, K) and an image (B, 1, D, H, W) to (B, K, width)."""
-        if self.branch is None:
-            return patch
-        places = self.branch(image)[0].flatten(2).transpose(1, 2)
-        return torch.cat([patch, places.gather(1, tokens.unsqueeze(-1).expand(-1, -1, places.shape[-1]))], dim=-1)
 
 
 class Block(nn.Module):

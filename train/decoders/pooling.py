@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..model.vit import ViTConfig
-from .image import ImageTokens
 
 
 class LinearPool(nn.Module):
@@ -87,15 +86,15 @@ class TokenPool(nn.Module):
     (softened: log-sum-exp) suits what one patch is enough for, such as a small lesion (multiple-instance learning).
     """
 
+    inputs = ("patch",)
+
     typical_tokens: Tensor
 
-    def __init__(self, encoder: ViTConfig, *, how: str, hidden: int, image_channels: tuple[int, ...] = ()) -> None:
+    def __init__(self, encoder: ViTConfig, *, how: str, hidden: int) -> None:
         super().__init__()
         self.how = how
-        self.beside = ImageTokens(encoder, image_channels)
-        self.inputs = self.beside.inputs
         self.last = nn.Linear(hidden, 1)
-        self.each = nn.Sequential(nn.Linear(self.beside.width, hidden), nn.GELU())
+        self.each = nn.Sequential(nn.Linear(encoder.width, hidden), nn.GELU())
         self.affine = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.register_buffer("typical_tokens", torch.ones(()))
 
@@ -106,8 +105,8 @@ class TokenPool(nn.Module):
         if self.how == "max":  # the log-sum-exp of so many that are alike is larger than each by this
             nn.init.constant_(self.last.bias, -math.log(tokens))
 
-    def forward(self, patch: Tensor, tokens: Tensor, image: Tensor | None) -> Tensor:
-        """Map (B, K, C) in their places (B, K), and an image where the pool has a branch for it, to (B, 1)."""
-        each = self.last(self.each(self.beside(patch, tokens, image)))
+    def forward(self, patch: Tensor) -> Tensor:
+        """Map (B, K, C) to (B, 1)."""
+        each = self.last(self.each(patch))
         pooled = torch.logsumexp(each, dim=1) if self.how == "max" else each.sum(dim=1) / self.typical_tokens
         return self.affine[0] * pooled + self.affine[1]

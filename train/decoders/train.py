@@ -21,7 +21,7 @@ from ..golden import GOLDEN, golden_case, save_golden
 from ..loop import run
 from ..model.recipe import RecipeConfig, RecipeModel
 from ..model.scope import Scope
-from ..model.vit import ViT
+from ..model.vit import ViT, ViTConfig
 from ..progress import Progress
 from ..samples import SPLITS
 from ..scope import ScopeConfig, Seen, fit_scope
@@ -30,7 +30,6 @@ from ..weights import Stage, Weights, check_splits, load_stage, save_weights
 from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
-from .image import image_branch
 from .registry import build_decoder
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
@@ -80,7 +79,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }
-    decoder, provenance = _optimise(config, base, splits["train"], folder, before, progress)
+    decoder, provenance = _optimise(config, base.encoder, splits["train"], folder, before, progress)
     if distributed.rank() != 0:
         return None
     progress.say(f"calibrating and measuring {config.decoder.name}")
@@ -178,53 +177,31 @@ def compose(config: DecoderRunConfig, base: Stage, source: Path, decoder: Decode
 
 
 def _optimise(
-    config: DecoderRunConfig, base: Stage, train: EncodedSplit, folder: Path, before: str, progress: Progress
+    config: DecoderRunConfig, encoder: ViTConfig, train: EncodedSplit, folder: Path, before: str, progress: Progress
 ) -> tuple[Decoder, Mapping[str, Any]]:
     """Run the loop, or find that it has been run, and return the trained decoder and where it comes from."""
     torch.manual_seed(config.run.seed)
     try:
-        decoder = build_decoder(config.decoder, base.encoder)
-        image_from = _begin_image(decoder, base, config.image_from) if config.image_from else ""
+        decoder = build_decoder(config.decoder, encoder)
         stage = DecoderStage(decoder, train.tokens, train.examples, config.run.batch, config.run.seed)
     except ValueError as error:
         raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
     stage.start()
     run_folder = folder / RUNS / config.decoder.name
-    # The run belongs to the weights that it begins from and to what the source lists, wherever all of them lie.
+    # The run belongs to the weights of the encoder and to what the source lists, wherever both lie.
     run(
         stage,
         config.run,
         run_folder,
-        dump_config(replace(config, encoder=before, image_from=image_from, source=pinned(config.source))),
+        dump_config(replace(config, encoder=before, source=pinned(config.source))),
         progress,
     )
     if distributed.rank() != 0:
         return decoder, {}
     tensors, metadata = read_tensors(run_folder / WEIGHTS)
-    trained = build_decoder(config.decoder, base.encoder)
+    trained = build_decoder(config.decoder, encoder)
     load_state(trained, tensors, run_folder / WEIGHTS)
     return trained.eval().to(best_device()), metadata.get("provenance", {})
-
-
-def _begin_image(decoder: Decoder, base: Stage, name: str) -> str:
-    """Give a decoder the image branch of one that the model has; return the fingerprint of its weights.
-
-    Raises ValueError, naming the key, where there is none, or one of other sizes.
-    """
-    there = {config.name: config for config in base.recipe.decoders} if base.recipe else {}
-    if name not in there:
-        found = f"its decoders are {', '.join(there)}" if there else "it has no decoders yet"
-        raise ValueError(f"image_from is {name!r}, which the model does not have: {found}; train that one first")
-    other, prefix = build_decoder(there[name], base.encoder), f"decoders.{name}."
-    other.load_state_dict({n.removeprefix(prefix): t for n, t in base.tensors.items() if n.startswith(prefix)})
-    branch, given = image_branch(decoder), image_branch(other)
-    if branch is None or given is None or branch.channels != given.channels:
-        sizes = [list(one.channels) if one else "no image branch" for one in (branch, given)]
-        raise ValueError(
-            f"image_from is {name!r}, which has {sizes[1]}, and this decoder {sizes[0]}; make both the same"
-        )
-    branch.load_state_dict(given.state_dict())
-    return fingerprint(given.state_dict())
 
 
 def _fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:

@@ -234,47 +234,6 @@ def test_every_size_has_every_decoder() -> None:
         assert {path.stem for path in (CONFIGS / size).glob("decoder-*.yaml")} == wanted
 
 
-SHAPES = DecoderConfig("shapes", "segmentation", "tissue", options={"channels": [16, 8], "skips": True, "crop": 2})
-BOX = DecoderConfig("box", "localisation", "lesion", options={"hidden": 48, "image_channels": [16, 8]})
-
-
-def test_an_image_branch_begins_from_that_of_another_decoder(aligned: Path, tmp_path: Path) -> None:
-    folder, cache = tmp_path / "model", tmp_path / "cache"
-    still = dataclasses.replace(RUN, steps=1, warmup=0, rate=1e-9)
-    first = _train(_config(aligned, SHAPES), folder, cache).model.decoders["shapes"]
-    second = _train(_config(aligned, BOX, image_from="shapes", run=still), folder, cache).model.decoders["box"]
-    given, taken = first.image.state_dict(), second.beside.branch.state_dict()
-    assert given.keys() == taken.keys()
-    for name, tensor in given.items():
-        assert torch.allclose(taken[name], tensor, atol=1e-6), name
-    # Other weights to begin from are another run.
-    with pytest.raises(CheckpointError, match="a run of another configuration"):
-        _train(_config(aligned, BOX, run=still), folder, cache)
-
-
-@pytest.mark.parametrize(
-    ("decoder", "image_from", "words"),
-    [
-        (BOX, "tissue", "decoder box: image_from is 'tissue', which the model does not have: its decoders are shapes"),
-        (BRIGHTNESS, "shapes", r"'shapes', which has \[16, 8\], and this decoder no image branch: make them alike"),
-        (
-            dataclasses.replace(BOX, options={"image_channels": [8, 8]}),
-            "shapes",
-            r"which has \[16, 8\], and this decoder \[8, 8\]",
-        ),
-    ],
-)
-def test_an_image_branch_that_is_not_there_is_named(
-    decoder: DecoderConfig, image_from: str, words: str, aligned: Path, tmp_path: Path
-) -> None:
-    folder, cache = tmp_path / "model", tmp_path / "cache"
-    with pytest.raises(ConfigError, match="the model does not have: it has no decoders yet; train that one first"):
-        _train(_config(aligned, decoder, image_from=image_from), folder, cache)
-    _train(_config(aligned, SHAPES, run=dataclasses.replace(RUN, steps=1, warmup=0)), folder, cache)
-    with pytest.raises(ConfigError, match=words):
-        _train(_config(aligned, decoder, image_from=image_from), folder, cache)
-
-
 def test_the_command_trains_several_and_evaluate_agrees(aligned: Path, tmp_path: Path) -> None:
     from decipher_rt.train.cli import evaluate, train
 

@@ -30,8 +30,6 @@ class Settings:
     pool : ``linear`` probe, ``attention`` pooling, or ``max``: the strongest patch decides (two labels)
     heads, dropout : of attention pooling
     hidden : channels of ``max``
-    image_channels : of ``max``: an image branch whose features join each token, of the token grid first and then of
-        each doubling but the last; none: tokens only
     smoothing : label smoothing of the loss
     """
 
@@ -40,7 +38,6 @@ class Settings:
     heads: int = 4
     dropout: float = 0.0
     hidden: int = 128
-    image_channels: tuple[int, ...] = ()
     smoothing: float = 0.02
 
     def check(self) -> None:
@@ -51,10 +48,6 @@ class Settings:
             raise ValueError(f"labels is {list(self.labels)}, expected two or more different ones")
         if self.pool == "max" and len(self.labels) != 2:
             raise ValueError(f"pool is 'max', expected 'linear' or 'attention' for {len(self.labels)} labels")
-        if self.image_channels and self.pool != "max":
-            raise ValueError(
-                f"image_channels is {list(self.image_channels)}, expected none where pool is {self.pool!r}"
-            )
         for name in ("dropout", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more and less than 1")
@@ -76,18 +69,17 @@ class Classification(Decoder):
         elif settings.pool == "attention":
             self.pool = AttentionPool(encoder, len(self.labels), heads=settings.heads, dropout=settings.dropout)
         else:
-            self.pool = TokenPool(encoder, how="max", hidden=settings.hidden, image_channels=settings.image_channels)
+            self.pool = TokenPool(encoder, how="max", hidden=settings.hidden)
         self.inputs, self.needs_mean_only = self.pool.inputs, settings.pool == "linear"
         self.register_buffer("temperature", torch.ones(()))
 
-    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L)."""
         if isinstance(self.pool, LinearPool):
             return self.pool(patch, embedding)
-        if isinstance(self.pool, AttentionPool):
-            return self.pool(patch)
-        odds = self.pool(patch, tokens, image)  # of the second of two labels
-        return torch.cat([-odds / 2, odds / 2], dim=-1)
+        logits = self.pool(patch)
+        # One number for two labels: the odds of the second.
+        return torch.cat([-logits / 2, logits / 2], dim=-1) if isinstance(self.pool, TokenPool) else logits
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the probabilities (B, L)."""

@@ -18,7 +18,6 @@ from ...metrics import auroc, box_iou, centre_error_mm, rounded
 from ...model.vit import ViTConfig, take_rows
 from ..boxes import generalised_iou, overlap, patch_centres
 from ..contract import Decoder, Known, Rows
-from ..image import ImageTokens
 
 TRUE_BOXES = 8  # of a series that the figures look at, the largest first
 CLEAR = 0.5  # a token is a positive when it holds at least this share of what the token that holds most of the box does
@@ -34,15 +33,12 @@ class Settings:
     ----------
     boxes : M, of the answer, best first
     hidden : channels of the network that each token goes through
-    image_channels : of an image branch whose features join each token, of the token grid first and then of each
-        doubling but the last; none: tokens only
     dropout : in it, in training only
     positive_weight : of a token with a lesion: about one in fifty has one
     """
 
     boxes: int = 1
     hidden: int = 192
-    image_channels: tuple[int, ...] = ()
     dropout: float = 0.0
     positive_weight: float = 8.0
 
@@ -65,6 +61,7 @@ class Localisation(Decoder):
     answer = "localisation"
     settings = Settings
     curve = ("loss", "token", "presence", "l1", "giou")
+    inputs = ("patch", "tokens")
     platt: Tensor
     threshold: Tensor
     centres: Tensor
@@ -77,16 +74,14 @@ class Localisation(Decoder):
         if self.boxes > min(encoder.token_buckets):
             raise ValueError(f"decoder.options.boxes is {self.boxes}, expected at most the fewest tokens of a series")
         self.positive_weight = settings.positive_weight
-        self.beside = ImageTokens(encoder, settings.image_channels)
-        self.inputs = ("patch", "tokens", *self.beside.inputs[2:])
         last = nn.Linear(settings.hidden, 7)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         # Few tokens hold a lesion: at even odds the pooled logit of all would say "present" of everything.
         nn.init.constant_(last.bias[:1], -5.0)
         self.network = nn.Sequential(
-            nn.LayerNorm(self.beside.width, eps=1e-6),
-            nn.Linear(self.beside.width, settings.hidden),
+            nn.LayerNorm(encoder.width, eps=1e-6),
+            nn.Linear(encoder.width, settings.hidden),
             nn.GELU(),
             nn.Dropout(settings.dropout),
             last,
@@ -99,7 +94,7 @@ class Localisation(Decoder):
 
     def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return logit, centre and size of each token's box, (B, K, 7)."""
-        x = self.network(self.beside(patch, tokens, image)).float()
+        x = self.network(patch).float()
         centre = take_rows(self.centres, tokens) + x[..., 1:4] * self.patch
         size = x[..., 4:].clamp(-SIZE_RANGE, SIZE_RANGE).exp() * self.patch
         return torch.cat([x[..., :1], centre, size], dim=-1)

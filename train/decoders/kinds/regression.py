@@ -68,11 +68,9 @@ class Regression(Decoder):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
-    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:
+    def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the standardised value (B, 1)."""
-        if isinstance(self.pool, LinearPool):
-            return self.pool(patch, embedding)
-        return self.pool(patch) if isinstance(self.pool, AttentionPool) else self.pool(patch, tokens, image)
+        return self.pool(patch, embedding) if isinstance(self.pool, LinearPool) else self.pool(patch)
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the value (B, 1) in ``unit``."""
