@@ -39,7 +39,8 @@ def main() -> None:
             sequence = outcome.heads["sequence"]
             named = None if sequence.label is None else [sequence.label, round(max(sequence.probabilities.values()), 3)]
             right = not outcome.scope.inside if truth == OTHER else bool(named) and named[0] == truth
-            others = {name: head.to_json() for name, head in outcome.heads.items() if name != "sequence"}
+            said = {name: head.to_json() for name, head in outcome.heads.items() if name != "sequence"}
+            others = {name: {k: v for k, v in head.items() if k != "file"} for name, head in said.items()}
             return {
                 "scope": outcome.scope.score,
                 "in": outcome.scope.inside,
