@@ -43,7 +43,7 @@ from decipher_rt.train.views import UNIT_WINDOW
 TISSUES = LABELS[1:]
 HEAD = Known({}, None, "head", tissue=True)
 POINTS = ("one epoch", "end")
-Dice = dict[str, float]
+Dice = dict[str, float | None]
 
 
 class UNet(nn.Module):
@@ -245,7 +245,7 @@ def mean_dice(arm: Arm, held_out: Series) -> Dice:
         rows.append(overlap_counts(batch["target"]["map"][0].numpy(), arm.answer(batch), len(LABELS)))
     counts = np.stack(rows)
     each = {name: counts[counts[:, k, 1] > 0, k] for k, name in enumerate(LABELS) if k}
-    return {name: round(float(dice(rows).mean()), 4) for name, rows in each.items()}
+    return {name: round(float(dice(rows).mean()), 4) if len(rows) else None for name, rows in each.items()}
 
 
 def table(parts: dict[str, Any]) -> str:
