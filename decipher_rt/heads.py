@@ -81,7 +81,7 @@ def answer_of(
     _require(
         head,
         output.shape == (1, len(head.labels)),
-        f"{output.shape[-1] if output.ndim else 0} probabilities for {len(head.labels)} labels",
+        f"probabilities of shape {output.shape}, expected {(1, len(head.labels))} for its labels",
     )
     probabilities = dict(zip(head.labels, output[0].tolist(), strict=True))
     best = max(probabilities, key=probabilities.__getitem__)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import decipher_rt
 from decipher_rt.bundle import open_bundle
-from decipher_rt.errors import BundleError, DecipherError
+from decipher_rt.errors import BundleError, DecipherError, EngineError
 from decipher_rt.manifest import Scope
 from decipher_rt.session import Session, _against_header
 from decipher_rt.verify import verify_bundle
@@ -203,7 +203,7 @@ def test_an_answer_that_is_none_is_withheld_and_the_others_stand(
         ("tissue", "boxes", np.zeros((1, 1, 7), np.float32), "gives no output labels_map"),
         ("brightest", "boxes", np.zeros((1, 7), np.float32), r"boxes of shape \(1, 7\)"),
         ("brightest", "boxes", np.zeros((1, 1, 6), np.float32), r"expected \(1, M, 7\)"),
-        ("brightness", "probabilities", np.full((1, 3), 0.3, np.float32), "3 probabilities for 2 labels"),
+        ("brightness", "probabilities", np.full((1, 3), 0.3, np.float32), r"of shape \(1, 3\), expected \(1, 2\)"),
         ("mean_percent", "value", np.zeros((1, 2), np.float32), r"expected \(1, 1\)"),
     ],
 )
@@ -222,6 +222,27 @@ def test_a_head_that_wants_what_nothing_gives(answering_bundle, tmp_path, rewrit
     graph.graph.input[0].name = graph.graph.node[0].input[0] = "secrets"
     changed = rewrite_bundle(answering_bundle, tmp_path, {"heads/mean_percent.onnx": graph.SerializeToString()})
     with pytest.raises(BundleError, match="takes secrets"):
+        Session(open_bundle(changed), threads=1).infer_volume(block_volume())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "said"),
+    [
+        (
+            TensorProto.FLOAT,
+            [1, 1, 5, 5, 5],
+            r"mean_percent.onnx: input volume is float32 \(1, 1, .*, expected float32 ",
+        ),
+        (TensorProto.DOUBLE, [1, 1, "D", "H", "W"], r"mean_percent.onnx: input volume is a tensor\(double\)"),
+    ],
+)
+def test_a_head_that_wants_another_grid_than_there_is(answering_bundle, tmp_path, rewrite_bundle, kind, shape, said):
+    graph = onnx.load_from_string(constant_graph("value", np.zeros((1, 1), np.float32)))
+    graph.graph.input[0].CopyFrom(helper.make_tensor_value_info("volume", kind, shape))
+    graph.graph.node[0].input[0] = "as float"
+    graph.graph.node.insert(0, helper.make_node("Cast", ["volume"], ["as float"], to=TensorProto.FLOAT))
+    changed = rewrite_bundle(answering_bundle, tmp_path, {"heads/mean_percent.onnx": graph.SerializeToString()})
+    with pytest.raises(EngineError, match=said):
         Session(open_bundle(changed), threads=1).infer_volume(block_volume())
 
 

@@ -57,7 +57,7 @@ class OnnxRuntimeEngine:
         self.device = "cpu" if card is None else _label(card)
         self._graph = graph.name
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._signature = {item.name: _describe(item) for item in self._session.get_inputs()}
+        self._signature = {item.name: _describe(item, graph.name) for item in self._session.get_inputs()}
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -86,10 +86,12 @@ def _label(card: int) -> str:
     return Device(card).label
 
 
-def _describe(item: Any) -> Input:
+def _describe(item: Any, graph: str) -> Input:
     shape = tuple(size if isinstance(size, int) else None for size in item.shape)
     if item.type not in TENSOR_TYPES:
-        raise EngineError(f"input {item.name} is a {item.type}, which the encoder contract does not know")
+        raise EngineError(
+            f"{graph}: input {item.name} is a {item.type}, which no input of a graph may be; export the bundle again"
+        )
     return Input(TENSOR_TYPES[item.type], shape)
 
 
