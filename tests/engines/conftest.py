@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from decipher_rt.engines import cuda
 from .played_cards import FakeCard
 from .played_cuda import FakeCuda
 from .played_kernels import view
+from .played_session import Machine, PlayedDali, play_machine
 from .played_tensorrt import FakeLibrary
 
 
@@ -42,3 +43,20 @@ def play_gpu() -> Callable[..., FakeCuda]:
 def play_library() -> Callable[..., FakeLibrary]:
     """Make a TensorRT, of either flavour, whose plans are ONNX graphs and whose work goes to a played driver."""
     return FakeLibrary
+
+
+@pytest.fixture(scope="module")
+def machine(
+    tmp_path_factory: pytest.TempPathFactory, play_gpu: Callable[..., Any], play_library: Callable[..., Any]
+) -> Iterator[Machine]:
+    """One with a card and TensorRT-RTX, for as long as a module's tests run."""
+    with play_machine(tmp_path_factory.mktemp("machine"), play_gpu, play_library) as played:
+        yield played
+
+
+@pytest.fixture
+def driver(machine: Machine) -> Any:
+    machine.driver.done.clear()
+    machine.driver.calls.clear()
+    PlayedDali.copies = 0
+    return machine.driver
