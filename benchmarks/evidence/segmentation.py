@@ -160,7 +160,7 @@ def learn(
     blind = arm.network is not arm.decoder  # to tokens, but not to where they lie
     seen = Series(encoder, splits[0], arm.decoder, encode_all=not blind)
     spent = 0.0 if blind else time.monotonic() - began
-    held_out = Series(encoder, splits[1], arm.decoder, encode_all=True)
+    held_out = Series(encoder, splits[1], arm.decoder, encode_all=not blind)
     rng = np.random.default_rng([seed, 7])
     found: dict[str, Any] = {}
     optimise = Optimiser(arm.network)
