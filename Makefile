@@ -49,7 +49,7 @@ model: $(VENV)/dev ## Train the model that ships, on the CPU, and export it to r
 	$(BIN)/decipher-rt train ssl $(TINY)/ssl.yaml -o $(RUNS)/ssl $(CACHED)
 	$(BIN)/decipher-rt train text $(TINY)/text.yaml -o $(RUNS)/text
 	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text
-	for name in sequence brain_volume_ml lesion lesion_box tissue; do \
+	for name in sequence tissue brain_volume_ml lesion lesion_box; do \
 		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align || exit; done
 	$(BIN)/decipher-rt export $(RUNS)/model -o $(RUNS)/bundle --fp16 --int8 --max-drop 1 $(CACHED)
 

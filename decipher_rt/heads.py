@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,13 @@ from decipher_rt.manifest import Head, Preprocessing
 from decipher_rt.result import HeadAnswer
 from decipher_rt.volume import Volume
 
-# The one output of a head's graph, by kind.
-OUTPUTS = {
-    "classification": "probabilities",
-    "regression": "value",
-    "segmentation": "labels_map",
-    "localisation": "boxes",
-}
-# Heads that answer for every voxel: as large as their graphs are, more threads help.
-DENSE = ("segmentation",)
 NOT_FINITE = "the head's output holds a value that is no finite number"
 SCORE_ROUNDING = 1e-5  # a probability may end so far beyond 0 or 1
 
 
-def head_threads(head: Head, threads: int) -> int:
-    """Return how many threads a head's graph gets of those that its session has."""
-    return threads if head.kind in DENSE else 1
-
-
 def answer_of(
     head: Head,
-    outputs: Mapping[str, NDArray[Any]],
+    output: NDArray[Any],
     spec: Preprocessing,
     grid_affine_lps_mm: NDArray[np.float64],
     volume: Volume,
@@ -46,7 +31,7 @@ def answer_of(
     ----------
     head : Head
         Of the manifest.
-    outputs : mapping
+    output : ndarray
         Of its graph, batch of one.
     spec : Preprocessing
         Of the manifest.
@@ -65,10 +50,6 @@ def answer_of(
     BundleError
         If the output is not what the manifest promises.
     """
-    name = OUTPUTS[head.kind]
-    if name not in outputs:
-        raise BundleError(f"head {head.name}: {head.file} gives no output {name}; export the bundle again")
-    output = outputs[name]
     if head.kind == "segmentation":
         return _segmentation(head, output, spec, grid_affine_lps_mm, volume)
     if not np.isfinite(output).all():

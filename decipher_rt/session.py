@@ -15,14 +15,15 @@ from decipher_rt.accepted import accept, is_accepted
 from decipher_rt.bundle import Bundle
 from decipher_rt.clock import StageClock
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
-from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines import load_engine
 from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError
-from decipher_rt.heads import answer_of, head_threads
-from decipher_rt.manifest import Head, Precision, Scope
+from decipher_rt.head_graphs import load_heads, wanted
+from decipher_rt.heads import answer_of
+from decipher_rt.manifest import Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
@@ -111,12 +112,7 @@ class Session:
         with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
             loading = pool.submit(self._load_preprocessor, threads, where)
             self._use(encoder or load_encoder(bundle, engine, precision, threads))
-            self._heads = {
-                head.name: load_engine(
-                    small, bundle.file(head.file), precision="fp32", threads=head_threads(head, threads)
-                )
-                for head in manifest.heads
-            }
+            self._heads = load_heads(bundle, small, threads)
             scope = manifest.scope
             self._scope = load_engine(small, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
             if precision != "fp32":
@@ -334,9 +330,9 @@ class Session:
         clock.finish("encode")
         features = {**encoded, "tokens": tokens.indices[None], "window": grid.window[None]}
         scope = self._judge_scope(volume, features)
-        if scope.inside and any("volume" in engine.inputs for engine in self._heads.values()):
+        if scope.inside and "volume" in self._heads.inputs:
             features["volume"] = grid.volume[None, None]  # from a GPU it is copied
-        heads = {head.name: self._ask(head, features, scope, grid, volume) for head in self.bundle.manifest.heads}
+        heads = self._ask(features, scope, grid, volume)
         embedding = encoded["embedding"][0].astype(np.float32)
         result = Result(
             series=describe_series(volume),
@@ -361,19 +357,24 @@ class Session:
             return ScopeAnswer(True, None, "the bundle sets no scope")
         if reason := _against_header(volume.series.acquisition, scope):
             return ScopeAnswer(False, None, reason)
-        score = float(self._scope.run(_wanted(self._scope, features))["score"][0])
+        score = float(self._scope.run(wanted(self._scope, features))["score"][0])
         comparison = "at least" if score >= scope.threshold else "below"
         reason = f"{scope.method} score {score:.3g} is {comparison} the threshold {scope.threshold:.3g}"
         if score < scope.threshold and scope.subject:
             reason += f": unlike the {scope.subject} the model was made for"
         return ScopeAnswer(score >= scope.threshold, score, reason)
 
-    def _ask(self, head: Head, features: Outputs, scope: ScopeAnswer, grid: Grid, volume: Volume) -> HeadAnswer:
+    def _ask(self, features: Outputs, scope: ScopeAnswer, grid: Grid, volume: Volume) -> dict[str, HeadAnswer]:
+        manifest = self.bundle.manifest
         if not scope.inside:
-            return HeadAnswer(head.kind, not_answered=f"out of scope: {scope.reason}", note=head.description)
-        engine, spec = self._heads[head.name], self.bundle.manifest.preprocessing
+            reason = f"out of scope: {scope.reason}"
+            return {h.name: HeadAnswer(h.kind, not_answered=reason, note=h.description) for h in manifest.heads}
         try:
-            return answer_of(head, engine.run(_wanted(engine, features)), spec, grid.affine_lps_mm, volume)
+            outputs = self._heads.run(features)
+            return {
+                head.name: answer_of(head, outputs[head.name], manifest.preprocessing, grid.affine_lps_mm, volume)
+                for head in manifest.heads
+            }
         except BundleError as error:
             raise BundleError(f"{self.bundle.path}: {error}") from None
 
@@ -398,12 +399,3 @@ def _against_header(header: Acquisition, scope: Scope) -> str:
     if part and scope.body_parts and part not in scope.body_parts:
         return f"body part {part}, made for {', '.join(scope.body_parts)}"
     return ""
-
-
-def _wanted(engine: Engine, features: Outputs) -> dict[str, NDArray[Any]]:
-    unknown = sorted(set(engine.inputs) - set(features))
-    if unknown:
-        raise BundleError(
-            f"a head takes {', '.join(unknown)}, which neither encoder nor preprocessing gives; export the bundle again"
-        )
-    return {name: features[name] for name in engine.inputs}

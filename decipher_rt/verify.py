@@ -22,7 +22,7 @@ from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
-from decipher_rt.heads import head_threads
+from decipher_rt.head_graphs import HeadGraphs, load_heads
 from decipher_rt.manifest import EngineFile, Head, Manifest, Precision, Preprocessing
 
 CASE = "case.npz"
@@ -112,10 +112,7 @@ def verify_bundle(
     threads = threads or usable_cores()
     loaded = load_encoder(bundle, engine, precision, threads, choose_card(engine, device))
     case, small = read_case(bundle), cpu_engine(engine)
-    heads = {
-        head.name: load_engine(small, bundle.file(head.file), precision="fp32", threads=head_threads(head, threads))
-        for head in manifest.heads
-    }
+    heads = load_heads(bundle, small, threads)
     scope = (
         load_engine(small, bundle.file(manifest.scope.file), precision="fp32", threads=1) if manifest.scope else None
     )
@@ -157,7 +154,7 @@ def tolerance_of(manifest: Manifest, entry: EngineFile) -> float:
 
 
 def golden_fault(
-    bundle: Bundle, entry: EngineFile, encoder: Engine, heads: Mapping[str, Engine], scope: Engine | None
+    bundle: Bundle, entry: EngineFile, encoder: Engine, heads: HeadGraphs, scope: Engine | None
 ) -> str | None:
     """Say in a line what an encoder gets wrong on the golden case on this machine; None where it is right.
 
@@ -208,15 +205,12 @@ def read_case(bundle: Bundle) -> dict[str, NDArray[Any]]:
     return case | {"volume": case["volume"].astype(np.float32)}
 
 
-def run_case(
-    case: Arrays, encoder: Engine, heads: Mapping[str, Engine], scope: Engine | None
-) -> dict[str, NDArray[Any]]:
+def run_case(case: Arrays, encoder: Engine, heads: HeadGraphs, scope: Engine | None) -> dict[str, NDArray[Any]]:
     """Run encoder, heads and scope on a case's inputs; the outputs are named as in the case."""
     encoded = encoder.run({name: case[name] for name in INPUTS})
     features = {name: case[name] for name in INPUTS} | encoded
     outputs = {"patch": encoded["patch"], "embedding": encoded["embedding"]}
-    for name, head in heads.items():
-        (outputs[f"heads.{name}"],) = head.run({key: features[key] for key in head.inputs}).values()
+    outputs |= {f"heads.{name}": output for name, output in heads.run(features).items()}
     if scope is not None:
         (outputs[SCOPE],) = scope.run({key: features[key] for key in scope.inputs}).values()
     return outputs

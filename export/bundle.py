@@ -152,10 +152,11 @@ def small_graphs(parts: Parts, inputs: Mapping[str, Tensor], *, half_text: bool)
     with torch.no_grad():
         features = {**inputs, **dict(zip(("patch", "embedding"), parts.encoder(**inputs), strict=True))}
     files = {}
-    for head in parts.heads:
-        taken = {name: features[name] for name in head.inputs}
-        dynamic = {name: AXES[name] for name in head.inputs}
-        files[head.entry.file] = graph(head.module, taken, outputs=(head.output,), dynamic=dynamic)
+    for one in parts.graphs:
+        taken = {name: features[name] for name in one.module.inputs}
+        dynamic = {name: AXES[name] for name in one.module.inputs}
+        outputs = [head.output for head in one.heads]
+        files[one.file] = graph(one.module, taken, outputs=outputs, dynamic=dynamic)
     if parts.scope:
         taken, dynamic = {"embedding": features["embedding"]}, {"embedding": AXES["embedding"]}
         files[SCOPE_GRAPH] = graph(parts.scope.module, taken, outputs=("score",), dynamic=dynamic)

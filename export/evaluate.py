@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from decipher_rt.engines import Engine
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Manifest, Numerics
 from decipher_rt.train.decoders.contract import Decoder, Rows, seen_as_encoder
+from decipher_rt.train.decoders.sight import Sight
 from decipher_rt.verify import MIN_EMBEDDING_COSINE
 
 from .known import Arrays, KnownSeries
@@ -141,8 +143,9 @@ def evaluate_encoders(
         for place, encoder in enumerate(everything):
             encoded = exact if place == 0 else encoder.run(one.inputs)
             differences[place].append(_difference(encoded, exact))
+            given = _Given(encoded, one)
             for part in asked:
-                rows[place][part.entry.name].append(_rows(part.decoder, encoded, one))
+                rows[place][part.entry.name].append(given.rows(part))
     figures = []
     for seen, found in zip(differences, rows, strict=True):
         embedding, patch, error = zip(*seen, strict=True)
@@ -186,17 +189,30 @@ def _metrics(heads: Sequence[HeadPart], rows: Mapping[str, Sequence[Rows]]) -> d
     return metrics
 
 
-def _rows(decoder: Decoder, encoded: Arrays, one: KnownSeries) -> Rows:
-    """Return what the figures of a head need of one series, from what an encoder made of it."""
-    tokens = one.inputs["tokens"]
-    if one.known is None:
-        raise ValueError("nothing is known of the series")
-    truth = decoder.target(one.known, one.tissue if decoder.reads_tissue else None, tokens[0])
-    target = {name: torch.from_numpy(np.stack([values])) for name, values in truth.items()}
-    patch, embedding = (torch.from_numpy(_finite(encoded[name])) for name in ("patch", "embedding"))
-    places, volume, window = (torch.from_numpy(one.inputs[name]) for name in ("tokens", "volume", "window"))
-    image = seen_as_encoder(volume, window) if decoder.reads_image else None
-    return decoder.rows(decoder.raw(patch, places, embedding, image), target, places)
+class _Given:
+    """What the decoders are given of one series by one encoder."""
+
+    def __init__(self, encoded: Arrays, one: KnownSeries) -> None:
+        self._patch, self._embedding = (torch.from_numpy(_finite(encoded[name])) for name in ("patch", "embedding"))
+        self._tokens, volume, window = (torch.from_numpy(one.inputs[name]) for name in ("tokens", "volume", "window"))
+        self._image, self._one = seen_as_encoder(volume, window), one
+        self._sighted: dict[Decoder, Tensor] = {}  # by the segmentation: looking at voxels takes longest
+
+    def rows(self, part: HeadPart) -> Rows:
+        """Return what the figures of a head need of the series."""
+        decoder, tokens, one = part.decoder, self._tokens, self._one
+        if one.known is None:
+            raise ValueError("nothing is known of the series")
+        truth = decoder.target(one.known, one.tissue if decoder.reads_tissue else None, tokens[0].numpy())
+        target = {name: torch.from_numpy(np.stack([values])) for name, values in truth.items()}
+        patch = self._beside(part.sight) if part.sight else self._patch
+        image = self._image if decoder.reads_image else None
+        return decoder.rows(decoder.raw(patch, tokens, self._embedding, image), target, tokens)
+
+    def _beside(self, sight: Sight) -> Tensor:
+        if sight.segmentation not in self._sighted:
+            self._sighted[sight.segmentation] = sight(self._patch, self._tokens, self._image)
+        return self._sighted[sight.segmentation]
 
 
 def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,13 +12,16 @@ import yaml
 from torch import nn
 
 from decipher_rt.errors import EngineError
-from decipher_rt.heads import OUTPUTS
+from decipher_rt.head_graphs import OUTPUTS
 from decipher_rt.manifest import Encoder, Head, Preprocessing, Scope, Text
 from decipher_rt.train.config import dump_config
-from decipher_rt.train.decoders.contract import Answering, Decoder
+from decipher_rt.train.decoders.contract import Decoder
+from decipher_rt.train.decoders.sight import Sight
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
 from decipher_rt.train.model.vit import ViT
 from decipher_rt.train.weights import Weights
+
+from .answering import Answering
 
 TEXT_GRAPH, TOKENIZER = "text.onnx", "tokenizer.json"
 USEFUL_AUROC, USEFUL_R_SQUARED, USEFUL_DICE = 0.7, 0.2, 0.3  # a head below them is described with a warning
@@ -33,22 +36,28 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class HeadPart:
-    """A head, as a module.
+    """A head as training knows it: by its decoder's figures a reduced precision is judged.
 
-    ``module`` takes ``inputs`` in order, some of patch (B, K, C), tokens (B, K), embedding (B, E), volume
-    (B, 1, D, H, W) and window (B, 2).
-    ``decoder`` is the same head as training knows it: its figures are what a reduced precision is judged by.
+    ``sight`` is what the decoder finds beside the tokens, where it stands upon a segmentation.
     """
 
     entry: Head
-    module: nn.Module
-    inputs: tuple[str, ...]
     decoder: Decoder
+    sight: Sight | None = None
 
     @property
     def output(self) -> str:
-        """Name of what the graph gives."""
+        """Name of what its graph gives."""
         return OUTPUTS[self.entry.kind]
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """The graph of one head or of several: ``module`` gives what they answer, in their order."""
+
+    file: str
+    heads: tuple[HeadPart, ...]
+    module: Answering
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Parts:
     spec : Preprocessing, without graphs
     encoder, described : the module, and its entry in the manifest
     heads, scope, text : what else there is
+    graphs : of the heads
     metrics : of the training's evaluation
     provenance : configuration and training, as plain JSON types
     """
@@ -88,6 +98,7 @@ class Parts:
     encoder: ViT
     described: Encoder
     heads: tuple[HeadPart, ...]
+    graphs: tuple[GraphPart, ...]
     scope: ScopePart | None
     text: TextPart | None
     metrics: Mapping[str, Any]
@@ -112,7 +123,7 @@ def parts_of(weights: Weights, tokenizer: bytes | None = None, *, text_tolerance
         If there is a text tower and no tokenizer.
     """
     model, config, metrics = weights.model.eval(), weights.config, weights.metadata.get("metrics", {})
-    encoder = model.encoder
+    encoder, heads = model.encoder, _heads(model, config, metrics)
     return Parts(
         name=config.name,
         version=config.version,
@@ -124,7 +135,8 @@ def parts_of(weights: Weights, tokenizer: bytes | None = None, *, text_tolerance
             parameters=sum(p.numel() for p in encoder.parameters()),
             config=dataclasses.asdict(config.encoder),
         ),
-        heads=_decoders(model, config, metrics),
+        heads=heads,
+        graphs=_graphs(heads),
         scope=_scope(model, config),
         text=_text(model, config, tokenizer, text_tolerance),
         metrics=metrics,
@@ -159,23 +171,38 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def _decoders(model: RecipeModel, config: RecipeConfig, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
-    """Every decoder; what it answers is its own to say."""
-    parts = []
+def _heads(model: RecipeModel, config: RecipeConfig, metrics: Mapping[str, Any]) -> tuple[HeadPart, ...]:
+    """Every decoder; what it answers is its own to say.
+
+    One that stands upon a segmentation shares its graph, where that does not give such an answer yet.
+    """
+    parts: list[HeadPart] = []
     for described in config.decoders:
         decoder = cast("Decoder", model.decoders[described.name])
+        file = f"heads/{described.upon or described.name}.onnx"
+        if any(part.entry.file == file and part.entry.kind == decoder.answer for part in parts):
+            file = f"heads/{described.name}.onnx"
         entry = Head(
             name=described.name,
             kind=decoder.answer,
-            file=f"heads/{described.name}.onnx",
+            file=file,
             description=described.description + unreliable(metrics.get(described.name)),
             labels=tuple(decoder.labels),
             unit=decoder.unit,
             stride=int(decoder.stride),
             threshold=float(getattr(decoder, "threshold", Head.threshold)),
         )
-        parts.append(HeadPart(entry, Answering(decoder), decoder.inputs, decoder))
+        parts.append(HeadPart(entry, decoder, model.sights.get(described.name)))
     return tuple(parts)
+
+
+def _graphs(heads: Sequence[HeadPart]) -> tuple[GraphPart, ...]:
+    graphs = []
+    for file in dict.fromkeys(head.entry.file for head in heads):
+        members = tuple(head for head in heads if head.entry.file == file)
+        sight = next((head.sight for head in members if head.sight), None)
+        graphs.append(GraphPart(file, members, Answering([head.decoder for head in members], sight)))
+    return tuple(graphs)
 
 
 def _scope(model: RecipeModel, config: RecipeConfig) -> ScopePart | None:

@@ -18,6 +18,7 @@ from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.select import ONNX_TARGETS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
+from decipher_rt.head_graphs import HeadGraphs
 from decipher_rt.manifest import EngineFile, Manifest, Numerics
 from decipher_rt.text import TextTower
 from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
@@ -35,8 +36,9 @@ def reference_outputs(parts: Parts, inputs: Mapping[str, Tensor]) -> dict[str, N
     patch, embedding = parts.encoder(inputs["volume"], inputs["window"], inputs["tokens"])
     features = {**inputs, "patch": patch, "embedding": embedding}
     outputs = dict(features)
-    for head in parts.heads:
-        outputs[f"heads.{head.entry.name}"] = head.module(*(features[name] for name in head.inputs))
+    for graph in parts.graphs:
+        answers = graph.module(*(features[name] for name in graph.module.inputs))
+        outputs |= {f"heads.{head.entry.name}": answer for head, answer in zip(graph.heads, answers, strict=True)}
     if parts.scope:
         outputs[SCOPE] = parts.scope.module(embedding)
     arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
@@ -90,12 +92,12 @@ def check_graphs(
         folder = Path(name)
         write_files(folder, files)
 
-        def load(file: str) -> Engine:
-            return load_engine("onnxruntime", folder / file, precision="fp32")
+        def load(file: str, threads: int = 1) -> Engine:
+            return load_engine("onnxruntime", folder / file, precision="fp32", threads=threads)
 
         if manifest.text:
             _refuse(_text_rows(folder, manifest, cases[0]), "text")
-        heads = {head.name: load(head.file) for head in manifest.heads}
+        heads = HeadGraphs(manifest.heads, load, usable_cores())
         scope = load(manifest.scope.file) if manifest.scope else None
         numerics = []
         for entry, encoder in runnable_encoders(folder, manifest):

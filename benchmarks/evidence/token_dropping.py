@@ -81,7 +81,9 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
                     continue
                 target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)
                 batch = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in target.items()}
-                raw = decoder.raw(patch, indices, embedding, seen_as_encoder(voxels, window))
+                image, sight = seen_as_encoder(voxels, window), model.sights.get(name)
+                seen = sight(patch, indices, image) if sight else patch
+                raw = decoder.raw(seen, indices, embedding, image)
                 ways[way][name].append(decoder.rows(raw, batch, indices))
     figures: dict[str, Any] = {}
     for name, module in model.decoders.items():

@@ -21,7 +21,7 @@ DEMO = Path(decipher_rt.__file__).parent / "default" / "demo_series"
 CONFIGS = Path(decipher_rt.__file__).parent / "train" / "configs" / "tiny"
 SOURCE = ("source.train=96", "source.validation=48", "source.test=48")
 SHORT = ("run.steps=3", "run.warmup=1")
-DECODERS = ("sequence", "lesion", "lesion_box", "tissue", "brain_volume_ml")
+DECODERS = ("sequence", "tissue", "brain_volume_ml", "lesion", "lesion_box")
 PROMPTS = ("a T1-weighted scan", "fluid has been suppressed")
 
 

@@ -99,7 +99,7 @@ class Decoder(nn.Module, ABC):
         """Turn ``raw`` into the answer of the bundle's contract."""
 
     def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:
-        """Answer: ``probabilities``, ``value``, ``labels_map`` or ``boxes``, named in `decipher_rt.heads.OUTPUTS`."""
+        """Answer as the graph does: ``probabilities``, ``value``, ``labels_map`` or ``boxes``."""
         return self.finish(self.raw(patch, tokens, embedding, image))
 
     @abstractmethod
@@ -144,35 +144,3 @@ class Decoder(nn.Module, ABC):
 def seen_as_encoder(volume: Tensor, window: Tensor) -> Tensor:
     """Return the image (B, 1, D, H, W) of a volume of that shape and its window (B, 2): -1..1."""
     return normalise(volume.flatten(2), window).reshape(volume.shape)
-
-
-class Answering(nn.Module):
-    """A decoder that is called with what it looks at alone, ``decoder.inputs`` in order: what is exported.
-
-    A graph that is also given the rest depends on the shapes of that.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(
-        self,
-        first: Tensor,
-        second: Tensor | None = None,
-        third: Tensor | None = None,
-        fourth: Tensor | None = None,
-        fifth: Tensor | None = None,
-    ) -> Tensor:
-        """Answer; which input is which is the decoder's to say."""
-        given = dict(zip(self.decoder.inputs, (first, second, third, fourth, fifth), strict=False))
-        patch, tokens, embedding, volume, window = (
-            given.get(name) for name in ("patch", "tokens", "embedding", "volume", "window")
-        )
-        nothing = first.new_zeros(0)
-        return self.decoder(
-            nothing if patch is None else patch,
-            nothing if tokens is None else tokens,
-            nothing if embedding is None else embedding,
-            None if volume is None or window is None else seen_as_encoder(volume, window),
-        )

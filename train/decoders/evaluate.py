@@ -73,7 +73,9 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
 
     figures: dict[str, Any] = {}
     for name, source in config.sources.items():
-        test = test_of(source)
+        test, sight = test_of(source), model.sights.get(name)
+        if sight:
+            test = test.sighted(sight, cache_dir, progress)
         decoder = typing.cast("Decoder", model.decoders[name])
         rows = answer_rows(decoder, test.tokens, test.examples)
         figures[name] = decoder.figures(rows) if rows else None

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,8 @@ from ..config import build_config
 from ..model.vit import ViTConfig
 from . import kinds
 from .contract import Decoder
+
+SEGMENTATION = "segmentation"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class DecoderConfig:
     kind : file in ``train/decoders/kinds`` without ``.py``
     target : what it answers for: the name of a label, or of the lesion or tissue map
     description : one line for the bundle's manifest
+    upon : name of a segmentation of the same model; what it sees in a patch is put beside the patch's token. It is as
+        frozen as the encoder
     options : what the kind's ``Settings`` hold
     """
 
@@ -34,6 +38,7 @@ class DecoderConfig:
     kind: str
     target: str
     description: str = ""
+    upon: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, key: str = "decoder") -> None:
@@ -44,6 +49,8 @@ class DecoderConfig:
             raise ValueError(f"{key}.name is {self.name!r}, which torch keeps for itself; give another name")
         if self.kind not in names():
             raise ValueError(f"{key}.kind is {self.kind!r}, expected one of {', '.join(names())}")
+        if self.upon and kind_of(self.kind).answer == SEGMENTATION:
+            raise ValueError(f"{key}.upon is {self.upon!r}, expected nothing: a segmentation stands upon tokens alone")
         build_config(kind_of(self.kind).settings, dict(self.options), f"{key}.options")
 
 
@@ -63,8 +70,8 @@ def kind_of(name: str) -> type[Decoder]:
     return found
 
 
-def build_decoder(config: DecoderConfig, encoder: ViTConfig) -> Decoder:
-    """Build a decoder, untrained.
+def build_decoder(config: DecoderConfig, encoder: ViTConfig, beside: int = 0) -> Decoder:
+    """Build a decoder, untrained; ``beside`` is how many numbers it finds beside each token.
 
     Raises
     ------
@@ -74,4 +81,4 @@ def build_decoder(config: DecoderConfig, encoder: ViTConfig) -> Decoder:
     config.check()
     kind = kind_of(config.kind)
     settings: Any = build_config(kind.settings, dict(config.options), "decoder.options")
-    return kind(config.target, settings, encoder)
+    return kind(config.target, settings, replace(encoder, width=encoder.width + beside))

@@ -13,6 +13,7 @@ from ..samples import Split
 from ..scope import Seen
 from ..sources import SourceConfig, open_source
 from ..sources.example import Examples
+from .sight import Sight, sighted
 from .tokens import Tokens, cache_tokens, source_key
 
 
@@ -27,6 +28,10 @@ class EncodedSplit:
         """Return what the scope sees: embeddings, which are heads, and their class by a label."""
         labels = [known.labels.get(label) for known in self.tokens.known]
         return Seen(self.tokens.embedding, self.tokens.head, [None if x is None else str(x) for x in labels])
+
+    def sighted(self, sight: Sight, cache_dir: Path, progress: Progress) -> EncodedSplit:
+        """Return the split with what is seen beside its tokens, looking at what is not on disk."""
+        return EncodedSplit(self.examples, sighted(sight, self.tokens, self.examples, cache_dir, progress))
 
 
 def best_device() -> torch.device:

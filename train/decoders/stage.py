@@ -17,7 +17,7 @@ from .tokens import Tokens
 
 if TYPE_CHECKING:
     from ..loop import ParameterGroup
-    from ..sources.example import Examples
+    from ..sources.example import Example, Examples
 
 ORDER, CROPS = 11, 12  # what a generator is for
 ROWS_BATCH = 8
@@ -137,23 +137,26 @@ def read_batch(decoder: Decoder, tokens: Tokens, examples: Examples, indices: Se
     else:
         encoded = [tokens[i] for i in indices]
         patch, places = torch.stack([e.patch for e in encoded]), torch.stack([e.tokens for e in encoded])
-    targets, images = [], []
+    targets, seen = [], []
     for row, index in enumerate(indices):
         example = examples[index] if decoder.reads_tissue or decoder.reads_image else None
         tissue = example.tissue if example and decoder.reads_tissue else None
         targets.append(decoder.target(tokens.known[index], tissue, places[row].numpy()))
         if example and decoder.reads_image:
-            images.append(torch.from_numpy(example.volume.astype(np.float32))[None])
+            seen.append(example)
     batch = {
         "patch": patch,
         "tokens": places,
         "embedding": torch.from_numpy(tokens.embedding[list(indices)]),
         "target": {name: torch.from_numpy(np.stack([t[name] for t in targets])) for name in targets[0]},
     }
-    if images:
-        window = torch.from_numpy(UNIT_WINDOW).expand(len(images), -1)
-        batch["image"] = seen_as_encoder(torch.stack(images), window)
-    return batch
+    return {**batch, "image": images_of(seen)} if seen else batch
+
+
+def images_of(examples: Sequence[Example]) -> Tensor:
+    """Return the grids of series as decoders see them, (B, 1, D, H, W) float32."""
+    volumes = torch.from_numpy(np.stack([example.volume for example in examples]).astype(np.float32)).unsqueeze(1)
+    return seen_as_encoder(volumes, torch.from_numpy(UNIT_WINDOW).expand(len(volumes), -1))
 
 
 @torch.no_grad()

@@ -1,15 +1,13 @@
 """Tokens of the frozen encoder, computed once for every series and kept on disk.
 
-A shard is a safetensors file of ``SHARD`` series: ``patch.<i>`` (K, C) float16, ``tokens.<i>`` (K,) int32, ``mean`` and
-``embedding`` float32, ``affine_lps_mm`` of each grid, and whether it has a tissue map. A folder belongs to the weights
-of one encoder and to one split of one source: whatever kills the run, the shards that are there are whole, and only
-missing ones are made again. Labels and boxes are the source's to say, at every start: one that was corrected encodes
-nothing again.
+A shard of ``shards.py`` holds ``patch.<i>`` (K, C) float16, ``tokens.<i>`` (K,) int32, ``mean`` and ``embedding``
+float32, ``affine_lps_mm`` of each grid, and whether it has a tissue map. A folder belongs to the weights of one encoder
+and to one split of one source: whatever kills the run, the shards that are there are whole, and only missing ones are
+made again. Labels and boxes are the source's to say, at every start: one that was corrected encodes nothing again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -20,29 +18,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from decipher_rt.errors import DecipherError
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 
-from ..checkpoint import fingerprint, write_tensors
+from ..checkpoint import fingerprint
 from ..model.vit import ViT
 from ..views import UNIT_WINDOW
 from .boxes import box_to_voxels
 from .contract import Known
+from .shards import SHARD, fill, read_shard, rows_of, shard_file
 
 if TYPE_CHECKING:
     from ..sources.example import Example, Examples, Facts
 
-SHARD = 32
 PER_SERIES = ("mean", "embedding", "count", "affine_lps_mm", "tissue")  # first axis N, of every series of a shard
 LAYOUT = 2  # of a shard; a change of what it holds needs another number
-
-
-class TokenCacheError(DecipherError):
-    """A shard of tokens that cannot be read. The message names the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +59,9 @@ class Tokens:
     def __init__(self, folder: Path, examples: Examples) -> None:
         self.folder = folder
         count = len(examples)
-        found: list[list[NDArray[Any]]] = []
-        for shard in range(-(-count // SHARD)):
-            path = _shard_file(folder, shard)
-            try:
-                with safe_open(path, framework="np") as file:
-                    found.append([file.get_tensor(name) for name in PER_SERIES])
-            except (SafetensorError, OSError, ValueError) as error:
-                raise TokenCacheError(f"{path}: not a shard of tokens ({str(error)[:80]}); remove it") from None
+        found = [read_shard(shard_file(folder, shard), PER_SERIES) for shard, _ in enumerate(rows_of(count))]
         self.mean, self.embedding, self.count, affines, tissue = (
-            np.concatenate(arrays)[:count] for arrays in zip(*found, strict=True)
+            torch.cat(tensors)[:count].numpy() for tensors in zip(*found, strict=True)
         )
         self.known = [known_of(examples.facts(i), affines[i], tissue=bool(tissue[i])) for i in range(count)]
 
@@ -91,10 +76,9 @@ class Tokens:
 
     def __getitem__(self, index: int) -> Encoded:
         """Read one series."""
-        row = index % SHARD
-        with safe_open(_shard_file(self.folder, index // SHARD), framework="pt") as file:
-            patch, tokens = file.get_tensor(f"patch.{row}").float(), file.get_tensor(f"tokens.{row}").long()
-        return Encoded(patch, tokens, torch.from_numpy(self.embedding[index]))
+        names = (f"patch.{index % SHARD}", f"tokens.{index % SHARD}")
+        patch, tokens = read_shard(shard_file(self.folder, index // SHARD), names)
+        return Encoded(patch.float(), tokens.long(), torch.from_numpy(self.embedding[index]))
 
 
 def source_key(examples: Examples, split: str) -> str:
@@ -132,15 +116,11 @@ def cache_tokens(
     """
     digest = hashlib.sha256(json.dumps([LAYOUT, SHARD, fingerprint(encoder.state_dict()), source]).encode())
     folder = cache_dir / f"tokens-{digest.hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    count = len(examples)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run start together: one encodes, the others find
-        for shard in range(-(-count // SHARD)):
-            if not _complete(_shard_file(folder, shard), count, shard):
-                rows = range(shard * SHARD, min(count, (shard + 1) * SHARD))
-                _write_shard(_shard_file(folder, shard), encoder, [examples[i] for i in rows], batch)
-            progress(min(count, (shard + 1) * SHARD))
+
+    def make(rows: range) -> dict[str, Tensor]:
+        return _encoded(encoder, [examples[i] for i in rows], batch)
+
+    fill(folder, len(examples), "count", make, progress)
     return Tokens(folder, examples)
 
 
@@ -177,7 +157,8 @@ def known_of(facts: Facts, affine_lps_mm: NDArray[np.float64], *, tissue: bool) 
     return Known(dict(facts.labels), boxes, facts.kind, tissue)
 
 
-def _write_shard(path: Path, encoder: ViT, examples: Sequence[Example], batch: int) -> None:
+def _encoded(encoder: ViT, examples: Sequence[Example], batch: int) -> dict[str, Tensor]:
+    """Return the tensors of a shard."""
     encoded = encode(encoder, [example.volume for example in examples], batch)
     tensors: dict[str, Tensor] = {}
     for row, one in enumerate(encoded):
@@ -188,19 +169,4 @@ def _write_shard(path: Path, encoder: ViT, examples: Sequence[Example], batch: i
     tensors["count"] = torch.tensor([len(one.tokens) for one in encoded], dtype=torch.int64)
     tensors["affine_lps_mm"] = torch.from_numpy(np.stack([example.affine_lps_mm for example in examples]))
     tensors["tissue"] = torch.tensor([example.tissue is not None for example in examples], dtype=torch.uint8)
-    write_tensors(path, tensors, {})
-
-
-def _complete(path: Path, count: int, shard: int) -> bool:
-    """Whether a shard is there and holds as many series as it should: the last one grows with the split."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, framework="np") as file:
-            return len(file.get_slice("count")[:]) >= min(SHARD, count - shard * SHARD)
-    except (SafetensorError, OSError):
-        return False
-
-
-def _shard_file(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:05d}.safetensors"
+    return tensors

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ from ..weights import Stage, Weights, check_splits, load_stage, save_weights
 from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
-from .registry import build_decoder
+from .kinds.segmentation import Segmentation
+from .registry import SEGMENTATION, build_decoder
+from .sight import Sight
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
 
@@ -79,7 +81,10 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }
-    decoder, provenance = _optimise(config, base.encoder, splits["train"], folder, before, progress)
+    sight = _sight(config, base, source)
+    if sight:
+        splits = {split: one.sighted(sight, cache_dir, progress) for split, one in splits.items()}
+    decoder, provenance = _optimise(config, base.encoder, sight, splits["train"], folder, before, progress)
     if distributed.rank() != 0:
         return None
     progress.say(f"calibrating and measuring {config.decoder.name}")
@@ -88,7 +93,10 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
         decoder.calibrate(validation)
     test = answer_rows(decoder, splits["test"].tokens, splits["test"].examples)
     metrics = {**base.metadata.get("metrics", {}), config.decoder.name: decoder.figures(test) if test else None}
-    model = compose(config, base, source, decoder)
+    model, left = compose(config, base, source, decoder)
+    if left:
+        progress.say(f"{', '.join(left)} left out: upon another {config.decoder.name}; train again")
+        metrics = {name: figures for name, figures in metrics.items() if name not in left}
     if config.scope is not None:
         settings, seed, tests = config.scope, config.source.seed, [splits["test"]]
         train = splits["train"].seen(settings.label)
@@ -150,19 +158,30 @@ def prove_frozen(folder: Path, before: str) -> None:
         )
 
 
-def compose(config: DecoderRunConfig, base: Stage, source: Path, decoder: Decoder) -> RecipeModel:
-    """Return the model that a stage and one more decoder make; a decoder of the same name is replaced."""
-    name, recipe = config.decoder.name, base.recipe
-    others = tuple(d for d in recipe.decoders if d.name != name) if recipe else ()
-    sources = {d.name: recipe.sources[d.name] for d in others} if recipe else {}
+def compose(
+    config: DecoderRunConfig, base: Stage, source: Path, decoder: Decoder
+) -> tuple[RecipeModel, tuple[str, ...]]:
+    """Return the model that a stage and one more decoder make; a decoder of the same name is replaced.
+
+    What stood upon the replaced one is left out, by the names that are returned, unless the new one is the same.
+    """
+    name, recipe, prefix = config.decoder.name, base.recipe, f"decoders.{config.decoder.name}."
+    added = {f"{prefix}{n}": t.cpu() for n, t in decoder.state_dict().items()}
+    replaced = {n: t for n, t in base.tensors.items() if n.startswith(prefix)}
+    same = fingerprint(replaced) == fingerprint(added)
+    there = recipe.decoders if recipe else ()
+    left = tuple(d.name for d in there if d.upon == name and not same)
+    decoders = tuple(config.decoder if d.name == name else d for d in there if d.name not in left)
+    if not same:  # what it stands upon may come after its old place
+        decoders = (*(d for d in decoders if d.name != name), config.decoder)
     composed = RecipeConfig(
         model="recipe",
         name=config.name,
         version=config.version,
         encoder=base.encoder,
         text=base.text,
-        decoders=(*others, config.decoder),
-        sources={**sources, name: config.source},
+        decoders=decoders,
+        sources={d.name: recipe.sources[d.name] for d in decoders if recipe and d.name != name} | {name: config.source},
         scope=recipe.scope if recipe else None,
         scope_source=recipe.scope_source if recipe else None,
         threads=config.run.threads,
@@ -170,36 +189,58 @@ def compose(config: DecoderRunConfig, base: Stage, source: Path, decoder: Decode
     )
     model = RecipeModel(composed)
     wanted = model.state_dict()
-    kept = {n: t for n, t in base.tensors.items() if n in wanted and not n.startswith(f"decoders.{name}.")}
-    added = {f"decoders.{name}.{n}": t.cpu() for n, t in decoder.state_dict().items()}
+    kept = {n: t for n, t in base.tensors.items() if n in wanted and not n.startswith(prefix)}
     load_state(model, kept | added, source / WEIGHTS)
-    return model.eval()
+    return model.eval(), left
+
+
+def _sight(config: DecoderRunConfig, base: Stage, source: Path) -> Sight | None:
+    """Return what the decoder finds beside the tokens: what the segmentation sees that it stands upon."""
+    upon, recipe = config.decoder.upon, base.recipe
+    if not upon:
+        return None
+    there = {d.name: d for d in recipe.decoders if d.kind == SEGMENTATION} if recipe else {}
+    if upon not in there:
+        raise ConfigError(
+            f"decoder.upon is {upon!r}, expected a segmentation that the model has: "
+            f"{', '.join(there) or 'it has none'}; train it first"
+        )
+    prefix = f"decoders.{upon}."
+    segmentation = build_decoder(there[upon], base.encoder)
+    own = {n.removeprefix(prefix): t for n, t in base.tensors.items() if n.startswith(prefix)}
+    load_state(segmentation, own, source / WEIGHTS)
+    return Sight(cast("Segmentation", segmentation.requires_grad_(False).eval().to(best_device())))
 
 
 def _optimise(
-    config: DecoderRunConfig, encoder: ViTConfig, train: EncodedSplit, folder: Path, before: str, progress: Progress
+    config: DecoderRunConfig,
+    encoder: ViTConfig,
+    sight: Sight | None,
+    train: EncodedSplit,
+    folder: Path,
+    before: str,
+    progress: Progress,
 ) -> tuple[Decoder, Mapping[str, Any]]:
     """Run the loop, or find that it has been run, and return the trained decoder and where it comes from."""
     torch.manual_seed(config.run.seed)
+    beside = sight.size if sight else 0
     try:
-        decoder = build_decoder(config.decoder, encoder)
+        decoder = build_decoder(config.decoder, encoder, beside)
         stage = DecoderStage(decoder, train.tokens, train.examples, config.run.batch, config.run.seed)
     except ValueError as error:
         raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
     stage.start()
     run_folder = folder / RUNS / config.decoder.name
-    # The run belongs to the weights of the encoder and to what the source lists, wherever both lie.
-    run(
-        stage,
-        config.run,
-        run_folder,
-        dump_config(replace(config, encoder=before, source=pinned(config.source))),
-        progress,
+    # The run belongs to the weights of what it stands upon and to what the source lists, wherever these lie.
+    below = fingerprint(sight.segmentation.state_dict()) if sight else ""
+    identity = replace(
+        config, encoder=before, decoder=replace(config.decoder, upon=below), source=pinned(config.source)
     )
+    run(stage, config.run, run_folder, dump_config(identity), progress)
     if distributed.rank() != 0:
         return decoder, {}
     tensors, metadata = read_tensors(run_folder / WEIGHTS)
-    trained = build_decoder(config.decoder, encoder)
+    trained = build_decoder(config.decoder, encoder, beside)
     load_state(trained, tensors, run_folder / WEIGHTS)
     return trained.eval().to(best_device()), metadata.get("provenance", {})
 

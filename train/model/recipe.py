@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
-from ..decoders.registry import DecoderConfig, build_decoder
+from ..decoders.kinds.segmentation import Segmentation
+from ..decoders.registry import SEGMENTATION, DecoderConfig, build_decoder
+from ..decoders.sight import Sight
 from ..scope import ScopeConfig, build_scope
 from ..sources import SourceConfig
 from .scope import Scope
@@ -55,6 +57,13 @@ class RecipeConfig:
         names = [decoder.name for decoder in self.decoders]
         if len(set(names)) != len(names):
             raise ValueError(f"decoders holds {', '.join(names)}, expected each name once")
+        for place, decoder in enumerate(self.decoders):
+            below = [d.name for d in self.decoders[:place] if d.kind == SEGMENTATION]
+            if decoder.upon and decoder.upon not in below:
+                raise ValueError(
+                    f"decoders[{place}].upon is {decoder.upon!r}, expected a segmentation before it: "
+                    + (", ".join(below) or "there is none")
+                )
 
 
 class RecipeModel(nn.Module):
@@ -62,6 +71,10 @@ class RecipeModel(nn.Module):
 
     Its state is ``encoder.*``, ``text.*``, ``logit_scale`` (the logarithm of what cosines of image and text are
     multiplied by), ``decoders.<name>.*`` and ``scope.*``.
+
+    Attributes
+    ----------
+    sights : of the decoders that stand upon a segmentation, by name: what they find beside the tokens
     """
 
     scope: Scope | None
@@ -73,5 +86,15 @@ class RecipeModel(nn.Module):
         self.text = TextTower(config.text, config.encoder.embedding_size) if config.text else None
         if config.text:
             self.logit_scale = nn.Parameter(torch.zeros(()))
-        self.decoders = nn.ModuleDict({d.name: build_decoder(d, config.encoder) for d in config.decoders})
+        self.decoders = nn.ModuleDict()
+        self.sights: dict[str, Sight] = {}
+        for described in config.decoders:
+            sight = self.sight_of(described.upon)
+            if sight:
+                self.sights[described.name] = sight
+            self.decoders[described.name] = build_decoder(described, config.encoder, sight.size if sight else 0)
         self.scope = build_scope(config.scope, config.encoder.embedding_size) if config.scope else None
+
+    def sight_of(self, name: str) -> Sight | None:
+        """Return what the segmentation of a name gives to decoders upon it; None without a name."""
+        return Sight(cast("Segmentation", self.decoders[name])) if name else None

@@ -43,7 +43,8 @@ private:
 
 // A graph that answers from the encoder's features, and the grid if it asks for it, and where it belongs.
 struct Answerer {
-    std::string file, output;
+    std::string file;
+    std::vector<std::string> outputs;
     unsigned threads;
     std::unique_ptr<Graph>& place;
 };
@@ -156,11 +157,15 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     const std::vector<std::string> features = {"patch", "tokens", "embedding", "volume", "window"};
     std::vector<Answerer> answerers;
     for (const Head& head : manifest.heads) {
+        const auto shared = std::find_if(answerers.begin(), answerers.end(), [&](const Answerer& one) { return one.file == head.file; });
+        Answerer& one = shared != answerers.end()
+                            ? *shared
+                            : answerers.emplace_back(Answerer{head.file, {}, Engine::in_caller, head_graphs_[head.file]});
+        one.outputs.push_back(head_output(head.kind));
         // A segmentation answers for every voxel. What is small keeps no threads, however many heads there are.
-        const unsigned share = head.kind == HeadKind::segmentation && threads > 1 ? threads : Engine::in_caller;
-        answerers.push_back({head.file, head_output(head.kind), share, heads_[head.name]});
+        if (head.kind == HeadKind::segmentation && threads > 1) one.threads = threads;
     }
-    if (manifest.scope) answerers.push_back({manifest.scope->file, "score", Engine::in_caller, scope_});
+    if (manifest.scope) answerers.push_back({manifest.scope->file, {"score"}, Engine::in_caller, scope_});
 
     // Where the caller allows a second thread, it loads DALI while this one loads the engine and the encoder; both then
     // share the other graphs, and what is left of the files to check. The loader of libraries serves one thread at a time,
@@ -172,7 +177,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     const auto load_answerers = [&] {
         for (std::size_t i; (i = next_answerer++) < answerers.size();) {
             const Answerer& one = answerers[i];
-            one.place = checked(graphs->load(one.file, one.threads), one.file, features, {one.output});
+            one.place = checked(graphs->load(one.file, one.threads), one.file, features, one.outputs);
         }
     };
     std::latch engine_loaded(1);
@@ -317,10 +322,12 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     arrays["patch"] = {Element::float32, {1, tokens, width}, result.patch.data()};
     arrays["embedding"] = {Element::float32, {1, result.embedding.size()}, result.embedding.data()};
     result.scope = judge_scope(form, arrays);
-    for (const Head& head : description_.manifest.heads) {
-        if (!result.scope.inside) break;
-        const std::vector<float> output = std::move(heads_.at(head.name)->run(arrays, {})[head_output(head.kind)]);
-        result.heads[head.name] = answer_of(head, output, spec, result.grid_affine, result.source);
+    if (result.scope.inside) {
+        std::map<std::string, Outputs> given;
+        for (const auto& [file, graph] : head_graphs_) given[file] = graph->run(arrays, {});
+        for (const Head& head : description_.manifest.heads)
+            result.heads[head.name] =
+                answer_of(head, given.at(head.file).at(head_output(head.kind)), spec, result.grid_affine, result.source);
     }
     result.times.heads_ms = clock.stage();
     result.times.total_ms = clock.total();

@@ -107,7 +107,7 @@ private:
     std::unique_ptr<Gpu> gpu_;  // outlives the encoder, whose memory is the device's
     std::unique_ptr<Engine> engine_;
     std::unique_ptr<Graph> encoder_, scope_;
-    std::map<std::string, std::unique_ptr<Graph>> heads_;
+    std::map<std::string, std::unique_ptr<Graph>> head_graphs_;  // by file: heads may share one
 };
 
 }  // namespace decipher

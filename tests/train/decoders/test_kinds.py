@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from decipher_rt.engines import load_engine
+from decipher_rt.export.answering import Answering
 from decipher_rt.export.onnx import graph
-from decipher_rt.heads import OUTPUTS
+from decipher_rt.head_graphs import OUTPUTS
 from decipher_rt.train.data.sample import LABELS
 from decipher_rt.train.decoders import kinds
-from decipher_rt.train.decoders.contract import Answering, Decoder, Known
+from decipher_rt.train.decoders.contract import Decoder, Known
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, known_series, read_batch
 from decipher_rt.train.model.vit import ViTConfig
@@ -132,7 +133,7 @@ def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) 
     some = {name: inputs[name][:1] for name in decoder.inputs}
     some |= {name: some[name][:, :20] for name in ("patch", "tokens") if name in some}
     content = graph(
-        Answering(decoder),
+        Answering([decoder]),
         some,
         outputs=(OUTPUTS[decoder.answer],),
         dynamic={name: AXES[name] for name in decoder.inputs},
@@ -148,8 +149,8 @@ def _outputs(decoder: Decoder, inputs: dict[str, torch.Tensor], tmp_path: Path) 
     (answer,) = session.run(None, given)
     other = load_engine("openvino", path, precision="fp32", threads=2).run(given)[OUTPUTS[decoder.answer]]
     with torch.no_grad():
-        expected = Answering(decoder)(*(inputs[name] for name in decoder.inputs)).numpy()
-    return answer, other, expected
+        (expected,) = Answering([decoder])(*(inputs[name] for name in decoder.inputs))
+    return answer, other, expected.numpy()
 
 
 # Between them they hold every module; the others differ in sizes.

@@ -96,7 +96,12 @@ def test_demographics_masks_and_boxes_of_recorded_series(cohort: Path, stage: Pa
     train_decoder(CONFIGS / "decoder-age.yaml", cohort, stage, "decoder.options={unit: years}")
     train_decoder(cohort / "mask.yaml", cohort, stage)
     figures = train_decoder(
-        CONFIGS / "decoder-lesion_box.yaml", cohort, stage, "source.kind=manifest", "source.seed=20"
+        CONFIGS / "decoder-lesion_box.yaml",
+        cohort,
+        stage,
+        "source.kind=manifest",
+        "source.seed=20",
+        "decoder.upon=cyst",
     )
     tested = figures["sex"]["series"]
     assert 0 < tested < PATIENTS / 2

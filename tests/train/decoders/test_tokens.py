@@ -14,7 +14,8 @@ import torch
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.decoders.tokens import SHARD, TokenCacheError, cache_tokens
+from decipher_rt.train.decoders.shards import SHARD, ShardError
+from decipher_rt.train.decoders.tokens import cache_tokens
 from decipher_rt.train.model.vit import ViT
 
 
@@ -89,7 +90,7 @@ def test_a_damaged_shard_is_made_again_or_named(encoder: ViT, shapes: Callable, 
     tokens = cache_tokens(encoder, shapes(0, 3), "shapes", tmp_path, lambda _: None)
     (shard,) = tokens.folder.glob("*.safetensors")
     shard.write_bytes(b"not tensors")
-    with pytest.raises(TokenCacheError, match=r"00000\.safetensors: not a shard"):
+    with pytest.raises(ShardError, match=r"00000\.safetensors: not a shard"):
         type(tokens)(tokens.folder, shapes(0, 3))
     repaired = shapes(0, 3)
     assert len(cache_tokens(encoder, repaired, "shapes", tmp_path, lambda _: None)) == 3

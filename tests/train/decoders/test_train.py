@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,10 +154,10 @@ def test_a_changed_encoder_is_an_error(aligned: Path, tmp_path: Path, monkeypatc
     compose = training.compose
 
     def tampered(*arguments: object) -> object:
-        model = compose(*arguments)  # type: ignore[arg-type]
+        model, left = compose(*arguments)  # type: ignore[arg-type]
         with torch.no_grad():
             model.encoder.norm.bias[0] += 1e-6
-        return model
+        return model, left
 
     monkeypatch.setattr(training, "compose", tampered)
     with pytest.raises(FrozenEncoderError, match=r"the encoder was [0-9a-f]{12} before decoder training and is"):
@@ -284,3 +285,44 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
 def test_evaluation_counts_series_that_are_no_heads(shapes: Callable) -> None:
     assert evaluating.test_count(ScopeConfig(others=1024)) == 256
     assert evaluating.test_count(ScopeConfig(others=1)) == 1
+
+
+TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [8, 8], "skips": True})
+SEEN = DecoderConfig(
+    "lesion", "classification", "lesion", upon="tissue", options={"labels": ["absent", "present"], "pool": "max"}
+)
+
+
+def test_a_decoder_stands_upon_a_segmentation_of_the_model(aligned: Path, tmp_path: Path) -> None:
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    with pytest.raises(ConfigError, match=r"decoder\.upon is 'tissue', expected a segmentation .*it has none; train"):
+        _train(_config(aligned, SEEN), folder, cache)
+    _train(_config(aligned, TISSUE), folder, cache)
+    made = _train(_config(aligned, SEEN), folder, cache)
+    loaded = load_weights(folder)
+    assert set(loaded.model.sights) == {"lesion"}
+    assert loaded.model.sights["lesion"].segmentation is loaded.model.decoders["tissue"]
+    assert not any("segmentation" in name for name in loaded.model.state_dict()), "its weights are stored once"
+    figures = evaluate_model(loaded, folder, cache, Progress())
+    assert figures["lesion"] == made.metadata["metrics"]["lesion"]
+
+
+def test_a_segmentation_that_is_trained_again_loses_what_stands_upon_it(
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    for config in (TISSUE, SEEN, BALL):
+        _train(_config(aligned, config), folder, cache)
+    same = _train(_config(aligned, TISSUE), folder, cache)
+    assert [d.name for d in same.config.decoders] == ["tissue", "lesion", "ball"], "nothing was trained: all stays"
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, line: said.append(line))
+    other = dataclasses.replace(TISSUE, options={"channels": [8, 12], "skips": True})
+    shutil.rmtree(folder / "decoders" / "tissue")
+    changed = _train(_config(aligned, other), folder, cache)
+    assert [d.name for d in changed.config.decoders] == ["ball", "tissue"]
+    assert set(changed.metadata["metrics"]) == {"recall", "tissue", "ball"}
+    assert "lesion left out: upon another tissue; train again" in said
+    load_weights(folder)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        _train(_config(aligned, SEEN), folder, cache)

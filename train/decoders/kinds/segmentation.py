@@ -125,7 +125,7 @@ class Segmentation(Decoder):
 
     def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L, D, H, W)."""
-        x = self.doublings[-1](self.features(patch, tokens, image))
+        x = self.last(self.features(patch, tokens, image))
         background = torch.zeros(1, len(self.labels), 1, 1, 1, dtype=x.dtype, device=x.device)
         background[:, 0] = BACKGROUND_LOGIT
         kept = self.kept(tokens, self.patches_of(image), self.patch_shape)
@@ -136,25 +136,34 @@ class Segmentation(Decoder):
         return raw.argmax(dim=1).to(torch.uint8)
 
     def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as above
-        """Answer as ``finish(raw(...))`` does, by a graph that is faster once exported.
+        """Answer as ``finish(raw(...))`` does, by a graph that is faster once exported."""
+        return self.answer_from(self.features(patch, tokens, image), tokens)
+
+    @property
+    def last(self) -> nn.ConvTranspose3d:
+        """What makes logits of the ``features``."""
+        return cast(nn.ConvTranspose3d, self.doublings[-1])
+
+    def answer_from(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Return the label of each voxel from the ``features`` (B, C, d, h, w).
 
         The last doubling is a matrix of one voxel at a time. Labels are chosen before its results are put in their
         places: bytes are moved where logits were. Ties go to the first label, as in argmax, which engines compute
         slowly along any axis but the last. Labels are selected and never multiplied: OpenVINO 2026.4 computed a product
         of uint8 tensors in this graph wrongly.
         """
-        x, last = self.features(patch, tokens, image), cast(nn.ConvTranspose3d, self.doublings[-1])
-        (kd, kh, kw), L, (B, C, d, h, w) = last.kernel_size, len(self.labels), x.shape
+        last, (B, C, d, h, w) = self.last, features.shape
+        (kd, kh, kw), L = last.kernel_size, len(self.labels)
         matrix = last.weight.permute(2, 3, 4, 1, 0).reshape(1, kd * kh * kw * L, C)
         bias = cast(Tensor, last.bias).repeat(kd * kh * kw).unsqueeze(-1)
-        of_label = (torch.matmul(matrix, x.flatten(2)) + bias).reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
+        of_label = (torch.matmul(matrix, features.flatten(2)) + bias).reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
         best, label = of_label[0], torch.zeros_like(of_label[0], dtype=torch.uint8)
         for index, other in enumerate(of_label[1:], start=1):
-            label = torch.where(other > best, torch.full((), index, dtype=torch.uint8, device=x.device), label)
+            label = torch.where(other > best, torch.full((), index, dtype=torch.uint8, device=best.device), label)
             best = torch.maximum(best, other)
         pd, ph, pw = self.patch_shape
         kept = self.kept(tokens, self.patch_grid, (pd // kd, ph // kh, pw // kw)).reshape(B, 1, d * h * w)
-        label = torch.where(kept, label, torch.zeros((), dtype=torch.uint8, device=x.device))
+        label = torch.where(kept, label, torch.zeros((), dtype=torch.uint8, device=best.device))
         label = label.reshape(B, kd, kh, kw, d, h, w).permute(0, 4, 1, 5, 2, 6, 3)
         return label.reshape(B, d * kd, h * kh, w * kw)
 

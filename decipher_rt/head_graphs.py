@@ -1,0 +1,104 @@
+"""The graphs of a bundle's heads: heads that share a file share one graph, which runs once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from decipher_rt.bundle import Bundle
+from decipher_rt.engines import Engine, load_engine
+from decipher_rt.errors import BundleError
+from decipher_rt.manifest import Head
+
+# The output of a head in its graph, by kind.
+OUTPUTS = {
+    "classification": "probabilities",
+    "regression": "value",
+    "segmentation": "labels_map",
+    "localisation": "boxes",
+}
+# Heads that answer for every voxel: as large as their graphs are, more threads help.
+DENSE = ("segmentation",)
+
+Features = Mapping[str, NDArray[Any]]
+
+
+class HeadGraphs:
+    """Heads, ready to run.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+        Of the manifest.
+    load : callable
+        Given a file of the bundle and a number of threads, returns its engine.
+    threads : int
+        That a graph may have which answers for every voxel; the others get one.
+
+    Attributes
+    ----------
+    inputs : set of str
+        What any of the graphs looks at.
+    """
+
+    def __init__(self, heads: Sequence[Head], load: Callable[[str, int], Engine], threads: int = 1) -> None:
+        self._heads = tuple(heads)
+        dense = {head.file for head in heads if head.kind in DENSE}
+        self._engines = {
+            file: load(file, threads if file in dense else 1) for file in dict.fromkeys(head.file for head in heads)
+        }
+        self.inputs = {name for engine in self._engines.values() for name in engine.inputs}
+
+    def run(self, features: Features) -> dict[str, NDArray[Any]]:
+        """Return the output of every head, by its name.
+
+        Parameters
+        ----------
+        features : mapping
+            ``patch``, ``tokens``, ``embedding``, ``volume`` and ``window``, as far as the graphs look at them.
+
+        Raises
+        ------
+        BundleError
+            If a graph takes what is not there, or does not give the output of a head.
+        """
+        given = {file: engine.run(wanted(engine, features)) for file, engine in self._engines.items()}
+        outputs = {}
+        for head in self._heads:
+            name = OUTPUTS[head.kind]
+            if name not in given[head.file]:
+                raise BundleError(f"head {head.name}: {head.file} gives no output {name}; export the bundle again")
+            outputs[head.name] = given[head.file][name]
+        return outputs
+
+
+def load_heads(bundle: Bundle, engine: str, threads: int) -> HeadGraphs:
+    """Load the heads of a bundle on an engine of the CPU.
+
+    Raises
+    ------
+    BundleError, EngineError
+    """
+
+    def load(file: str, threads: int) -> Engine:
+        return load_engine(engine, bundle.file(file), precision="fp32", threads=threads)
+
+    return HeadGraphs(bundle.manifest.heads, load, threads)
+
+
+def wanted(engine: Engine, features: Features) -> dict[str, NDArray[Any]]:
+    """Return of the features those that a graph takes.
+
+    Raises
+    ------
+    BundleError
+        If it takes another.
+    """
+    unknown = sorted(set(engine.inputs) - set(features))
+    if unknown:
+        raise BundleError(
+            f"a head takes {', '.join(unknown)}, which neither encoder nor preprocessing gives; export the bundle again"
+        )
+    return {name: features[name] for name in engine.inputs}
