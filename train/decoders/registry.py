@@ -29,17 +29,17 @@ class DecoderConfig:
     kind : file in ``train/decoders/kinds`` without ``.py``
     target : what it answers for: the name of a label, or of the lesion or tissue map
     description : one line for the bundle's manifest
+    options : what the kind's ``Settings`` hold
     upon : name of a segmentation of the same model; what it sees in a patch is put beside the patch's token. It is as
         frozen as the encoder
-    options : what the kind's ``Settings`` hold
     """
 
     name: str
     kind: str
     target: str
     description: str = ""
-    upon: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    upon: str = ""
 
     def check(self, key: str = "decoder") -> None:
         """Raise ValueError by key where a value cannot be used."""
