@@ -51,8 +51,8 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"{graph.name}: OpenVINO {_VERSION} refuses it: {_one_line(error)}") from error
         self._graph = graph.name
-        self._signature = {port.get_any_name(): _describe(port) for port in self._compiled.inputs}
-        self._outputs = [port.get_any_name() for port in self._compiled.outputs]
+        self._signature = {_name(port): _describe(port) for port in self._compiled.inputs}
+        self._outputs = [_name(port) for port in self._compiled.outputs]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -74,6 +74,12 @@ class OpenVinoEngine:
             raise EngineError(f"{self._graph}: OpenVINO failed: {_one_line(error)}") from error
         # The request writes its next outputs into the same memory.
         return {name: np.array(outputs[name]) for name in self._outputs}
+
+
+def _name(port: Any) -> str:
+    """Return the name in the ONNX file: a port also has those of tensors that a Cast or Identity beside it made equal."""
+    own = str(port.get_node().get_friendly_name()).removesuffix("/sink_port_0")
+    return own if own in port.get_names() else str(port.get_any_name())
 
 
 def _describe(port: Any) -> Input:

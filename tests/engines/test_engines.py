@@ -286,3 +286,26 @@ def test_engines_are_silent_and_report_to_nobody(name: str, tmp_path: Path) -> N
     assert json.loads(finished.stdout) == []
     written = [path for path in home.rglob("*") if path.is_file()]
     assert [path for path in written if cache / "decipher-rt" not in path.parents] == []
+
+
+@pytest.mark.parametrize("within", ["a", "v", "zz", "embedding2", "Cast_0"])
+def test_names_are_those_of_the_file_whatever_lies_beside_them(name: str, within: str, tmp_path: Path) -> None:
+    """OpenVINO takes a Cast that changes nothing, and an Identity, out of the graph, and their tensors' names together."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["embedding"], [within], to=TensorProto.FLOAT),
+        node("ReduceMean", [within], [f"{within}.mean"], keepdims=1),
+        node("Identity", [f"{within}.mean"], ["value"]),
+    ]
+    shapes = (
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", 4])],
+        [helper.make_tensor_value_info("value", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(helper.make_graph(nodes, "g", *shapes), opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "head.onnx")
+    for _ in range(2):  # compiled, and kept
+        engine = load_engine(name, tmp_path / "head.onnx", precision="fp32", threads=1)
+        assert engine.inputs == ("embedding",)
+        outputs = engine.run({"embedding": np.array([[1, 2, 3, 6]], np.float32)})
+        assert {key: value.item() for key, value in outputs.items()} == {"value": 3.0}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from decipher_rt.bundle import open_bundle
 from decipher_rt.errors import BundleError
@@ -231,3 +232,30 @@ def test_preprocessing_graph_that_is_no_graph(sdk: Any, native_bundle: Path, tmp
     with pytest.raises(Exception, match="Reside, which preprocessing does not use"):
         sdk.open(bundle)
     assert capfd.readouterr() == ("", "")
+
+
+def renamed_head(within: str) -> bytes:
+    """A regression that begins with a Cast that changes nothing and ends with an Identity."""
+    node, float32 = helper.make_node, TensorProto.FLOAT
+    nodes = [
+        node("Cast", ["embedding"], [within], to=float32),
+        node("ReduceMean", [within, "axes"], [f"{within}.mean"], keepdims=1),
+        node("Identity", [f"{within}.mean"], ["value"]),
+    ]
+    takes, gives = (
+        helper.make_tensor_value_info(name, float32, ["B", n]) for name, n in (("embedding", "E"), ("value", 1))
+    )
+    axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
+    graph = helper.make_graph(nodes, "head", [takes], [gives], [axes])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("within", ["a", "v", "zz", "Cast_0"])
+def test_a_head_keeps_the_names_of_its_file(
+    within: str, sdk: Any, answering_bundle: Path, tmp_path: Path, rewrite_bundle: Callable[..., Path]
+) -> None:
+    head = next(h for h in open_bundle(answering_bundle).manifest.heads if h.kind == "regression")
+    bundle = rewrite_bundle(answering_bundle, tmp_path, {head.file: renamed_head(within)})
+    for _ in range(2):  # compiled, and kept
+        with sdk.open(bundle, heads=head.name.encode(), cache_folder=str(tmp_path).encode()) as session:
+            assert [one.name.decode() for one in session.heads()] == [head.name]

@@ -22,13 +22,20 @@ ov::element::Type element_type(Element element) {
     return element == Element::float32 ? ov::element::f32 : ov::element::i64;
 }
 
+// The name in the ONNX file: a port also has those of tensors that a Cast or Identity beside it made equal.
+std::string name_of(const ov::Output<const ov::Node>& port) {
+    std::string own = port.get_node()->get_friendly_name();
+    if (const std::string sink = "/sink_port_0"; own.ends_with(sink)) own.resize(own.size() - sink.size());
+    return port.get_names().contains(own) ? own : port.get_any_name();
+}
+
 class OpenVinoGraph : public Graph {
 public:
     // `kept` is what the graph was read from, and may still lie in.
     OpenVinoGraph(std::string file, ov::CompiledModel compiled, std::optional<KeptGraph> kept)
         : file_(std::move(file)), kept_(std::move(kept)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
-        for (const auto& port : compiled_.inputs()) inputs_.push_back(port.get_any_name());
-        for (const auto& port : compiled_.outputs()) outputs_.push_back(port.get_any_name());
+        for (const auto& port : compiled_.inputs()) inputs_.push_back(name_of(port));
+        for (const auto& port : compiled_.outputs()) outputs_.push_back(name_of(port));
     }
 
     const std::vector<std::string>& inputs() const override { return inputs_; }
@@ -36,7 +43,7 @@ public:
 
     Outputs run(const Arrays& arrays, const std::function<bool()>& cancelled) override try {
         for (const auto& port : compiled_.inputs()) {
-            const std::string name = port.get_any_name();
+            const std::string name = name_of(port);
             const auto& [element, shape, data] = arrays.at(name);
             if (port.get_element_type() != element_type(element) || !port.get_partial_shape().compatible(ov::PartialShape(ov::Shape(shape))))
                 throw engine_error(file_ + ": input " + name + " is " + element_type(element).get_type_name() + " " +
@@ -58,13 +65,13 @@ public:
         Outputs outputs;
         for (const auto& port : compiled_.outputs()) {
             const ov::Tensor tensor = request_.get_tensor(port);
-            std::vector<float>& values = outputs[port.get_any_name()];
+            std::vector<float>& values = outputs[name_of(port)];
             if (tensor.get_element_type() == ov::element::f32)
                 values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
             else if (tensor.get_element_type() == ov::element::u8)  // a label map
                 values.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
             else
-                throw engine_error(file_ + ": output " + port.get_any_name() + " is " +
+                throw engine_error(file_ + ": output " + name_of(port) + " is " +
                                    tensor.get_element_type().get_type_name() + ", expected f32 or u8");
         }
         return outputs;
