@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -22,6 +22,12 @@ OUTPUTS = {
 # Heads that answer for every voxel: as large as their graphs are, more threads help.
 DENSE = ("segmentation",)
 
+
+def dense_files(heads: Iterable[Head]) -> frozenset[str]:
+    """Return the graphs in which a head answers for every voxel."""
+    return frozenset(head.file for head in heads if head.kind in DENSE)
+
+
 Features = Mapping[str, NDArray[Any]]
 
 
@@ -34,8 +40,8 @@ class HeadGraphs:
         Of the manifest.
     load : callable
         Given a file of the bundle and a number of threads, returns its engine.
-    threads : int
-        That a graph may have which answers for every voxel; the others get one.
+    threads : mapping
+        How many a graph gets, by its file; those that are not there get one.
 
     Attributes
     ----------
@@ -43,12 +49,9 @@ class HeadGraphs:
         What any of the graphs looks at.
     """
 
-    def __init__(self, heads: Sequence[Head], load: Callable[[str, int], Engine], threads: int = 1) -> None:
+    def __init__(self, heads: Sequence[Head], load: Callable[[str, int], Engine], threads: Mapping[str, int]) -> None:
         self._heads = tuple(heads)
-        dense = {head.file for head in heads if head.kind in DENSE}
-        self._engines = {
-            file: load(file, threads if file in dense else 1) for file in dict.fromkeys(head.file for head in heads)
-        }
+        self._engines = {file: load(file, threads.get(file, 1)) for file in dict.fromkeys(head.file for head in heads)}
         self.inputs = {name for engine in self._engines.values() for name in engine.inputs}
 
     def run(self, features: Features) -> dict[str, NDArray[Any]]:
@@ -74,8 +77,17 @@ class HeadGraphs:
         return outputs
 
 
-def load_heads(bundle: Bundle, engine: str, threads: int) -> HeadGraphs:
+def load_heads(bundle: Bundle, engine: str, threads: int, dense: Iterable[str] | None = None) -> HeadGraphs:
     """Load the heads of a bundle on an engine of the CPU.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    engine : str
+    threads : int
+        That a graph may have which answers for every voxel.
+    dense : iterable of str, optional
+        Those graphs; default: those of the bundle's heads. Where some heads are left out, a graph may be large still.
 
     Raises
     ------
@@ -85,7 +97,8 @@ def load_heads(bundle: Bundle, engine: str, threads: int) -> HeadGraphs:
     def load(file: str, threads: int) -> Engine:
         return load_engine(engine, bundle.file(file), precision="fp32", threads=threads)
 
-    return HeadGraphs(bundle.manifest.heads, load, threads)
+    heads = bundle.manifest.heads
+    return HeadGraphs(heads, load, dict.fromkeys(dense_files(heads) if dense is None else dense, threads))
 
 
 def wanted(engine: Engine, features: Features) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,7 @@ from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError
-from decipher_rt.head_graphs import load_heads, wanted
+from decipher_rt.head_graphs import dense_files, load_heads, wanted
 from decipher_rt.heads import answer_of
 from decipher_rt.manifest import Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
@@ -97,6 +97,7 @@ class Session:
         prompts: Sequence[str] = (),
         heads: Sequence[str] | None = None,
     ) -> None:
+        dense = dense_files(bundle.manifest.heads)
         self.bundle = bundle = bundle if heads is None else bundle.with_heads(heads)
         self.fallback: str | None = None
         self._auto = engine == AUTO
@@ -112,7 +113,7 @@ class Session:
         with ThreadPoolExecutor(1) as pool:  # the two load side by side: neither needs the other
             loading = pool.submit(self._load_preprocessor, threads, where)
             self._use(encoder or load_encoder(bundle, engine, precision, threads))
-            self._heads = load_heads(bundle, small, threads)
+            self._heads = load_heads(bundle, small, threads, dense)
             scope = manifest.scope
             self._scope = load_engine(small, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
             if precision != "fp32":

@@ -18,7 +18,7 @@ from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.select import ONNX_TARGETS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
-from decipher_rt.head_graphs import HeadGraphs
+from decipher_rt.head_graphs import HeadGraphs, dense_files
 from decipher_rt.manifest import EngineFile, Manifest, Numerics
 from decipher_rt.text import TextTower
 from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
@@ -97,7 +97,7 @@ def check_graphs(
 
         if manifest.text:
             _refuse(_text_rows(folder, manifest, cases[0]), "text")
-        heads = HeadGraphs(manifest.heads, load, usable_cores())
+        heads = HeadGraphs(manifest.heads, load, dict.fromkeys(dense_files(manifest.heads), usable_cores()))
         scope = load(manifest.scope.file) if manifest.scope else None
         numerics = []
         for entry, encoder in runnable_encoders(folder, manifest):

@@ -77,7 +77,7 @@ class OpenVinoEngine:
 
 
 def _name(port: Any) -> str:
-    """Return the name in the ONNX file: a port also has those of tensors that a Cast or Identity beside it made equal."""
+    """Return the name in the ONNX file: a port also has those of tensors that a Cast or Identity made the same."""
     own = str(port.get_node().get_friendly_name()).removesuffix("/sink_port_0")
     return own if own in port.get_names() else str(port.get_any_name())
 

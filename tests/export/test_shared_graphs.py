@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from decipher_rt import head_graphs
 from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.engines import load_engine
 from decipher_rt.errors import BundleError
@@ -20,6 +21,7 @@ from decipher_rt.export.evaluate import _Given
 from decipher_rt.export.known import KnownSeries
 from decipher_rt.export.parts import parts_of
 from decipher_rt.head_graphs import HeadGraphs
+from decipher_rt.session import Session
 from decipher_rt.train.decoders.contract import Known, seen_as_encoder
 from decipher_rt.train.decoders.registry import DecoderConfig
 from decipher_rt.train.golden import GoldenCase
@@ -35,8 +37,8 @@ PRESENCE = {"labels": ["absent", "present"], "pool": "max"}
 DECODERS = (
     DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16, 8], "skips": True}),
     DecoderConfig("volume", "regression", "brain_volume_ml", upon="tissue", options={"unit": "ml", "pool": "linear"}),
-    DecoderConfig("lesion", "classification", "lesion", upon="tissue", options=PRESENCE),
-    DecoderConfig("box", "localisation", "lesion", upon="tissue", options={"hidden": 48, "boxes": 2}),
+    DecoderConfig("lesion", "classification", "lesion", upon="tissue", options={**PRESENCE, "odds": True}),
+    DecoderConfig("box", "localisation", "lesion", upon="tissue", options={"hidden": 48, "boxes": 2, "odds": True}),
     DecoderConfig("again", "classification", "lesion", upon="tissue", options={**PRESENCE, "hidden": 16}),
 )
 SHARED = ("tissue", "volume", "lesion", "box")
@@ -110,7 +112,7 @@ def test_each_graph_runs_once_and_gives_what_torch_does(
     def load(file: str, threads: int) -> Any:
         return loaded.setdefault(file, Counted(bundle.file(file), threads))
 
-    heads = HeadGraphs(bundle.manifest.heads, load, threads=2)
+    heads = HeadGraphs(bundle.manifest.heads, load, {"heads/tissue.onnx": 2})
     assert heads.inputs == {"patch", "tokens", "embedding", "volume", "window"}
     outputs = heads.run({name: tensor.numpy() for name, tensor in features.items()})
     assert {file: (engine.runs, engine.threads) for file, engine in loaded.items()} == {
@@ -135,7 +137,7 @@ def test_some_heads_of_a_graph_can_be_asked_alone(bundle: Bundle, features: dict
     def load(file: str, threads: int) -> Any:
         return load_engine("onnxruntime", bundle.file(file), precision="fp32", threads=threads)
 
-    assert set(HeadGraphs(kept.manifest.heads, load).run({n: t.numpy() for n, t in features.items()})) == {"box"}
+    assert set(HeadGraphs(kept.manifest.heads, load, {}).run({n: t.numpy() for n, t in features.items()})) == {"box"}
 
 
 def test_a_head_whose_graph_does_not_answer_for_it_is_named(bundle: Bundle, features: dict[str, torch.Tensor]) -> None:
@@ -146,7 +148,7 @@ def test_a_head_whose_graph_does_not_answer_for_it_is_named(bundle: Bundle, feat
         return load_engine("onnxruntime", bundle.file(file), precision="fp32", threads=threads)
 
     with pytest.raises(BundleError, match=r"head again: heads/again\.onnx gives no output value; export"):
-        HeadGraphs([lying], load).run({name: tensor.numpy() for name, tensor in features.items()})
+        HeadGraphs([lying], load, {}).run({name: tensor.numpy() for name, tensor in features.items()})
 
 
 def test_the_judge_looks_at_voxels_once_a_series(
@@ -164,3 +166,15 @@ def test_the_judge_looks_at_voxels_once_a_series(
         rows = {name: given.rows(parts[name]) for name in ("lesion", "again", "box")}
     assert len(looked) == 1
     assert rows["lesion"]["logits"].shape == (1, 2)
+
+
+def test_a_large_graph_keeps_its_threads_whoever_is_asked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def load(engine: str, path: Path, *, precision: str, threads: int) -> Any:
+        asked[path.name] = threads
+        return load_engine(engine, path, precision=precision, threads=threads)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(head_graphs, "load_engine", load)
+    Session(bundle, threads=2, heads=["box", "again"])
+    assert asked == {"tissue.onnx": 2, "again.onnx": 1}

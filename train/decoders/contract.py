@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..model.vit import ViTConfig, normalise
 
+REACH = 10.0  # what a segmentation sees: logarithms of odds beyond it are not told apart
 Answer = Literal["classification", "regression", "segmentation", "localisation"]
 Rows = Mapping[str, NDArray[Any]]
 Batch = dict[str, Any]  # as `decipher_rt.train.decoders.stage.read_batch` makes it

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..model.vit import ViTConfig
+from .contract import REACH
 
 
 class LinearPool(nn.Module):
@@ -79,22 +80,41 @@ class AttentionPool(nn.Module):
         return self.out(pooled)
 
 
+class Odds(nn.Module):
+    """Where the logit of a token starts that stands upon a segmentation: the strongest odds in its patch, weighted.
+
+    Without it, what one cell in thousands says is lost in the others before anything is learned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(REACH))
+
+    def forward(self, patch: Tensor) -> Tensor:
+        """Map (B, K, C), the last of which `Sight` put there, to (B, K, 1)."""
+        return self.weight * (2 * patch[..., -1:] - 1)
+
+
 class TokenPool(nn.Module):
     """Each token gives its own number; what they amount to is their sum, or their largest.
 
     ``sum`` suits what adds up over the volume, such as millilitres: a dropped patch of air adds nothing. ``max``
     (softened: log-sum-exp) suits what one patch is enough for, such as a small lesion (multiple-instance learning).
+    With ``odds`` each token's number starts as those of its patch.
     """
 
     inputs = ("patch",)
 
     typical_tokens: Tensor
 
-    def __init__(self, encoder: ViTConfig, *, how: str, hidden: int) -> None:
+    def __init__(self, encoder: ViTConfig, *, how: str, hidden: int, odds: bool = False) -> None:
         super().__init__()
         self.how = how
         self.last = nn.Linear(hidden, 1)
         self.each = nn.Sequential(nn.Linear(encoder.width, hidden), nn.GELU())
+        self.odds = Odds() if odds else None
+        if odds:
+            nn.init.zeros_(self.last.weight)
         self.affine = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.register_buffer("typical_tokens", torch.ones(()))
 
@@ -108,5 +128,7 @@ class TokenPool(nn.Module):
     def forward(self, patch: Tensor) -> Tensor:
         """Map (B, K, C) to (B, 1)."""
         each = self.last(self.each(patch))
+        if self.odds is not None:
+            each = each + self.odds(patch)
         pooled = torch.logsumexp(each, dim=1) if self.how == "max" else each.sum(dim=1) / self.typical_tokens
         return self.affine[0] * pooled + self.affine[1]

@@ -51,7 +51,9 @@ class DecoderConfig:
             raise ValueError(f"{key}.kind is {self.kind!r}, expected one of {', '.join(names())}")
         if self.upon and kind_of(self.kind).answer == SEGMENTATION:
             raise ValueError(f"{key}.upon is {self.upon!r}, expected nothing: a segmentation stands upon tokens alone")
-        build_config(kind_of(self.kind).settings, dict(self.options), f"{key}.options")
+        settings: Any = build_config(kind_of(self.kind).settings, dict(self.options), f"{key}.options")
+        if getattr(settings, "odds", False) and not self.upon:
+            raise ValueError(f"{key}.options.odds is true, expected a segmentation that sees them ({key}.upon)")
 
 
 def names() -> tuple[str, ...]:

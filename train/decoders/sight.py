@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import fingerprint
+from .contract import REACH
 from .kinds.segmentation import Segmentation
 from .shards import SHARD, fill, read_shard, rows_of, shard_file
 from .stage import images_of
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..sources.example import Examples
 
-REACH = 10.0  # logarithms of odds beyond it are not told apart
 BATCH = 4
-LAYOUT = 1  # of a shard; a change of what it holds needs another number
+LAYOUT = 2  # of a shard; a change of what it holds needs another number
 
 
 class Sight:
@@ -36,20 +36,20 @@ class Sight:
 
     A patch is seen in cells, the voxels that the segmentation's last doubling starts from, each with the mean of its
     voxels' logits. Of every label the patch's share is told; of the last one, by custom the rarest, the odds in each
-    cell of the patch and in those one further along every axis, as what lies at a border is seen from both sides: their
-    logarithm from ``-REACH`` to ``REACH``, as 0 to 1. Where no patch was kept it is 0.
+    cell of the patch and in those one further along every axis, as what lies at a border is seen from both sides, and
+    the strongest of the patch's own: logarithms from ``-REACH`` to ``REACH``, as 0 to 1; 0 where no patch was kept.
 
     Attributes
     ----------
     segmentation : Segmentation
-    size : L + (n + 2)^3 numbers of a patch of n^3 cells
+    size : L + (n + 2)^3 + 1 numbers of a patch of n^3 cells
     """
 
     def __init__(self, segmentation: Segmentation) -> None:
         self.segmentation = segmentation
         steps = segmentation.last.kernel_size
         self.cells = tuple(p // k for p, k in zip(segmentation.patch_shape, steps, strict=True))
-        self.size = len(segmentation.labels) + math.prod(n + 2 for n in self.cells)
+        self.size = len(segmentation.labels) + math.prod(n + 2 for n in self.cells) + 1
 
     def __call__(self, patch: Tensor, tokens: Tensor, image: Tensor | None) -> Tensor:
         """Put what is seen beside the tokens: (B, K, C + size).
@@ -77,10 +77,11 @@ class Sight:
         kept = self.segmentation.kept(tokens, (gd, gh, gw), (nd, nh, nw)).flatten(1)
         odds = torch.where(kept, (odds.clamp(-REACH, REACH) + REACH) / (2 * REACH), torch.zeros_like(odds))
         x = odds.reshape(B, d, h, w)
+        strongest = x.reshape(B, gd, nd, gh, nh, gw, nw).amax(dim=(2, 4, 6)).reshape(B, -1, 1)
         for axis, n in ((1, nd), (3, nh), (5, nw)):  # each axis becomes two: patches, and cells of one with its borders
             x = with_borders(x, axis, n)
         around = x.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, gd * gh * gw, -1)
-        return torch.cat([shares.flatten(2).transpose(1, 2), around], dim=-1)
+        return torch.cat([shares.flatten(2).transpose(1, 2), around, strongest], dim=-1)
 
 
 def with_borders(x: Tensor, axis: int, cells: int) -> Tensor:

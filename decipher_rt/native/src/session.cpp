@@ -8,6 +8,7 @@
 #include <future>
 #include <latch>
 #include <mutex>
+#include <set>
 
 #include "cpu_features.hpp"
 #include "error.hpp"
@@ -141,6 +142,10 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     description_.precision = options.precision;
     if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);
     Bundle bundle = open_bundle(options.bundle);
+    // A segmentation answers for every voxel: its graph is large, also where only others that share it are asked for.
+    std::set<std::string> dense;
+    for (const Head& head : bundle.manifest.heads)
+        if (head.kind == HeadKind::segmentation) dense.insert(head.file);
     if (options.heads) bundle.manifest.keep_heads(*options.heads);
     const Manifest& manifest = bundle.manifest;
     const Preprocessing& spec = manifest.preprocessing;
@@ -158,12 +163,12 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     std::vector<Answerer> answerers;
     for (const Head& head : manifest.heads) {
         const auto shared = std::find_if(answerers.begin(), answerers.end(), [&](const Answerer& one) { return one.file == head.file; });
+        // What is small keeps no threads, however many heads there are.
+        const unsigned share = threads > 1 && dense.contains(head.file) ? threads : Engine::in_caller;
         Answerer& one = shared != answerers.end()
                             ? *shared
-                            : answerers.emplace_back(Answerer{head.file, {}, Engine::in_caller, head_graphs_[head.file]});
+                            : answerers.emplace_back(Answerer{head.file, {}, share, head_graphs_[head.file]});
         one.outputs.push_back(head_output(head.kind));
-        // A segmentation answers for every voxel. What is small keeps no threads, however many heads there are.
-        if (head.kind == HeadKind::segmentation && threads > 1) one.threads = threads;
     }
     if (manifest.scope) answerers.push_back({manifest.scope->file, {"score"}, Engine::in_caller, scope_});
 

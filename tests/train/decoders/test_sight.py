@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from decipher_rt.train.decoders.contract import REACH
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
 from decipher_rt.train.decoders.shards import SHARD, ShardError
-from decipher_rt.train.decoders.sight import REACH, Sight, SightedTokens, sighted
+from decipher_rt.train.decoders.sight import Sight, SightedTokens, sighted
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, images_of
 from decipher_rt.train.decoders.tokens import Encoded
 from decipher_rt.train.model.vit import ViTConfig
@@ -21,9 +22,13 @@ from decipher_rt.train.progress import Progress
 OPTIONS: dict[str, Any] = {"channels": [16, 8], "skips": True, "crop": 3}
 TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options=OPTIONS)
 LESION = DecoderConfig(
-    "lesion", "classification", "lesion", upon="tissue", options={"labels": ["absent", "present"], "pool": "max"}
+    "lesion",
+    "classification",
+    "lesion",
+    upon="tissue",
+    options={"labels": ["absent", "present"], "pool": "max", "odds": True},
 )
-BOX = DecoderConfig("box", "localisation", "lesion", upon="tissue", options={"hidden": 48})
+BOX = DecoderConfig("box", "localisation", "lesion", upon="tissue", options={"hidden": 48, "odds": True})
 VOLUME = DecoderConfig(
     "volume", "regression", "ball_volume_ml", upon="tissue", options={"unit": "ml", "pool": "sum", "hidden": 48}
 )
@@ -70,7 +75,7 @@ def test_what_is_seen_is_what_the_segmentation_says_of_each_cell(
     patch, kept = one.patch[None], one.tokens[None]
     beside = sight(patch, kept, images_of([examples[index]]))
     assert torch.equal(beside[..., :48], patch)
-    assert beside.shape[-1] == 48 + sight.size == 48 + 5 + 4**3
+    assert beside.shape[-1] == 48 + sight.size == 48 + 5 + 4**3 + 1
 
     segmentation = sight.segmentation
     logits = segmentation.last(segmentation.features(patch, kept, images_of([examples[index]])))[0]
@@ -83,7 +88,8 @@ def test_what_is_seen_is_what_the_segmentation_says_of_each_cell(
         d, h, w = (int(n) for n in np.unravel_index(token, (4, 4, 4)))
         own = shares[:, 2 * d : 2 * d + 2, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].mean(dim=(1, 2, 3))
         torch.testing.assert_close(beside[0, row, 48:53], own)
-        around = beside[0, row, 53:].reshape(4, 4, 4)
+        around = beside[0, row, 53:-1].reshape(4, 4, 4)
+        assert beside[0, row, -1] == around[1:3, 1:3, 1:3].max()
         for place in np.ndindex(4, 4, 4):
             cell = tuple(2 * a + b - 1 for a, b in zip((d, h, w), place, strict=True))
             inside = all(0 <= c < 8 for c in cell)
@@ -153,3 +159,7 @@ def test_what_is_seen_answers_by_itself(
 def test_a_segmentation_stands_upon_tokens_alone(vit_config: ViTConfig) -> None:
     with pytest.raises(ValueError, match=r"decoder\.upon is 'tissue', expected nothing"):
         build_decoder(dataclasses.replace(TISSUE, name="more", upon="tissue"), vit_config)
+    with pytest.raises(ValueError, match=r"decoder\.options\.odds is true, expected a segmentation that sees them"):
+        build_decoder(dataclasses.replace(LESION, upon=""), vit_config)
+    with pytest.raises(ValueError, match=r"odds is true, expected false for the pool 'linear'"):
+        build_decoder(dataclasses.replace(LESION, options={**LESION.options, "pool": "linear"}), vit_config)

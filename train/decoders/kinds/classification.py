@@ -30,6 +30,7 @@ class Settings:
     pool : ``linear`` probe, ``attention`` pooling, or ``max``: the strongest patch decides (two labels)
     heads, dropout : of attention pooling
     hidden : channels of ``max``
+    odds : of ``max`` upon a segmentation: whether a patch's logit starts as the odds of the rarest label in it
     smoothing : label smoothing of the loss
     """
 
@@ -38,6 +39,7 @@ class Settings:
     heads: int = 4
     dropout: float = 0.0
     hidden: int = 128
+    odds: bool = False
     smoothing: float = 0.02
 
     def check(self) -> None:
@@ -48,6 +50,8 @@ class Settings:
             raise ValueError(f"labels is {list(self.labels)}, expected two or more different ones")
         if self.pool == "max" and len(self.labels) != 2:
             raise ValueError(f"pool is 'max', expected 'linear' or 'attention' for {len(self.labels)} labels")
+        if self.odds and self.pool != "max":
+            raise ValueError(f"odds is true, expected false for the pool {self.pool!r}")
         for name in ("dropout", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more and less than 1")
@@ -69,7 +73,7 @@ class Classification(Decoder):
         elif settings.pool == "attention":
             self.pool = AttentionPool(encoder, len(self.labels), heads=settings.heads, dropout=settings.dropout)
         else:
-            self.pool = TokenPool(encoder, how="max", hidden=settings.hidden)
+            self.pool = TokenPool(encoder, how="max", hidden=settings.hidden, odds=settings.odds)
         self.inputs, self.needs_mean_only = self.pool.inputs, settings.pool == "linear"
         self.register_buffer("temperature", torch.ones(()))
 

@@ -18,6 +18,7 @@ from ...metrics import auroc, box_iou, centre_error_mm, rounded
 from ...model.vit import ViTConfig, take_rows
 from ..boxes import generalised_iou, overlap, patch_centres
 from ..contract import Decoder, Known, Rows
+from ..pooling import Odds
 
 TRUE_BOXES = 8  # of a series that the figures look at, the largest first
 CLEAR = 0.5  # a token is a positive when it holds at least this share of what the token that holds most of the box does
@@ -35,12 +36,14 @@ class Settings:
     hidden : channels of the network that each token goes through
     dropout : in it, in training only
     positive_weight : of a token with a lesion: about one in fifty has one
+    odds : upon a segmentation: whether a token's logit starts as the odds of the rarest label in its patch
     """
 
     boxes: int = 1
     hidden: int = 192
     dropout: float = 0.0
     positive_weight: float = 8.0
+    odds: bool = False
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
@@ -86,6 +89,7 @@ class Localisation(Decoder):
             nn.Dropout(settings.dropout),
             last,
         )
+        self.odds = Odds() if settings.odds else None
         centres = patch_centres(self.patch_grid, encoder.patch_shape)
         self.register_buffer("centres", torch.from_numpy(centres), persistent=False)
         self.register_buffer("patch", torch.tensor(encoder.patch_shape, dtype=torch.float32), persistent=False)
@@ -97,7 +101,8 @@ class Localisation(Decoder):
         x = self.network(patch).float()
         centre = take_rows(self.centres, tokens) + x[..., 1:4] * self.patch
         size = x[..., 4:].clamp(-SIZE_RANGE, SIZE_RANGE).exp() * self.patch
-        return torch.cat([x[..., :1], centre, size], dim=-1)
+        logit = x[..., :1] if self.odds is None else x[..., :1] + self.odds(patch)
+        return torch.cat([logit, centre, size], dim=-1)
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the boxes of the strongest tokens, (B, M, 7), whatever their score."""
