@@ -51,7 +51,7 @@ model: $(VENV)/dev ## Train the model that ships, on the CPU, and export it to r
 	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text
 	for name in sequence tissue brain_volume_ml lesion lesion_box; do \
 		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align || exit; done
-	$(BIN)/decipher-rt export $(RUNS)/model -o $(RUNS)/bundle --fp16 --int8 --max-drop 1 $(CACHED)
+	$(BIN)/decipher-rt export $(RUNS)/model -o $(RUNS)/bundle --fp16 --int8 --max-drop 2 $(CACHED)
 
 CH2 ?= /usr/share/mricron/templates/ch2bet.nii.gz
 evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model'
