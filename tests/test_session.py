@@ -71,7 +71,7 @@ def test_without_heads_there_is_the_embedding(ball):
 
 
 def test_a_head_that_the_bundle_lacks_is_named_beside_those_it_has():
-    with pytest.raises(BundleError, match="no head 'sequense'; it has sequence, brain_volume_ml"):
+    with pytest.raises(BundleError, match="no head 'sequense'; it has sequence, tissue"):
         decipher_rt.load(heads=["sequense"])
 
 

@@ -115,7 +115,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
         model.config,
         {
             "metrics": metrics,
-            "provenance": {**_provenance(base), config.decoder.name: provenance},
+            "provenance": {n: p for n, p in _provenance(base).items() if n not in left}
+            | {config.decoder.name: provenance},
             "encoder_sha256": before,
         },
     )

@@ -322,6 +322,7 @@ def test_a_segmentation_that_is_trained_again_loses_what_stands_upon_it(
     changed = _train(_config(aligned, other), folder, cache)
     assert [d.name for d in changed.config.decoders] == ["ball", "tissue"]
     assert set(changed.metadata["metrics"]) == {"recall", "tissue", "ball"}
+    assert set(changed.metadata["provenance"]) == {"encoder", "tissue", "ball"}
     assert "lesion left out: upon another tissue; train again" in said
     load_weights(folder)
     with pytest.raises(CheckpointError, match="another configuration"):
