@@ -196,7 +196,7 @@ class _Given:
         self._patch, self._embedding = (torch.from_numpy(_finite(encoded[name])) for name in ("patch", "embedding"))
         self._tokens, volume, window = (torch.from_numpy(one.inputs[name]) for name in ("tokens", "volume", "window"))
         self._image, self._one = seen_as_encoder(volume, window), one
-        self._sighted: dict[Decoder, Tensor] = {}  # by the segmentation: looking at voxels takes longest
+        self._sighted: dict[Sight, Tensor] = {}  # looking at voxels takes longest
 
     def rows(self, part: HeadPart) -> Rows:
         """Return what the figures of a head need of the series."""
@@ -210,9 +210,9 @@ class _Given:
         return decoder.rows(decoder.raw(patch, tokens, self._embedding, image), target, tokens)
 
     def _beside(self, sight: Sight) -> Tensor:
-        if sight.segmentation not in self._sighted:
-            self._sighted[sight.segmentation] = sight(self._patch, self._tokens, self._image)
-        return self._sighted[sight.segmentation]
+        if sight not in self._sighted:
+            self._sighted[sight] = sight(self._patch, self._tokens, self._image)
+        return self._sighted[sight]
 
 
 def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ its standard deviation over bootstrap samples of the series.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -74,6 +75,8 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
             began = time.perf_counter()
             patch, embedding = model.encoder(voxels, window, indices)
             seconds[way].append(time.perf_counter() - began)
+            image = seen_as_encoder(voxels, window)
+            beside = functools.cache(lambda sight, p=patch, i=indices, x=image: sight(p, i, x))
             for name, module in model.decoders.items():
                 decoder = typing.cast("Decoder", module)
                 known = known_of(example, example.affine_lps_mm, tissue=example.tissue is not None)
@@ -81,9 +84,8 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
                     continue
                 target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)
                 batch = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in target.items()}
-                image, sight = seen_as_encoder(voxels, window), model.sights.get(name)
-                seen = sight(patch, indices, image) if sight else patch
-                raw = decoder.raw(seen, indices, embedding, image)
+                sight = model.sights.get(name)
+                raw = decoder.raw(beside(sight) if sight else patch, indices, embedding, image)
                 ways[way][name].append(decoder.rows(raw, batch, indices))
     figures: dict[str, Any] = {}
     for name, module in model.decoders.items():

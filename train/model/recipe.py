@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import nn
@@ -88,13 +88,13 @@ class RecipeModel(nn.Module):
             self.logit_scale = nn.Parameter(torch.zeros(()))
         self.decoders = nn.ModuleDict()
         self.sights: dict[str, Sight] = {}
+        of_segmentation: dict[str, Sight] = {}
         for described in config.decoders:
-            sight = self.sight_of(described.upon)
+            sight = of_segmentation.get(described.upon)
             if sight:
                 self.sights[described.name] = sight
-            self.decoders[described.name] = build_decoder(described, config.encoder, sight.size if sight else 0)
+            decoder = build_decoder(described, config.encoder, sight.size if sight else 0)
+            if isinstance(decoder, Segmentation):
+                of_segmentation[described.name] = Sight(decoder)
+            self.decoders[described.name] = decoder
         self.scope = build_scope(config.scope, config.encoder.embedding_size) if config.scope else None
-
-    def sight_of(self, name: str) -> Sight | None:
-        """Return what the segmentation of a name gives to decoders upon it; None without a name."""
-        return Sight(cast("Segmentation", self.decoders[name])) if name else None
