@@ -22,7 +22,7 @@ from .played_session import FP16_COSINE, Machine, PlayedDali, ball, files_of
 
 COUNTED = ["upload", "tissue_counts", "download"]
 ENCODED = ["upload", "upload", "patch_embed3d", "engine", "download", "download"]
-TOKEN_HEADS = ("sequence", "brain_volume_ml")  # they look at no voxel
+TOKEN_HEADS = ("sequence",)  # they look at no voxel
 
 
 @pytest.fixture(scope="module")
