@@ -22,13 +22,12 @@ OUTPUTS = {
 # Heads that answer for every voxel: as large as their graphs are, more threads help.
 DENSE = ("segmentation",)
 
+Features = Mapping[str, NDArray[Any]]
+
 
 def dense_files(heads: Iterable[Head]) -> frozenset[str]:
     """Return the graphs in which a head answers for every voxel."""
     return frozenset(head.file for head in heads if head.kind in DENSE)
-
-
-Features = Mapping[str, NDArray[Any]]
 
 
 class HeadGraphs:

@@ -24,6 +24,8 @@ from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, ki
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, known_series, read_batch
 from decipher_rt.train.model.vit import ViTConfig
 
+from .learning import learn
+
 LINEAR = DecoderConfig("brightness", "classification", "sequence", options={"labels": ["dark", "light"]})
 ATTENTION = dataclasses.replace(LINEAR, options={"labels": ["dark", "light"], "pool": "attention"})
 LESION = DecoderConfig("lesion", "classification", "lesion", options={"labels": ["absent", "present"], "pool": "max"})
@@ -60,19 +62,10 @@ AXES = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}} | {
 
 def fitted(config: DecoderConfig, encoder: ViTConfig, splits: dict, steps: int, rate: float, batch: int = 32) -> dict:
     """Train with the stage's own batches and AdamW, calibrate, and return the figures of the test split."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     decoder = build_decoder(config, encoder)
     examples, tokens = splits["train"]
-    stage = DecoderStage(decoder, tokens, examples, batch, seed=1)
-    stage.start()
-    optimiser = torch.optim.AdamW(stage.model.parameters(), lr=rate)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * (1 - step / steps)
-        optimiser.zero_grad()
-        stage.model(stage.batch(step, 0, 1), step)["loss"].backward()
-        optimiser.step()
+    learn(decoder, tokens, examples, steps, rate, batch)
     decoder.calibrate(answer_rows(decoder, splits["validation"][1], splits["validation"][0]))
     return decoder.figures(answer_rows(decoder, splits["test"][1], splits["test"][0]))
 

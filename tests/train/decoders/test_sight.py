@@ -14,10 +14,12 @@ from decipher_rt.train.decoders.contract import REACH
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
 from decipher_rt.train.decoders.shards import SHARD, ShardError
 from decipher_rt.train.decoders.sight import Sight, SightedTokens, sighted
-from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, images_of
+from decipher_rt.train.decoders.stage import answer_rows, images_of
 from decipher_rt.train.decoders.tokens import Encoded
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.progress import Progress
+
+from .learning import learn
 
 OPTIONS: dict[str, Any] = {"channels": [16, 8], "skips": True, "crop": 3}
 TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options=OPTIONS)
@@ -34,25 +36,13 @@ VOLUME = DecoderConfig(
 )
 
 
-def trained(decoder: Any, tokens: Any, examples: Any, steps: int, batch: int, rate: float = 1e-2) -> Any:
-    torch.set_num_threads(1)
-    stage = DecoderStage(decoder, tokens, examples, batch, seed=1)
-    stage.start()
-    optimiser = torch.optim.AdamW(stage.model.parameters(), lr=rate)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * (1 - step / steps)
-        optimiser.zero_grad()
-        stage.model(stage.batch(step, 0, 1), step)["loss"].backward()
-        optimiser.step()
-    return decoder.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def sight(vit_config: ViTConfig, splits: dict) -> Sight:
     torch.manual_seed(0)
     examples, tokens = splits["train"]
-    return Sight(trained(build_decoder(TISSUE, vit_config), tokens, examples, 250, 8))  # type: ignore[arg-type]
+    segmentation = build_decoder(TISSUE, vit_config)
+    learn(segmentation, tokens, examples, 250, 1e-2, 8)
+    return Sight(segmentation.eval().requires_grad_(False))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +140,7 @@ def test_what_is_seen_answers_by_itself(
     torch.manual_seed(0)
     blind = {split: (examples, Blind(tokens)) for split, (examples, tokens) in seen.items()}
     decoder = build_decoder(config, vit_config, sight.size)
-    trained(decoder, blind["train"][1], blind["train"][0], 200, 32)
+    learn(decoder, blind["train"][1], blind["train"][0], 200, 1e-2, 32)
     decoder.calibrate(answer_rows(decoder, blind["validation"][1], blind["validation"][0]))
     figures = decoder.figures(answer_rows(decoder, blind["test"][1], blind["test"][0]))
     assert better(figures), figures
