@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ SUMS = "SHA256SUMS"
 DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
 
 _SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+DEEPEST_NESTING = 64  # of lists and objects in a manifest: no more than whoever shows it can follow
 _MAX_TEXT_BYTES = 16 << 20  # a manifest or a list of sums is never larger
 
 
@@ -104,6 +106,10 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -
         document = json.loads(_read_text(folder, MANIFEST))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); export the bundle again") from None
+    if _nesting(document) > DEEPEST_NESTING:
+        raise BundleError(
+            f"bundle {folder}: {MANIFEST} nests more than {DEEPEST_NESTING} lists and objects; export the bundle again"
+        )
     try:
         manifest = Manifest.from_json(document)
         _check_names(manifest, sums)
@@ -210,6 +216,21 @@ def _check_names(manifest: Manifest, sums: Mapping[str, str]) -> None:
             raise BundleError(f"{MANIFEST} names {name}, which is not in the bundle")
     if len({head.name for head in manifest.heads}) < len(manifest.heads):
         raise BundleError(f"{MANIFEST}: two heads have the same name")
+    outputs = Counter((head.file, head.kind) for head in manifest.heads)
+    for (file, _), heads in outputs.items():
+        if heads > 1:
+            raise BundleError(
+                f"{MANIFEST}: two heads of one kind share {file}, whose graph has one output for each kind"
+            )
+
+
+def _nesting(document: object) -> int:
+    """Return how many lists and objects lie in one another."""
+    depth, level = 0, [document]
+    while containers := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [item for one in containers for item in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def _sha256(path: Path) -> str:

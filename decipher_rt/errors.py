@@ -1,8 +1,17 @@
 """Errors that a user can act on: one line that says what, where and what to do. The CLI ends with status 2 on them."""
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks or control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
 class DecipherError(Exception):
     """Base of all errors that are the input's or the machine's fault, never the program's."""
+
+    def __str__(self) -> str:
+        """Return the message on one line, whatever a file's name or header that it quotes holds."""
+        return one_line(super().__str__())
 
 
 class SeriesError(DecipherError):

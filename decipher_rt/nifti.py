@@ -16,7 +16,7 @@ import numpy as np
 from decipher_rt.dicom.geometry import FLIP_RAS_LPS, axis_order
 from decipher_rt.dicom.pixels import ValueCounter, count_values
 from decipher_rt.dicom.source import Source
-from decipher_rt.errors import SeriesError
+from decipher_rt.errors import SeriesError, one_line
 from decipher_rt.volume import SeriesInfo, Volume
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def open_nifti(source: Source) -> NiftiFile:
         raise SeriesError(f"{source.name}: claims {size} voxels of {dtype}, more than {MAX_BYTES >> 30} GiB")
     slope = 1.0 if slope is None else float(slope)
     intercept = 0.0 if intercept is None else float(intercept)
-    return NiftiFile(source, _uid(source), source.name, (*size, volumes), dtype, offset, slope, intercept, affine)
+    named = one_line(source.name)
+    return NiftiFile(source, _uid(source), named, (*size, volumes), dtype, offset, slope, intercept, affine)
 
 
 def read_nifti(file: NiftiFile, volume: int = 0) -> Volume:

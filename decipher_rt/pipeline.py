@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from decipher_rt.clock import StageClock
-from decipher_rt.errors import DecipherError, SeriesError
+from decipher_rt.errors import DecipherError, SeriesError, one_line
 from decipher_rt.result import Failure
 from decipher_rt.series import ReadOptions, Series, find_series, read_series
 from decipher_rt.volume import Volume
@@ -64,9 +64,10 @@ def open_series(series: Series, options: ReadOptions, clock: StageClock) -> Open
 
 def located(series: Series, message: str) -> str:
     """Say which of several series a message is about, where it does not."""
-    if str(series.path) in message:
+    path = one_line(str(series.path))
+    if path in message:
         return message
-    return f"{series.path} ({series.description}): {message}" if series.description else f"{series.path}: {message}"
+    return f"{path} ({series.description}): {message}" if series.description else f"{path}: {message}"
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,11 +45,6 @@ class SeriesStream:
         slices: SliceResampler,
         answer: Callable[[Volume, Callable[[], Grid]], Result],
     ) -> None:
-        if volume.voxels.ndim != 3 or volume.voxels.size == 0 or volume.voxels.dtype.name not in VOXEL_TYPES:
-            raise SeriesError(
-                f"a series of shape {volume.voxels.shape} and type {volume.voxels.dtype}: expected slices, rows and "
-                f"columns of {', '.join(VOXEL_TYPES)}"
-            )
         self.arrival_ms = 0.0
         self._volume, self._spec = volume, spec
         self._preprocessor, self._slices, self._answer = preprocessor, slices, answer
@@ -75,7 +71,7 @@ class SeriesStream:
             Where the slice is none of the series' or has come before. The stream goes on.
         """
         start = time.perf_counter()
-        index, voxels = self._index(np.asarray(position_lps_mm, np.float64)), self._volume.voxels
+        index, voxels = self._index(position_lps_mm), self._volume.voxels
         if pixels.shape != voxels.shape[1:] or pixels.dtype != voxels.dtype:
             raise SeriesError(
                 f"slice {index} is {pixels.dtype} {pixels.shape}, expected {voxels.dtype} {voxels.shape[1:]}"
@@ -120,7 +116,8 @@ class SeriesStream:
     def _grid(self, volume: Volume) -> Grid:
         return self._preprocessor.resample(self._planes, after_in_plane(plan(volume, self._spec)))
 
-    def _index(self, position: NDArray[np.float64]) -> int:
+    def _index(self, position_lps_mm: NDArray[np.float64]) -> int:
+        position = _numbers(position_lps_mm, (3,), "the slice's position")
         step, offset = self._volume.affine_lps_mm[:3, 0], position - self._volume.affine_lps_mm[:3, 3]
         place = float(offset @ step / (step @ step))
         sideways = float(np.linalg.norm(offset - place * step))
@@ -146,8 +143,44 @@ def blank_volume(
     slope: float,
     intercept: float,
 ) -> Volume:
-    """Return a volume whose voxels are still to come."""
-    return Volume(np.zeros(shape, dtype), np.asarray(affine_lps_mm, np.float64), series, slope, intercept)
+    """Return a volume whose voxels are still to come.
+
+    Raises
+    ------
+    SeriesError
+        Where shape, type, affine or rescaling are not those of a volume.
+    """
+    affine = _numbers(affine_lps_mm, (4, 4), "the affine")
+    try:
+        lengths, stored = tuple(operator.index(n) for n in shape), np.dtype(dtype)
+    except TypeError as error:
+        raise SeriesError(f"a series of shape {shape} and type {dtype}: {error}") from None
+    if len(lengths) != 3 or min(lengths) < 1 or stored.name not in VOXEL_TYPES or not stored.isnative:
+        raise SeriesError(
+            f"a series of shape {lengths} and type {stored.str}: expected slices, rows and columns of "
+            f"{', '.join(VOXEL_TYPES)} in this machine's byte order"
+        )
+    if not (np.isfinite([slope, intercept]).all() and slope > 0):
+        raise SeriesError(
+            f"slope {slope:g} and intercept {intercept:g}: expected finite ones, the slope above 0; apply another "
+            "slope to the pixels and push them as float32"
+        )
+    try:
+        voxels = np.zeros(lengths, stored)
+    except (MemoryError, ValueError) as error:
+        raise SeriesError(f"a series of shape {lengths} does not fit into memory ({error})") from None
+    return Volume(voxels, affine, series, slope, intercept)
+
+
+def _numbers(values: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float64]:
+    """Return an array of this shape, or raise SeriesError."""
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SeriesError(f"{what} is no array of numbers: {error}") from None
+    if numbers.shape != shape:
+        raise SeriesError(f"{what} has the shape {numbers.shape}, expected {shape}")
+    return numbers
 
 
 def _place(position: NDArray[np.float64]) -> str:

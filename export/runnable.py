@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from decipher_rt.bundle import Bundle
@@ -24,27 +24,28 @@ def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
 
-def runnable_encoders(folder: Path, manifest: Manifest) -> list[tuple[EngineFile, Engine]]:
-    """Load every encoder that this machine can run; of several plans, one for each token bucket, the first stands.
+def runnable_encoders(folder: Path, manifest: Manifest) -> Iterator[tuple[EngineFile, Engine]]:
+    """Load, one after the other, the encoders that this machine can run; of several plans of a kind the first stands.
 
     A plan for another card, or where there is no card, is left out: it is checked on the golden case whenever it is
-    loaded.
+    loaded. Each keeps the memory of its largest run for as long as it lives.
 
     Raises
     ------
     EngineError
         If one that is for this machine does not load.
     """
-    found: dict[tuple[str, str], tuple[EngineFile, Engine]] = {}
+    found: set[tuple[str, str]] = set()
     card = _card()
     for entry in manifest.engines:
         key = (entry.target, entry.precision)
         if key in found:
             continue
         if entry.target in ONNX_TARGETS:
-            engine = load_engine("onnxruntime", folder / entry.file, precision=entry.precision)
-            found[key] = (entry, engine)
+            found.add(key)
+            yield entry, load_engine("onnxruntime", folder / entry.file, precision=entry.precision)
         elif card in entry.built_with.get("architectures", "").split():
+            found.add(key)
             sums = {
                 e.file: hashlib.sha256((folder / e.file).read_bytes()).hexdigest()
                 for e in manifest.engines
@@ -52,8 +53,7 @@ def runnable_encoders(folder: Path, manifest: Manifest) -> list[tuple[EngineFile
             }
             flavour = entry.target.partition("-sm_")[0]
             bundle = Bundle(folder, manifest, "", sums)
-            found[key] = (entry, load_encoder(bundle, flavour, entry.precision, usable_cores()).engine)
-    return list(found.values())
+            yield entry, load_encoder(bundle, flavour, entry.precision, usable_cores()).engine
 
 
 def _card() -> str | None:

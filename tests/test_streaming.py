@@ -118,10 +118,27 @@ def test_values_that_are_not_finite_are_refused_and_may_come_again(session: Sess
 def test_bad_geometry_is_refused(session: Session) -> None:
     with pytest.raises(SeriesError, match="expected slices, rows and columns"):
         session.stream((3, 0, 4), np.int16, np.eye(4), INFO)
-    with pytest.raises(SeriesError, match="type int32"):
+    with pytest.raises(SeriesError, match="type <i4"):
         session.stream((3, 4, 4), np.int32, np.eye(4), INFO)
     for scale in (1e-9, 1e-30, 1e6):  # DALI divides by zero on the smallest of them
         with pytest.raises(SeriesError, match=r"expected 0\.001 to 1000 mm along each axis"):
             session.stream((3, 4, 4), np.int16, np.diag([scale, 1.0, 1.0, 1.0]), INFO)
+    other_order = np.dtype(np.int16).newbyteorder()
+    for shape, dtype, affine, rescale, message in (
+        ((-1, 4, 4), np.int16, np.eye(4), {}, "expected slices, rows and columns"),
+        ((3, 4, 4.5), np.int16, np.eye(4), {}, "'float' object"),
+        ((1 << 40, 1 << 15, 1 << 15), np.int16, np.eye(4), {}, "does not fit into memory"),
+        ((3, 4, 4), "nonsense", np.eye(4), {}, "type nonsense: data type 'nonsense' not understood"),
+        ((3, 4, 4), other_order, np.eye(4), {}, "in this machine's byte order"),
+        ((3, 4, 4), np.int16, np.eye(3), {}, r"the affine has the shape \(3, 3\), expected \(4, 4\)"),
+        ((3, 4, 4), np.int16, "abc", {}, "the affine is no array of numbers"),
+        ((3, 4, 4), np.int16, np.eye(4), {"slope": -1.0}, "slope -1 and intercept 0: expected finite ones"),
+        ((3, 4, 4), np.int16, np.eye(4), {"intercept": np.nan}, "slope 1 and intercept nan"),
+    ):
+        with pytest.raises(SeriesError, match=message):
+            session.stream(shape, dtype, affine, INFO, **rescale)
+    stream = session.stream((3, 4, 4), np.int16, np.eye(4)[[2, 1, 0, 3]], INFO)
+    with pytest.raises(SeriesError, match=r"the slice's position has the shape \(2,\), expected \(3,\)"):
+        stream.push(np.zeros((4, 4), np.int16), np.zeros(2))
     with pytest.raises(SeriesError, match="lie in one plane"):
         session.stream((3, 4, 4), np.int16, np.ones((4, 4)) + np.diag([0, 0, 0, 1.0]), INFO)

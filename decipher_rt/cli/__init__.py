@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from decipher_rt import __version__
-from decipher_rt.errors import DecipherError
+from decipher_rt.errors import DecipherError, one_line
 
 _COMMANDS = {
     "infer": "decipher_rt.cli.infer:infer",
@@ -102,8 +102,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    one_line = " ".join(message.split())
-    click.echo(f"decipher-rt: {one_line}", err=True)
+    click.echo(f"decipher-rt: {one_line(message)}", err=True)
     return status
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from decipher_rt.cli.options import bundle_option, one_line
+from decipher_rt.cli.options import bundle_option
+from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
     from decipher_rt.manifest import Preprocessing

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, heads_option, one_line
+from decipher_rt.cli.options import bundle_option, engine_options, heads_option
+from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
     from decipher_rt.boxes import Box
@@ -125,7 +126,8 @@ def summary(result: Result, out: Path | None) -> str:
     spacing = " x ".join(f"{s:.2f}" for s in series["spacing_mm"])
     inside = click.style("in", fg="green") if result.scope.inside else click.style("out", fg="yellow")
     lines = [
-        click.style(f"{series['path']}", bold=True) + f"  {series['manufacturer']}  {series['description']}".rstrip(),
+        click.style(one_line(series["path"]), bold=True)
+        + f"  {series['manufacturer']}  {series['description']}".rstrip(),
         f"  volume     {shape} voxels, {spacing} mm (R x A x S), {series['files']} files",
         f"  scope      {inside}: {result.scope.reason}",
     ]
@@ -134,7 +136,7 @@ def summary(result: Result, out: Path | None) -> str:
         lines += [click.style(f"{'':13}{one_line(answer.note)}", dim=True)] * bool(answer.note)
     for prompt, near in result.prompts.items():
         lines.append(f"  {'prompt':<10} {say_prompt(near)}  {one_line(prompt)}")
-    lines += [f"  {click.style('warning', fg='yellow')}    {warning}" for warning in series["warnings"]]
+    lines += [f"  {click.style('warning', fg='yellow')}    {one_line(warning)}" for warning in series["warnings"]]
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in times.items() if stage != "total" and ms >= 0.5)
     lines.append(
         f"  time       {times['total']:.0f} ms: {stages}; {result.tokens['kept']} of {result.tokens['total']} tokens"

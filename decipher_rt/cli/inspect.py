@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import one_line
+from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
     from decipher_rt.manifest import Head

@@ -59,8 +59,3 @@ def engine_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
-
-
-def one_line(text: str) -> str:
-    """Return a text without line breaks or control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))

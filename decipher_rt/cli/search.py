@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, one_line
+from decipher_rt.cli.options import bundle_option, engine_options
+from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
     import numpy as np

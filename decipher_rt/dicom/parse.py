@@ -32,6 +32,7 @@ from decipher_rt.dicom.image import (
 from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames
 from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.walk import UnusualFileError, Walker
+from decipher_rt.errors import one_line
 from decipher_rt.volume import Acquisition
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def _describe(
     return ImageFile(
         source,
         series_uid,
-        tags.text(elements, tags.SERIES_DESCRIPTION),
-        tags.text(elements, tags.MANUFACTURER),
+        one_line(tags.text(elements, tags.SERIES_DESCRIPTION)),
+        one_line(tags.text(elements, tags.MANUFACTURER)),
         tags.text(elements, tags.MODALITY),
         frames,
         trouble,

@@ -31,6 +31,8 @@ PERMUTATIONS: tuple[Triple, ...] = tuple(permutations((0, 1, 2)))  # type: ignor
 VOXEL_TYPES = ("uint8", "int16", "uint16", "float32")
 # An odd number of 1 mm slices on a 2 mm grid is a tie; noise of the affine must not decide it. In grid voxels.
 TIE_VOXELS = 1e-3
+# Between the two percentiles, in stored units: the encoder divides by no less.
+NARROWEST_WINDOW = 1e-6
 # What the length of a voxel can be, in mm. Far below it DALI 2.4 divides by zero, which ends the process.
 SPACING_RANGE_MM = (1e-3, 1e3)
 
@@ -119,7 +121,8 @@ def plan(volume: Volume, spec: Preprocessing) -> GridPlan:
     Raises
     ------
     SeriesError
-        Where the volume has no voxels, no contrast, values that are not finite, or an affine that is no geometry.
+        Where the volume has no voxels, no contrast or hardly any, values that are not finite, or an affine that is no
+        geometry.
     """
     _check_voxels(volume.voxels)
     window = volume.percentiles(spec.window_percentiles)
@@ -128,6 +131,11 @@ def plan(volume: Volume, spec: Preprocessing) -> GridPlan:
         raise SeriesError(
             f"the volume has no contrast: its {low:g} and {high:g} percentiles are both {window[0]:g}; "
             "give an image series, not a mask or an empty one"
+        )
+    if window[1] - window[0] < NARROWEST_WINDOW:
+        raise SeriesError(
+            f"the volume's values span {window[1] - window[0]:.3g}, less than {NARROWEST_WINDOW:g}: give them in a "
+            "smaller unit (an ADC map in um2/s instead of m2/s)"
         )
     return lay_grid(volume.affine_lps_mm, volume.voxels.shape, spec, window)
 

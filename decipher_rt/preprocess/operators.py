@@ -22,6 +22,8 @@ ALLOWED = frozenset(
 # dali.proto: PipelineDef.op is field 5, OpDef.name field 1, as protocol buffers number them.
 OPERATOR_FIELD, NAME_FIELD = 5, 1
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+# What reads a graph keeps 32 bits of a key and 31 of a size: one with more would be another field there than here.
+LARGEST_KEY, LARGEST_SIZE, LONGEST_VARINT = 2**32 - 1, 2**31 - 1, 10
 
 
 def check_operators(graph: bytes) -> None:
@@ -47,7 +49,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        kind = key & 7
+        number, kind = key >> 3, key & 7
+        if not number or key > LARGEST_KEY:
+            raise IndexError(f"key {key}")
         if kind == VARINT:
             _, at = _varint(message, at)
             continue
@@ -57,19 +61,18 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             size = 8 if kind == FIXED64 else 4
         else:
             raise IndexError(f"wire type {kind}")
-        if size > len(message) - at:
+        if size > min(len(message) - at, LARGEST_SIZE):
             raise IndexError("the message ends within a field")
         if kind == LENGTH_DELIMITED:
-            yield key >> 3, message[at : at + size]
+            yield number, message[at : at + size]
         at += size
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
+    value = 0
+    for place in range(LONGEST_VARINT):
+        byte = message[at + place]
+        value |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
-            return value, at
-        shift += 7
+            return value, at + place + 1
+    raise IndexError("a number without end")

@@ -115,6 +115,19 @@ def test_a_person_reads_the_answers(tmp_path, write_series):
     assert "\x1b" not in run.stdout
 
 
+@pytest.mark.parametrize("gap", [False, True])
+def test_what_a_header_says_commands_no_terminal(tmp_path, write_series, gap):
+    hostile = "T1\x1b]0;title\x07\x1b[31m\nsecond line"
+    series = write_series(
+        tmp_path / "a\x1b[31m", SeriesDescription=hostile, Manufacturer=hostile, edit=lambda _, i: not (gap and i == 2)
+    )
+    run = infer(series)
+    assert (run.returncode == 0) != gap
+    assert not set("\x1b\x07") & set(run.stdout + run.stderr)
+    assert "second line" in run.stdout + run.stderr
+    assert not gap or run.stderr.count("\n") == 1
+
+
 def test_progress_is_for_terminals_only(tmp_path, write_series):
     series = write_series(tmp_path / "a")
     assert infer(series).stderr == ""

@@ -21,6 +21,15 @@ WORKER = 1
 
 Change = Callable[[dict[str, Any]], object]
 
+
+def nested(depth: int) -> list[Any]:
+    """Return lists in one another."""
+    lists: list[Any] = []
+    for _ in range(depth - 1):
+        lists = [lists]
+    return lists
+
+
 # What they name need only be there: neither is run by C.
 SEGMENTATION = {"kind": "segmentation", "name": "tissue.v2_a-b", "labels": ["background", "grey"], "stride": 2}
 TEXT = {"file": "scope.onnx", "tokenizer": "heads/sequence.onnx", "max_tokens": 64, "logit_scale": 14.3}
@@ -36,6 +45,7 @@ BAD_MANIFESTS: dict[str, Change] = {
     "head of an unknown kind": lambda m: m["heads"][0].update(kind="oracle"),
     "two heads of a name": lambda m: m["heads"].append(m["heads"][0]),
     "label is null": lambda m: m["heads"][0]["labels"].append(None),
+    "two heads of a kind in a file": lambda m: m["heads"].append({**m["heads"][0], "name": "another"}),
     "head outside": lambda m: m["heads"][0].update(file="../x.onnx"),
     "head absent": lambda m: m["heads"][0].update(file="heads/none.onnx"),
     "absolute": lambda m: m["engines"][0].update(file="/etc/passwd"),
@@ -58,6 +68,7 @@ BAD_MANIFESTS: dict[str, Change] = {
     "width is text": lambda m: m["encoder"].update(width="192"),
     "encoder without parameters": lambda m: m["encoder"].pop("parameters"),
     "metrics is a list": lambda m: m.update(metrics=[]),
+    "metrics too deep": lambda m: m.update(metrics={"a": nested(63)}),
     "numerics without tolerance": lambda m: m["numerics"][0].pop("tolerance"),
     "scope without method": lambda m: m["scope"].pop("method"),
     "scope threshold is text": lambda m: m["scope"].update(threshold="0"),
@@ -90,6 +101,7 @@ GOOD_MANIFESTS: dict[str, Change] = {
     "no heads": lambda m: m.update(heads=[]),
     "no scope": lambda m: m.update(scope=None),
     "spacing of integers": lambda m: m["preprocessing"].update(spacing_mm=[2, 3, 4]),
+    "deep metrics": lambda m: m.update(metrics={"a": nested(62)}),
     "any metrics": lambda m: m.update(metrics={"a": [1, {"b": None}]}),
     "other names": lambda m: m.update(name="ü", intended_use=""),
     "text": lambda m: m.update(text=TEXT),
@@ -125,6 +137,12 @@ def both_refuse(sdk: Any, bundle: Path) -> tuple[str, str]:
     assert native.value.status == BUNDLE_ERROR
     assert "\n" not in str(native.value)
     return str(python.value), str(native.value)
+
+
+def test_a_manifest_of_nothing_but_brackets_is_refused(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    target = copy(native_bundle, tmp_path)
+    rewrite(target, "manifest.json", b"[" * 200_000 + b"]" * 200_000)
+    both_refuse(sdk, target)
 
 
 @pytest.mark.parametrize("name", BAD_MANIFESTS)

@@ -63,6 +63,8 @@ def test_worker_takes_slices(worker: Any, native_session: Any) -> None:
 def test_worker_passes_errors_on(sdk: Any, worker: Any, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no contrast"):
         worker.run(np.ones((4, 8, 8), np.int16), AFFINE)
+    with pytest.raises(Exception, match=r"values span 9\.92e-10, less than 1e-06: give them in a smaller unit"):
+        worker.run(np.linspace(0, 1e-9, 256, dtype=np.float32).reshape(4, 8, 8), AFFINE)
     worker.run(head_like((8, 32, 32)), AFFINE)  # and goes on
     with pytest.raises(Exception, match="is this folder a bundle"):
         sdk.open(tmp_path, mode=WORKER)

@@ -138,6 +138,23 @@ def test_graph_that_reads_files_is_refused(tmp_path: Path) -> None:
         check_operators(reader().serialize())
 
 
+def operator(name: bytes, key: bytes = b"\x2a") -> bytes:
+    """Return an operator of a serialised graph; ``key`` is that of a graph's operators unless it is given."""
+    return key + bytes([len(name) + 2]) + b"\x0a" + bytes([len(name)]) + name
+
+
+@pytest.mark.parametrize(
+    "key",
+    [b"\xaa\x80\x80\x80\x10", b"\x02", b"\x80" * 10 + b"\x01"],
+    ids=["more than 32 bits", "of no field", "without end"],
+)
+def test_operators_behind_keys_that_others_read_otherwise_are_refused(key: bytes) -> None:
+    """Of the first key DALI keeps 32 bits: those of an operator."""
+    check_operators(operator(b"Resize"))
+    with pytest.raises(BundleError, match="the preprocessing graph is damaged"):
+        check_operators(operator(b"Resize") + operator(b"readers__File", key))
+
+
 def test_absent_dali_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     dali.load_library.cache_clear()
     found = importlib.util.find_spec

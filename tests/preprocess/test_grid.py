@@ -271,6 +271,11 @@ def test_threads_change_nothing() -> None:
         (np.arange(64, dtype=np.int32).reshape(4, 4, 4), np.eye(4), "type <i4: convert them to one of uint8"),
         (np.arange(64, dtype=">i2").reshape(4, 4, 4), np.eye(4), "type >i2"),
         (np.full((4, 4, 4), 7, np.uint8), np.eye(4), "no contrast: its 0.5 and 99.5 percentiles are both 7"),
+        (
+            np.linspace(0, 1e-9, 64, dtype=np.float32).reshape(4, 4, 4),
+            np.eye(4),
+            "values span 1e-09, less than 1e-06: give them in a smaller unit",
+        ),
         (np.where(np.arange(64) == 9, np.nan, 1.0).astype(np.float32).reshape(4, 4, 4), np.eye(4), "1 of 64 voxels"),
         (np.where(np.arange(64) < 2, -np.inf, 1.0).astype(np.float32).reshape(4, 4, 4), np.eye(4), "2 of 64 voxels"),
         (np.arange(64, dtype=np.int16).reshape(4, 4, 4), np.diag([1.0, 0.0, 1.0, 1.0]), "axis of no length"),

@@ -135,11 +135,12 @@ enum { DRT_LOG_ERROR = 0, DRT_LOG_WARNING = 1, DRT_LOG_INFO = 2 };
 typedef int32_t drt_stage;
 enum { DRT_OPEN = 0, DRT_PREPROCESS = 1, DRT_ENCODE = 2, DRT_HEADS = 3 };
 
-/* Callbacks run in the thread of the call that they belong to, and must not call into the same session. */
+/* Callbacks run in the thread of the call that they belong to (of drt_session_enqueue: in one of the library), and must not
+   call into the same session. */
 typedef void (*drt_log_callback)(void *user_data, drt_log_level level, const char *message);
 /* A stage is so far done: fraction runs from 0 to 1. */
 typedef void (*drt_progress_callback)(void *user_data, drt_stage stage, double fraction);
-/* Return non-zero to stop; asked between stages and every few milliseconds while encoding. */
+/* Return non-zero to stop; asked between stages, and on the CPU every few milliseconds while encoding. */
 typedef int (*drt_cancel_callback)(void *user_data);
 
 /* Where and how a session on a GPU works. Handles are those of the CUDA driver: CUcontext, CUstream. */

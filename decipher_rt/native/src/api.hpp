@@ -36,6 +36,14 @@ Pointer& required(Pointer* pointer, const char* name) {
     return *pointer;
 }
 
+// What is enqueued uses the session and its result; nothing else may until it is waited for.
+template <class Session>
+Session& idle(Session* session) {
+    Session& opened = required(session, "session");
+    if (opened.enqueued.joinable()) throw argument_error("a volume is enqueued: call drt_session_wait first");
+    return opened;
+}
+
 // A caller's structure over the defaults: members that its program does not know keep theirs.
 template <class Struct>
 Struct read_struct(const Struct* from, const char* name, const Struct& defaults) {

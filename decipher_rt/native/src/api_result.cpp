@@ -10,7 +10,7 @@ using namespace decipher;
 namespace {
 
 const Result& result_of(const drt_session* session) {
-    const drt_session& opened = required(session, "session");
+    const drt_session& opened = idle(session);
     if (!opened.result) throw Error(DRT_ERROR_NO_RESULT, "nothing has been run, or the last run failed");
     return *opened.result;
 }

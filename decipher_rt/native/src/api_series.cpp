@@ -35,7 +35,7 @@ drt_status drt_series_begin(drt_session* session, const drt_series_geometry* geo
     if (series != nullptr) *series = nullptr;
     return guarded([&] {
         required(series, "series");
-        drt_session& opened = required(session, "session");
+        drt_session& opened = idle(session);
         const drt_series_geometry given = read_struct(geometry, "geometry", default_geometry);
         const SeriesForm form = check_form(given.type, given.shape, given.affine_lps_mm, given.slope, given.intercept,
                                            header_facts(given.modality, given.body_part));
@@ -52,6 +52,7 @@ drt_status drt_series_push(drt_series* series, const drt_slice* slice) {
     return guarded([&] {
         drt_series& begun = required(series, "series");
         if (begun.finished) throw argument_error("the series is finished: begin another");
+        idle(begun.session);
         const drt_slice given = read_struct(slice, "slice", default_slice);
         if (given.pixels == nullptr) throw argument_error("slice->pixels is NULL");
         SliceView view{static_cast<const std::byte*>(given.pixels), given.strides[0], given.strides[1]};
@@ -74,8 +75,9 @@ drt_status drt_series_finish(drt_series* series) {
     return guarded([&] {
         drt_series& begun = required(series, "series");
         if (begun.finished) throw argument_error("the series is finished already: read the result from its session");
-        begun.session->result.reset();
-        begun.session->result = begun.arrival->finish();
+        drt_session& session = idle(begun.session);
+        session.result.reset();
+        session.result = begun.arrival->finish();
         begun.finished = true;
     });
 }

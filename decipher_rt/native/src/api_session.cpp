@@ -88,13 +88,6 @@ void run_now(drt_session& session, const drt_volume& volume) {
     session.result = session.backend->run(form, view_of(session, volume));
 }
 
-// What is enqueued uses the session; nothing else may until it is waited for.
-drt_session& idle(drt_session* session) {
-    drt_session& opened = required(session, "session");
-    if (opened.enqueued.joinable()) throw argument_error("a volume is enqueued: call drt_session_wait first");
-    return opened;
-}
-
 }  // namespace
 
 const char* drt_status_text(drt_status status) {

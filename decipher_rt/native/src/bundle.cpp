@@ -74,8 +74,13 @@ void check_names(const Manifest& manifest, const Sums& sums, const std::string& 
             throw bundle_error(where + ": manifest.json names " + name + ", which is not in the bundle");
     }
     std::set<std::string> names;
-    for (const Head& head : manifest.heads)
+    std::set<std::pair<std::string, HeadKind>> outputs;
+    for (const Head& head : manifest.heads) {
         if (!names.insert(head.name).second) throw bundle_error(where + ": manifest.json: two heads have the same name");
+        if (!outputs.emplace(head.file, head.kind).second)
+            throw bundle_error(where + ": manifest.json: two heads of one kind share " + head.file +
+                               ", whose graph has one output for each kind");
+    }
 }
 
 std::string place(const fs::path& folder) { return "bundle " + folder.string(); }

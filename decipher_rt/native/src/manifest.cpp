@@ -20,6 +20,7 @@ constexpr std::size_t longest_value = 60;
 constexpr std::int64_t largest_size = std::int64_t{1} << 20;  // of one axis: products stay far from overflow
 constexpr std::size_t most_labels = 256;  // of a segmentation: its map is uint8
 constexpr std::size_t longest_file_name = 64;
+constexpr int deepest_nesting = 64;  // lists and objects in one another; what shows a value calls itself for each
 const Keys kinds = {"classification", "regression", "segmentation", "localisation"};  // in the order of HeadKind
 const Keys precisions = {"fp32", "fp16", "bf16", "int8"};
 
@@ -334,7 +335,12 @@ void Manifest::keep_heads(std::string_view names) {
 Manifest parse_manifest(std::string_view json) {
     Json document;
     try {
-        document = Json::parse(json);
+        document = Json::parse(json, [](int depth, Json::parse_event_t event, const Json&) {
+            if (depth >= deepest_nesting && (event == Json::parse_event_t::array_start || event == Json::parse_event_t::object_start))
+                throw bundle_error("manifest.json nests more than " + std::to_string(deepest_nesting) +
+                                   " lists and objects; export the bundle again");
+            return true;
+        });
     } catch (const Json::exception& error) {  // also a number beyond a double
         throw bundle_error("manifest.json is not JSON (" + one_line(error.what()) + "); export the bundle again");
     }

@@ -7,7 +7,8 @@
 
 namespace decipher {
 
-// The wire format of protocol buffers, as much as it takes to walk messages by field number.
+// The wire format of protocol buffers, as much as it takes to walk messages by field number. What reads them afterwards keeps
+// 32 bits of a key and 31 of a size: one with more would be another field there than here, and is damage.
 class Fields {
 public:
     explicit Fields(std::span<const std::byte> bytes) : rest_(bytes) {}
@@ -28,9 +29,11 @@ public:
     }
 
 private:
+    static constexpr std::uint64_t largest_key = (std::uint64_t{1} << 32) - 1, largest_size = (std::uint64_t{1} << 31) - 1;
+
     std::optional<Field> read() {
         const auto tag = varint();
-        if (!tag) return std::nullopt;
+        if (!tag || *tag > largest_key || *tag >> 3 == 0) return std::nullopt;
         Field field{*tag >> 3, 0, {}};
         std::optional<std::uint64_t> size;
         switch (*tag & 7) {
@@ -45,7 +48,7 @@ private:
             case 5: size = 4; break;
             default: return std::nullopt;
         }
-        if (!size || *size > rest_.size()) return std::nullopt;
+        if (!size || *size > rest_.size() || *size > largest_size) return std::nullopt;
         field.message = rest_.first(static_cast<std::size_t>(*size));
         rest_ = rest_.subspan(static_cast<std::size_t>(*size));
         return field;

@@ -75,12 +75,18 @@ std::string general(double value, int digits) {
     return {text.data(), end};
 }
 
+constexpr double narrowest_window = 1e-6;  // the encoder divides by no less
+
 Window window_of(const Histogram& histogram, const Preprocessing& spec, std::span<const float> stored) {
     const Window window = histogram.percentiles(spec.window_percentiles, stored);
     if (!(window[0] < window[1]))
         throw series_error("the volume has no contrast: its " + general(spec.window_percentiles[0], 6) + " and " +
                            general(spec.window_percentiles[1], 6) + " percentiles are both " + general(window[0], 6) +
                            "; give an image series, not a mask or an empty one");
+    if (window[1] - window[0] < narrowest_window)
+        throw series_error("the volume's values span " + general(window[1] - window[0], 3) + ", less than " +
+                           general(narrowest_window, 6) +
+                           ": give them in a smaller unit (an ADC map in um2/s instead of m2/s)");
     return window;
 }
 

@@ -59,6 +59,9 @@ void operators() {
     CHECK(message.find("readers__File") != message.npos);
     CHECK_ERROR(check(""), DRT_ERROR_BUNDLE);
     CHECK_ERROR(check(field(5, field(1, "Resize")) + "\x2a\x7f"), DRT_ERROR_BUNDLE);
+    // A reader that keeps 32 bits of a key takes the first for another operator; the others are no numbers of fields.
+    for (const std::string& key : {std::string("\xaa\x80\x80\x80\x10"), std::string("\x02"), std::string(10, '\x80') + "\x01"})
+        CHECK_ERROR(check(field(5, field(1, "Resize")) + key + field(1, "readers__File").insert(0, 1, '\x0f')), DRT_ERROR_BUNDLE);
 }
 
 void text() {
