@@ -10,6 +10,7 @@ table (``segmentation.py``).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from arms import Results, spread
 from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.config import load_config
 from decipher_rt.train.decoders.config import DecoderRunConfig
+from decipher_rt.train.decoders.registry import SEGMENTATION
 from decipher_rt.train.decoders.train import load_encoder, train_decoder
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.weights import load_stage
@@ -34,12 +36,11 @@ FIGURES = {
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    encoder = fingerprint(load_encoder(load_stage(options.encoder), options.encoder).state_dict())
     configs = [
         load_config(DecoderRunConfig, options.configs / f"decoder-{name}.yaml", [f"encoder={options.encoder}"])
         for name in options.decoders
     ]
-    results = Results(options.json, {"encoder": encoder})
+    results = Results(options.json, settings_of(options.encoder, options.configs))
     for config in configs:
         for seed in range(options.seeds):
 
@@ -48,6 +49,19 @@ def main() -> None:
 
             results.part(f"{config.decoder.name}/{seed}", measure)
     print(table(results.parts, {config.decoder.name: config.decoder.kind for config in configs}))
+
+
+def settings_of(folder: Path, configs: Path) -> dict[str, Any]:
+    """Return what figures depend on: the encoder, the segmentations to stand upon, and all configurations."""
+    stage = load_stage(folder)
+    upon = [f"decoders.{d.name}." for d in (stage.recipe.decoders if stage.recipe else ()) if d.kind == SEGMENTATION]
+    return {
+        "encoder": fingerprint(load_encoder(stage, folder).state_dict()),
+        "segmentations": fingerprint({n: t for n, t in stage.tensors.items() if n.startswith(tuple(upon))}),
+        "configs": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(configs.glob("decoder-*.yaml"))
+        },
+    }
 
 
 def figures_of(config: DecoderRunConfig, seed: int, cache: Path) -> dict[str, Any]:

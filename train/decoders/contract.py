@@ -136,6 +136,11 @@ class Decoder(nn.Module, ABC):
             ``mean`` (N, C) of each series' patch tokens, ``embedding`` (N, E), ``count`` (N,) their number K.
         known : sequence
             Of the same N series; ``knows`` is true of each.
+
+        Raises
+        ------
+        ValueError
+            Where they cannot teach what the options ask for.
         """
 
     def calibrate(self, rows: Rows) -> None:

@@ -43,8 +43,9 @@ def draw_crop(
 ) -> Crop:
     """Draw a crop that holds something.
 
-    Every second one is around a voxel of a label, each label that there is as likely as another (as nnU-Net oversamples
-    foreground, arXiv 1904.08128); the others are around any token.
+    Every second one is around a voxel of a label, the likelier the fewer voxels it has: all crops hold the tissues that
+    a lesion would compete with, were it as likely as each (as in nnU-Net, arXiv 1904.08128). The others are around any
+    token.
 
     Parameters
     ----------
@@ -77,9 +78,11 @@ def _patch_of_a_label(
     labels: NDArray[np.uint8], patch_shape: tuple[int, int, int], rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
     """Return the patch, (3,), of a voxel of a label; None where all is background."""
-    there = np.flatnonzero(np.bincount(labels.ravel())[1:]) + 1
+    counts = np.bincount(labels.ravel())[1:]
+    there = np.flatnonzero(counts)
     if not len(there):
         return None
-    voxels = np.flatnonzero(labels == rng.choice(there))
+    rarity = 1 / counts[there]
+    voxels = np.flatnonzero(labels == 1 + rng.choice(there, p=rarity / rarity.sum()))
     voxel = np.array(np.unravel_index(rng.choice(voxels), labels.shape))
     return voxel // np.array(patch_shape)

@@ -14,7 +14,8 @@ Steps = Sequence[tuple[int, int, int]]
 class ImageBranch(nn.Module):
     """The way down of a U-Net (arXiv 1505.04597), each halving a strided convolution.
 
-    The largest size is a halving alone, which keeps all that its voxels hold: a block there costs more than all others.
+    The largest size, where a block would cost more than all others, has two convolutions straight from the voxels: the
+    halving keeps all that they hold, and beside it one that reaches a voxel further sees what is small.
 
     Parameters
     ----------
@@ -30,12 +31,16 @@ class ImageBranch(nn.Module):
             nn.Conv3d(above, width, step, stride=step)
             for above, width, step in zip(before, finest_first, reversed(steps), strict=True)
         )
-        self.blocks = nn.ModuleList([nn.Identity(), *(Block(width) for width in finest_first[1:])])
+        d, h, w = steps[-1]
+        self.around = nn.Conv3d(1, finest_first[0], (d + 2, h + 2, w + 2), stride=(d, h, w), padding=1)
+        self.blocks = nn.ModuleList(Block(width) for width in finest_first[1:])
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (B, 1, D, H, W) to (B, C, d, h, w) of each size, the token grid's first."""
-        x, found = image, []
-        for halve, block in zip(self.halvings, self.blocks, strict=True):
+        finest, *others = self.halvings
+        x = finest(image) + F.gelu(self.around(image))
+        found = [x]
+        for halve, block in zip(others, self.blocks, strict=True):
             x = block(halve(x))
             found.append(x)
         return found[::-1]

@@ -72,8 +72,9 @@ class Sight:
         matrix = last.weight.mean(dim=(2, 3, 4)).T  # (L, C): the mean over a cell's voxels is as linear as they are
         B, _, d, h, w = features.shape
         logits = torch.matmul(matrix, features.flatten(2)) + cast("Tensor", last.bias).unsqueeze(-1)  # (B, L, cells)
-        shares = logits.softmax(dim=1).reshape(B, -1, gd, nd, gh, nh, gw, nw).mean(dim=(3, 5, 7))
-        odds = logits[:, -1] - logits[:, :-1].logsumexp(dim=1)
+        likely = logits.softmax(dim=1)
+        shares = likely.reshape(B, -1, gd, nd, gh, nh, gw, nw).mean(dim=(3, 5, 7))
+        odds = (likely[:, -1] / likely[:, :-1].sum(dim=1)).log()  # without end where either is 0, which REACH ends
         kept = self.segmentation.kept(tokens, (gd, gh, gw), (nd, nh, nw)).flatten(1)
         odds = torch.where(kept, (odds.clamp(-REACH, REACH) + REACH) / (2 * REACH), torch.zeros_like(odds))
         x = odds.reshape(B, d, h, w)

@@ -84,8 +84,8 @@ class DecoderStage:
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
         """Return this process's share of a step, from the seed and the step alone."""
         indices = share(self.indices(step), rank, world_size)
-        batch = read_batch(self.decoder, self.tokens, self.examples, indices)
-        return self.decoder.narrow(batch, [np.random.default_rng([self.seed, CROPS, step, i]) for i in indices])
+        rngs = [np.random.default_rng([self.seed, CROPS, step, i]) for i in indices]
+        return read_batch(self.decoder, self.tokens, self.examples, indices, rngs)
 
     def indices(self, step: int) -> list[int]:
         """Return the series of a step: an epoch is every series once, in batches of one number of tokens.
@@ -122,8 +122,16 @@ def known_series(decoder: Decoder, tokens: Tokens) -> NDArray[np.int64]:
     return np.array([i for i, known in enumerate(tokens.known) if decoder.knows(known)], np.int64)
 
 
-def read_batch(decoder: Decoder, tokens: Tokens, examples: Examples, indices: Sequence[int]) -> Batch:
+def read_batch(
+    decoder: Decoder,
+    tokens: Tokens,
+    examples: Examples,
+    indices: Sequence[int],
+    rngs: Sequence[np.random.Generator] = (),
+) -> Batch:
     """Read series, all with the same number of tokens unless the decoder needs the mean only.
+
+    With ``rngs``, one a series, the decoder narrows them to what a step of training sees.
 
     Returns
     -------
@@ -144,19 +152,31 @@ def read_batch(decoder: Decoder, tokens: Tokens, examples: Examples, indices: Se
         targets.append(decoder.target(tokens.known[index], tissue, places[row].numpy()))
         if example and decoder.reads_image:
             seen.append(example)
-    batch = {
+    batch: Batch = {
         "patch": patch,
         "tokens": places,
         "embedding": torch.from_numpy(tokens.embedding[list(indices)]),
         "target": {name: torch.from_numpy(np.stack([t[name] for t in targets])) for name in targets[0]},
     }
-    return {**batch, "image": images_of(seen)} if seen else batch
+    if seen:
+        batch["image"] = _stored(seen)
+    if rngs:
+        batch = decoder.narrow(batch, rngs)
+    return {**batch, "image": _seen(batch["image"])} if seen else batch
 
 
 def images_of(examples: Sequence[Example]) -> Tensor:
     """Return the grids of series as decoders see them, (B, 1, D, H, W) float32."""
-    volumes = torch.from_numpy(np.stack([example.volume for example in examples]).astype(np.float32)).unsqueeze(1)
-    return seen_as_encoder(volumes, torch.from_numpy(UNIT_WINDOW).expand(len(volumes), -1))
+    return _seen(_stored(examples))
+
+
+def _stored(examples: Sequence[Example]) -> Tensor:
+    """Return the grids of series as they are kept, (B, 1, D, H, W) float16."""
+    return torch.from_numpy(np.stack([example.volume for example in examples])).unsqueeze(1)
+
+
+def _seen(stored: Tensor) -> Tensor:
+    return seen_as_encoder(stored.float(), torch.from_numpy(UNIT_WINDOW).expand(len(stored), -1))
 
 
 @torch.no_grad()

@@ -228,9 +228,9 @@ def _optimise(
     try:
         decoder = build_decoder(config.decoder, encoder, beside)
         stage = DecoderStage(decoder, train.tokens, train.examples, config.run.batch, config.run.seed)
+        stage.start()
     except ValueError as error:
         raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
-    stage.start()
     run_folder = folder / RUNS / config.decoder.name
     # The run belongs to the weights of what it stands upon and to what the source lists, wherever these lie.
     below = fingerprint(sight.segmentation.state_dict()) if sight else ""

@@ -109,7 +109,7 @@ def test_voxels_beside_the_tokens_find_what_is_small(vit_config: ViTConfig, spli
     config = dataclasses.replace(TISSUE, options={"channels": [32, 16], "skips": True, "crop": 3})
     figures = fitted(config, vit_config, splits, 400, 1e-2, batch=8)
     assert figures["dice"]["grey"] > 0.9
-    assert figures["dice"]["white"] > 0.9
+    assert figures["dice"]["white"] > 0.85  # half of the crops are around a lesion
     assert figures["dice"]["lesion"] > 0.75
 
 

@@ -119,6 +119,9 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
         ConfigError, match=r"decoder.target: no series of the train split .*; the labels 'sex' are 0, 1"
     ):
         train_decoder(sex, cohort, stage)
+    three = "decoder.options={labels: ['0', '1', '2'], pool: linear}"
+    with pytest.raises(ConfigError, match=r"decoder.options.labels holds '2', which no series .* has of them: 0, 1"):
+        train_decoder(sex, cohort, stage, three)
     with pytest.raises(ConfigError, match=r"decoder.target is 'tissue', expected 'mask', the manifest's column"):
         train_decoder(CONFIGS / "decoder-tissue.yaml", cohort, stage, "source.kind=manifest")
     with pytest.raises(ConfigError, match=r"decoder.target is 'mask', expected 'tissue', the simulator's map"):

@@ -237,10 +237,11 @@ class Segmentation(Decoder):
         d, h, w = self.patch_shape
         kept = self.kept(tokens, (D // d, H // h, W // w), self.patch_shape).float()  # the others are known already
         truth = target["map"].long()
-        each = F.cross_entropy(raw, truth, weight=self.weights, reduction="none")
+        likelihood = raw.log_softmax(dim=1)
+        each = F.nll_loss(likelihood, truth, weight=self.weights, reduction="none")
         entropy = ((each * kept).sum(dim=(1, 2, 3)) / kept.sum(dim=(1, 2, 3))).mean()
         right = torch.stack([truth == label for label in range(1, len(self.labels))], dim=1) * kept.unsqueeze(1)
-        likely = raw.softmax(dim=1)[:, 1:] * kept.unsqueeze(1)
+        likely = likelihood[:, 1:].exp() * kept.unsqueeze(1)
         voxels = right.sum(dim=(2, 3, 4))  # (B, L - 1)
         overlap = (2 * (likely * right).sum(dim=(2, 3, 4)) + 1) / (likely.sum(dim=(2, 3, 4)) + voxels + 1)
         there = (voxels > 0).float()
