@@ -54,7 +54,7 @@ def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
     written: list[Path] = []
     for outcome in session.infer_each(series or (DEMO_SERIES,), write=folder_writer(out, png=True)):
         if isinstance(outcome, Failure):
-            click.echo(f"  {outcome.error}")
+            click.echo(f"decipher-rt: {outcome.error}", err=True)
             continue
         _explain(outcome, manifest.preprocessing)
         if not series:

@@ -75,7 +75,8 @@ class Unreadable:
 def sources(path: Path) -> Iterator[Source | Unreadable]:
     """List what lies under a path: one file, the members of a ``.zip``, or a folder with all its folders, by name.
 
-    Links to files are followed, links to folders below ``path`` are not (they may form a loop).
+    Links are followed, to each folder once: they may form a loop. What cannot be a whole file, a link to nothing or an
+    empty ``.dcm``, is not passed over: it may be a slice.
 
     Raises
     ------
@@ -99,10 +100,14 @@ def sources(path: Path) -> Iterator[Source | Unreadable]:
 def _folder(root: Path) -> Iterator[Source | Unreadable]:
     prefix = len(os.fspath(root)) + (not os.fspath(root).endswith(os.sep))
     waiting = [os.fspath(root)]
-    files = 0
+    files, visited = 0, set[tuple[int, int]]()
     while waiting:
         folder = waiting.pop()
         try:
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
@@ -111,13 +116,19 @@ def _folder(root: Path) -> Iterator[Source | Unreadable]:
         folders = []
         for entry in entries:
             try:
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_dir():
                     folders.append(entry.path)
                 elif entry.is_file():
                     files += 1
                     if files > MAX_FILES:
                         raise SeriesError(f"{root}: more than {MAX_FILES} files; give the folder of one study")
-                    yield Source(entry.path[prefix:], Path(entry.path), entry.stat().st_size)
+                    size = entry.stat().st_size
+                    if size == 0 and entry.name.lower().endswith(".dcm"):
+                        yield Unreadable(entry.path[prefix:], "empty, its copy was cut off")
+                    else:
+                        yield Source(entry.path[prefix:], Path(entry.path), size)
+                elif entry.is_symlink():
+                    yield Unreadable(entry.path[prefix:], "a link to what is not there")
             except OSError as error:
                 yield Unreadable(entry.path[prefix:], _reason(error))
         waiting.extend(reversed(folders))

@@ -26,6 +26,12 @@ def test_demo_explains_each_step_and_ends_with_the_picture(tmp_path):
     assert str(picture) in output.splitlines()[-2]
 
 
+def test_demo_says_on_stderr_what_cannot_be_read(tmp_path):
+    outcome = CliRunner().invoke(cli, ["demo", str(tmp_path / "nope"), "-o", str(tmp_path / "out")])
+    assert outcome.exit_code == 2
+    assert outcome.stderr == f"decipher-rt: {tmp_path / 'nope'}: No such file or directory\n"
+
+
 def test_doctor_says_the_same_to_people_and_programs():
     report = json.loads(run("doctor", "--json"))
     text = run("doctor")

@@ -25,15 +25,35 @@ def test_a_folder_is_listed_with_all_its_folders(tmp_path):
     assert [found.size for found in sources(tmp_path)] == [1, 3, 3, 7]
 
 
-def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a").write_bytes(b"a")
-    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    (tmp_path / "data" / "link").symlink_to(tmp_path / "data" / "a")
-    (tmp_path / "data" / "dangling").symlink_to(tmp_path / "nowhere")
-    assert names(tmp_path / "data") == ["a", "link"]
-    (tmp_path / "entry").symlink_to(tmp_path / "data")
-    assert names(tmp_path / "entry") == ["a", "link"]
+def test_links_are_followed_to_each_folder_once(tmp_path):
+    data, other = tmp_path / "data", tmp_path / "other"
+    data.mkdir()
+    other.mkdir()
+    (data / "a").write_bytes(b"a")
+    (data / "loop").symlink_to(data)
+    (data / "link").symlink_to(data / "a")
+    (other / "b").write_bytes(b"b")
+    (other / "back").symlink_to(data)
+    (data / "linked").symlink_to(other)
+    (data / "linked again").symlink_to(other)
+    assert names(data) == ["a", "link", "linked/b"]
+    (tmp_path / "entry").symlink_to(data)
+    assert names(tmp_path / "entry") == ["a", "link", "linked/b"]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("what", ["a link to what is not there", "empty, its copy was cut off"])
+def test_what_may_have_been_a_slice_is_told(tmp_path, write_series, number, what):
+    folder = write_series(tmp_path / "s")
+    slice_ = folder / f"{number:04d}.dcm"
+    slice_.unlink()
+    if "link" in what:
+        slice_.symlink_to(tmp_path / "annexed")
+    else:
+        slice_.touch()
+    _, unreadable = find_series(folder)
+    with pytest.raises(SeriesError, match=rf"{slice_.name}: cannot be read \({what}\)"):
+        read_series(unreadable)
 
 
 def test_devices_and_pipes_are_left_alone(tmp_path):

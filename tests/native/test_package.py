@@ -59,6 +59,9 @@ def answer_command(program: Path, bundle: Path, volume: Path) -> list[Any]:
     return [program, bundle, volume, *map(str, SHAPE), *map(str, SPACING)]
 
 
+STREAM_SLICES = "decipher_rt/native/examples/stream_slices"
+
+
 def test_examples_are_short() -> None:
     for path in EXAMPLES.iterdir():
         assert len(path.read_text(encoding="utf-8").splitlines()) < 100, path.name
@@ -89,15 +92,23 @@ def test_cpp_example(sdk_build: Path, native_bundle: Path, native_session: Any, 
     for index, pixels in enumerate(voxels):
         x, y, z = matrix[:3, 3] + index * matrix[:3, 0]
         pixels.tofile(tmp_path / f"{x}_{y}_{z}.raw")
-    said = run([sdk_build / "decipher_rt/native/examples/stream_slices", native_bundle, tmp_path])
+    said = run([sdk_build / STREAM_SLICES, native_bundle, tmp_path])
     assert said.startswith("0 slices are missing\n")
     embedding = np.array(said.split("embedding ")[1].split(), float)
     native_session.run(voxels, matrix)
     np.testing.assert_allclose(embedding, native_session.embedding(), atol=2e-5)  # it prints six digits
+    cut = next(tmp_path.glob("*.raw"))
+    for size in (100, cut.stat().st_size + 100):
+        os.truncate(cut, size)
+        failed = subprocess.run([sdk_build / STREAM_SLICES, native_bundle, tmp_path], capture_output=True, text=True)
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert f"{cut.name} does not hold a slice of" in failed.stderr
 
 
 def test_python_example(sdk: Any, native_bundle: Path, native_session: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "volume.npy", head_like())
+    usage = subprocess.run([sys.executable, EXAMPLES / "answer_volume.py"], capture_output=True, text=True)
+    assert usage.stderr.startswith("usage: ")
     said = run([sys.executable, EXAMPLES / "answer_volume.py", sdk.path, native_bundle, tmp_path / "volume.npy"])
     native_session.run(head_like(), np.eye(4)[[2, 1, 0, 3]])
     np.testing.assert_allclose(np.array(said.split()[1:], float), native_session.embedding(), atol=1e-5)

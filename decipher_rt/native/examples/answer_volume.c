@@ -79,12 +79,13 @@ int main(int argc, char **argv) {
     FILE *file = fopen(argv[2], "rb");
     int16_t *data = malloc(voxels * sizeof *data);
     const size_t got = file != NULL && data != NULL ? fread(data, sizeof *data, voxels, file) : 0;
+    const int whole = got == voxels && fgetc(file) == EOF;
     if (file != NULL) fclose(file);
     int result = 1;
     drt_session *session = NULL;
     volume.voxels = data;
-    if (got != voxels)
-        fprintf(stderr, "%s: cannot be read, or is smaller than %zu voxels\n", argv[2], voxels);
+    if (!whole)
+        fprintf(stderr, "%s: cannot be read, or does not hold %zu voxels\n", argv[2], voxels);
     else if (drt_session_open(argv[1], &params, &session) != DRT_OK)
         result = fail("open");
     else if (drt_session_run(session, &volume) != DRT_OK)

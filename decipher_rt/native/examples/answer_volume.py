@@ -33,10 +33,9 @@ class Volume(ctypes.Structure):
 
 
 def main(library: str, bundle: str, path: str) -> None:
-    """Print the embedding and the answers of the first head."""
+    """Print the embedding."""
     drt = ctypes.CDLL(library)
-    drt.drt_last_error.restype = drt.drt_head_label.restype = c_char_p
-    drt.drt_head_label.argtypes = (c_void_p, c_char_p, c_size_t)
+    drt.drt_last_error.restype = c_char_p
 
     def call(name: str, *arguments: object) -> None:
         if getattr(drt, name)(*arguments):
@@ -61,4 +60,6 @@ def main(library: str, bundle: str, path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(f"usage: {sys.argv[0]} LIBRARY BUNDLE VOLUME.npy")
     main(*sys.argv[1:])

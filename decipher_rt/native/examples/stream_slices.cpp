@@ -57,7 +57,9 @@ void answer(const char* bundle, const std::filesystem::path& folder) {
         drt_default_slice(&slice, sizeof slice);
         auto& [x, y, z] = slice.position_lps_mm;
         if (std::sscanf(entry.path().stem().c_str(), "%lf_%lf_%lf", &x, &y, &z) != 3) continue;
-        std::ifstream(entry.path(), std::ios::binary).read(reinterpret_cast<char*>(pixels.data()), bytes);
+        std::ifstream file(entry.path(), std::ios::binary);
+        if (!file.read(reinterpret_cast<char*>(pixels.data()), bytes) || file.peek() != EOF)
+            throw std::runtime_error(entry.path().string() + " does not hold a slice of " + std::to_string(bytes) + " bytes");
         slice.pixels = pixels.data();
         check(drt_series_push(series.get(), &slice));
     }
