@@ -43,7 +43,7 @@ def read_each(paths: Iterable[Path | str], options: ReadOptions) -> Iterator[Ope
             try:
                 yield open_series(series, options, StageClock(share_ms))
             except DecipherError as error:
-                yield Failure(str(series.path), series.uid, str(error))
+                yield Failure(str(series.path), series.uid or None, str(error))
 
 
 def open_series(series: Series, options: ReadOptions, clock: StageClock) -> OpenedSeries:

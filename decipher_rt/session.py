@@ -381,7 +381,7 @@ class Session:
 
 
 def _failure(opened: OpenedSeries, error: DecipherError) -> Failure:
-    return Failure(str(opened.series.path), opened.series.uid, str(error))
+    return Failure(str(opened.series.path), opened.series.uid or None, str(error))
 
 
 def _read_prompts(bundle: Bundle, prompts: Sequence[str], threads: int) -> Prompts | None:

@@ -36,7 +36,7 @@ train.add_command(decoder)
 
 
 @click.command(
-    epilog="Example: decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
+    epilog="\b\nExample:\n  decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
 )
 @click.argument("arguments", nargs=-1, metavar="[WEIGHTS] [source.KEY=VALUE]...")
 @cache_option
@@ -64,7 +64,7 @@ def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
     show(evaluate_model(weights, folder, cache, Progress()), as_json)
 
 
-@click.command(epilog="Example: decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")
+@click.command(epilog="\b\nExample:\n  decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")
 @click.argument("seeds", nargs=-1, required=True, type=click.IntRange(0), metavar="SEED...")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Each series is a folder in it.")
 def simulate(seeds: tuple[int, ...], output: Path) -> None:

@@ -9,7 +9,7 @@ import click
 
 
 @click.command(
-    epilog="Example: decipher-rt train align train/configs/tiny/align.yaml -o runs/align encoder_from=runs/ssl"
+    epilog="\b\nExample:\n  decipher-rt train align train/configs/tiny/align.yaml -o runs/align encoder_from=runs/ssl"
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

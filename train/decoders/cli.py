@@ -9,7 +9,8 @@ import click
 
 
 @click.command(
-    epilog="Example: decipher-rt train decoder train/configs/tiny/decoder-lesion.yaml encoder=runs/align -o runs/model"
+    epilog="\b\nExample:\n"
+    "  decipher-rt train decoder train/configs/tiny/decoder-sequence.yaml encoder=runs/align -o runs/model"
 )
 @click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
 @click.option(

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl run.steps=500 method=mae")
+@click.command(
+    epilog="\b\nExample:\n  decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl run.steps=500 method=mae"
+)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(

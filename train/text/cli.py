@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: decipher-rt train text train/configs/tiny/text.yaml -o runs/text run.steps=500")
+@click.command(epilog="\b\nExample:\n  decipher-rt train text train/configs/tiny/text.yaml -o runs/text run.steps=500")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
