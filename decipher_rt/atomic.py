@@ -64,10 +64,11 @@ def _beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Let an error that names no file, as of a full disk, name ``target``."""
+    """Let an error that names no file, as of a full disk, or one of those beside it, name ``target``."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        beside = str(target.with_name(f".{target.name}"))
+        if error.filename is None or str(error.filename).startswith(beside):
             error.filename = str(target)
         raise

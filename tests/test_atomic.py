@@ -1,6 +1,7 @@
 """Files and folders that are whole or not there."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,13 @@ def test_a_full_disk_names_the_place_and_leaves_nothing(tmp_path, whole):
         fill_the_disk(whole, tmp_path / "target")
     assert caught.value.filename == str(tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_place_that_takes_nothing_is_named_as_it_was_given(whole):
+    with pytest.raises(OSError, match="No such file") as caught, whole(Path("/proc/target")) as staging:
+        staging.write_bytes(b"never")
+    assert caught.value.filename == "/proc/target"
 
 
 def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path):
