@@ -19,9 +19,9 @@ from decipher_rt.manifest import Manifest
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
+DEEPEST_NESTING = 64  # of lists and objects in a manifest: no more than whoever shows it can follow
 
 _SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-DEEPEST_NESTING = 64  # of lists and objects in a manifest: no more than whoever shows it can follow
 _MAX_TEXT_BYTES = 16 << 20  # a manifest or a list of sums is never larger
 
 

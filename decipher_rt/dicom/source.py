@@ -75,8 +75,8 @@ class Unreadable:
 def sources(path: Path) -> Iterator[Source | Unreadable]:
     """List what lies under a path: one file, the members of a ``.zip``, or a folder with all its folders, by name.
 
-    Links are followed, to each folder once: they may form a loop. What cannot be a whole file, a link to nothing or an
-    empty ``.dcm``, is not passed over: it may be a slice.
+    Links are followed, to each folder once: they may form a loop. A link to nothing is not passed over: it may be a
+    slice.
 
     Raises
     ------
@@ -122,11 +122,7 @@ def _folder(root: Path) -> Iterator[Source | Unreadable]:
                     files += 1
                     if files > MAX_FILES:
                         raise SeriesError(f"{root}: more than {MAX_FILES} files; give the folder of one study")
-                    size = entry.stat().st_size
-                    if size == 0 and entry.name.lower().endswith(".dcm"):
-                        yield Unreadable(entry.path[prefix:], "empty, its copy was cut off")
-                    else:
-                        yield Source(entry.path[prefix:], Path(entry.path), size)
+                    yield Source(entry.path[prefix:], Path(entry.path), entry.stat().st_size)
                 elif entry.is_symlink():
                     yield Unreadable(entry.path[prefix:], "a link to what is not there")
             except OSError as error:

@@ -1,7 +1,9 @@
 """Folders, links and archives, and their limits."""
 
 import os
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,18 +44,26 @@ def test_links_are_followed_to_each_folder_once(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 3])
-@pytest.mark.parametrize("what", ["a link to what is not there", "empty, its copy was cut off"])
-def test_what_may_have_been_a_slice_is_told(tmp_path, write_series, number, what):
+def test_a_link_to_nothing_may_be_a_slice(tmp_path, write_series, number):
     folder = write_series(tmp_path / "s")
     slice_ = folder / f"{number:04d}.dcm"
     slice_.unlink()
-    if "link" in what:
-        slice_.symlink_to(tmp_path / "annexed")
-    else:
-        slice_.touch()
+    slice_.symlink_to(tmp_path / "annexed")
     _, unreadable = find_series(folder)
-    with pytest.raises(SeriesError, match=rf"{slice_.name}: cannot be read \({what}\)"):
+    with pytest.raises(SeriesError, match=rf"{slice_.name}: cannot be read \(a link to what is not there\)"):
         read_series(unreadable)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_an_empty_file_may_be_a_slice(tmp_path, write_series, number, zipped):
+    folder = write_series(tmp_path / "s")
+    name = f"{number:04d}.dcm"
+    (folder / name).write_bytes(b"")
+    where = Path(shutil.make_archive(str(tmp_path / "s"), "zip", folder)) if zipped else folder
+    _, damaged = find_series(where)
+    with pytest.raises(SeriesError, match=rf"{name}: empty, its copy was cut off"):
+        read_series(damaged)
 
 
 def test_devices_and_pipes_are_left_alone(tmp_path):

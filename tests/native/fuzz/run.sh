@@ -23,9 +23,13 @@ smallest=$(find "$bundle" -name '*.onnx' -printf '%s %p\n' | sort -n | head -1 |
 { printf '\4'; printf 'PK\5\6%018d' 0 | tr 0 '\0'; } >"$corpus/bundle/npz"
 head -c 4096 "$bundle/encoder.onnx" >"$corpus/slices/noise"
 for target in $targets; do
-    dictionary=()
-    [ "$target" = slices ] || dictionary=(-dict="$here/manifest.dict")
-    "$build/tests/native/fuzz_$target" -max_total_time="$seconds" -max_len=16384 -timeout=60 -rss_limit_mb=4096 \
+    dictionary=() stacks=1
+    if [ "$target" = slices ]; then
+        stacks=0 # whole ones, by which suppressions know OpenVINO: oneTBB keeps no frame pointers
+    else
+        dictionary=(-dict="$here/manifest.dict")
+    fi
+    ASAN_OPTIONS=fast_unwind_on_malloc=$stacks "$build/tests/native/fuzz_$target" -max_total_time="$seconds" -max_len=16384 -timeout=60 -rss_limit_mb=4096 \
         -artifact_prefix="$build/" -print_final_stats=1 ${dictionary[@]+"${dictionary[@]}"} "$corpus/$target" >"$build/fuzz_$target.log" 2>&1 &
 done
 status=0
