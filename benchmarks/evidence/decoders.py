@@ -19,7 +19,7 @@ from typing import Any
 from arms import Results, spread
 
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.config import load_config
+from decipher_rt.train.config import dump_config, load_config
 from decipher_rt.train.decoders.config import DecoderRunConfig
 from decipher_rt.train.decoders.registry import SEGMENTATION
 from decipher_rt.train.decoders.train import load_encoder, train_decoder
@@ -52,15 +52,15 @@ def main() -> None:
 
 
 def settings_of(folder: Path, configs: Path) -> dict[str, Any]:
-    """Return what figures depend on: the encoder, the segmentations to stand upon, and all configurations."""
+    """Return what figures depend on: the encoder, the segmentations to stand upon, and the others' configurations."""
     stage = load_stage(folder)
     upon = [f"decoders.{d.name}." for d in (stage.recipe.decoders if stage.recipe else ()) if d.kind == SEGMENTATION]
+    found = [load_config(DecoderRunConfig, path, ["encoder=RUN"]) for path in sorted(configs.glob("decoder-*.yaml"))]
+    texts = {one.decoder.name: dump_config(one) for one in found if one.decoder.kind != SEGMENTATION}
     return {
         "encoder": fingerprint(load_encoder(stage, folder).state_dict()),
         "segmentations": fingerprint({n: t for n, t in stage.tensors.items() if n.startswith(tuple(upon))}),
-        "configs": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(configs.glob("decoder-*.yaml"))
-        },
+        "configs": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
     }
 
 

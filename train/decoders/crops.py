@@ -40,11 +40,12 @@ def draw_crop(
     patch_grid: tuple[int, int, int],
     size: int,
     rng: np.random.Generator,
+    rarity: float = 0.0,
 ) -> Crop:
     """Draw a crop that holds something.
 
-    Every second one is around a voxel of a label, the likelier the fewer voxels it has: all crops hold the tissues that
-    a lesion would compete with, were it as likely as each (as in nnU-Net, arXiv 1904.08128). The others are around any
+    Every second one is around a voxel of a label, each label that there is as likely as another (as nnU-Net oversamples
+    foreground, arXiv 1904.08128) or, with ``rarity``, the likelier the fewer voxels it has; the others are around any
     token.
 
     Parameters
@@ -58,9 +59,12 @@ def draw_crop(
     patch_grid : tuple of int
     size : int
         Patches along each axis, at most; a shorter axis is seen whole.
+    rng : Generator
+    rarity : float
+        A label's chance goes with its number of voxels to the power of ``-rarity``.
     """
     at = np.stack(np.unravel_index(tokens.numpy(), patch_grid), axis=1)  # (K, 3)
-    middle = _patch_of_a_label(labels.numpy(), patch_shape, rng) if rng.random() < 0.5 else None
+    middle = _patch_of_a_label(labels.numpy(), patch_shape, rng, rarity) if rng.random() < 0.5 else None
     if middle is None:
         middle = at[rng.integers(len(at))]
     shape = np.minimum(size, patch_grid)
@@ -75,14 +79,14 @@ def draw_crop(
 
 
 def _patch_of_a_label(
-    labels: NDArray[np.uint8], patch_shape: tuple[int, int, int], rng: np.random.Generator
+    labels: NDArray[np.uint8], patch_shape: tuple[int, int, int], rng: np.random.Generator, rarity: float
 ) -> NDArray[np.int64] | None:
     """Return the patch, (3,), of a voxel of a label; None where all is background."""
     counts = np.bincount(labels.ravel())[1:]
     there = np.flatnonzero(counts)
     if not len(there):
         return None
-    rarity = 1 / counts[there]
-    voxels = np.flatnonzero(labels == 1 + rng.choice(there, p=rarity / rarity.sum()))
+    chances = counts[there].astype(np.float64) ** -rarity
+    voxels = np.flatnonzero(labels == 1 + rng.choice(there, p=chances / chances.sum()))
     voxel = np.array(np.unravel_index(rng.choice(voxels), labels.shape))
     return voxel // np.array(patch_shape)

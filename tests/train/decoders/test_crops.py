@@ -47,11 +47,14 @@ def test_a_crop_is_never_larger_than_the_grid() -> None:
     assert sorted(crop.rows.tolist()) == sorted(crop.of(patches, PATCH)[::2, ::4, ::2].flatten().tolist())
 
 
-def test_what_is_rare_is_seen_often() -> None:
+@pytest.mark.parametrize(("rarity", "low", "high"), [(0.0, 0.2, 0.32), (1.0, 0.44, 0.58)])
+def test_what_is_rare_is_seen_often(rarity: float, low: float, high: float) -> None:
+    """Every second crop is around a label: the rare one of two alike, or with rarity 480 times of 481."""
     _, labels = numbered()
-    crops = [draw_crop(torch.arange(60), labels, PATCH, GRID, 1, np.random.default_rng(seed)) for seed in range(400)]
+    rngs = map(np.random.default_rng, range(400))
+    crops = [draw_crop(torch.arange(60), labels, PATCH, GRID, 1, rng, rarity) for rng in rngs]
     rare = np.mean([bool((crop.of(labels, PATCH) == 1).any()) for crop in crops])
-    assert 0.42 < rare < 0.6  # every second one is around it: of two labels it has 1 voxel in 481
+    assert low < rare < high  # 1 in 60 of the others holds it too
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(8, 12, 10, dtype=torch.uint8), numbered()[1]])

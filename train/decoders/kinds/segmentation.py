@@ -21,6 +21,7 @@ from ..contract import Batch, Decoder, Known, Rows
 from ..crops import draw_crop
 from ..image import Block, ImageBranch, doublings
 
+MOST_RARITY = 2.0
 BACKGROUND_LOGIT = 30.0  # where a patch was dropped: its voxels are background, as sure as float32 can say
 
 
@@ -38,6 +39,8 @@ class Settings:
     skips : whether features of the voxels join at every size (as UNETR's skips, arXiv 2103.10504): a token stands for a
         whole patch, and what is smaller than a patch is not in it
     crop : patches along each axis of what a step of training sees of a series; 0: all of it. With ``skips`` only
+    rarity : how much likelier a crop is around a label of fewer voxels; 0: around each label alike, 1: in inverse
+        proportion. What is rare is learned sooner, at the cost of labels that lie elsewhere
     weights : of each label's voxels in the cross-entropy; none: all count alike
     dropout : of whole channels of the token grid, in training only
     """
@@ -48,6 +51,7 @@ class Settings:
     stride: int = 1
     skips: bool = False
     crop: int = 0
+    rarity: float = 0.0
     weights: tuple[float, ...] = ()
     dropout: float = 0.0
 
@@ -69,6 +73,8 @@ class Settings:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more and less than 1")
         if self.crop < 0 or (self.crop and not self.skips):
             raise ValueError(f"crop is {self.crop}, expected 0, or with skips the patches along each axis")
+        if not 0 <= self.rarity <= MOST_RARITY or (self.rarity and not self.crop):
+            raise ValueError(f"rarity is {self.rarity}, expected 0, or with crop up to {MOST_RARITY:g}")
         if self.weights and (len(self.weights) != count or min(self.weights) <= 0):
             raise ValueError(f"weights is {list(self.weights)}, expected a number above 0 for each label")
 
@@ -91,7 +97,7 @@ class Segmentation(Decoder):
             )
         self.labels, self.stride = settings.labels, settings.stride
         self.patch_grid, self.seen_shape = encoder.preprocessing.patch_grid, encoder.patch_shape
-        self.crop = settings.crop
+        self.crop, self.rarity = settings.crop, settings.rarity
         steps = doublings(encoder.patch_shape, settings.stride)
         if len(settings.channels) != len(steps):
             raise ValueError(
@@ -214,7 +220,7 @@ class Segmentation(Decoder):
             return batch
         tokens, labels, image = batch["tokens"], batch["target"]["map"], batch["image"]
         crops = [
-            draw_crop(indices, one, self.patch_shape, self.patch_grid, self.crop, rng)
+            draw_crop(indices, one, self.patch_shape, self.patch_grid, self.crop, rng, self.rarity)
             for indices, one, rng in zip(tokens, labels, rngs, strict=True)
         ]
         return {
