@@ -140,7 +140,7 @@ def main() -> None:
 def make_arm(name: str, config: DecoderConfig, encoder: ViTConfig, seed: int) -> Arm:
     """Return an untrained arm."""
     torch.manual_seed(seed)
-    alone = {**config.options, "skips": False, "crop": 0}
+    alone = {**config.options, "skips": False, "crop": 0, "rarity": 0}
     decoder = build_decoder(replace(config, options=alone) if name == "tokens" else config, encoder)
     if not isinstance(decoder, Segmentation) or (name != "tokens" and not decoder.crop):
         raise SystemExit("the configuration's decoder is no segmentation with skips that learns from crops")
