@@ -110,7 +110,7 @@ def test_files_without_preamble(tmp_path, write_series, synthetic):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("x.dcm", b"", "not a DICOM file, nor NIfTI"),
+        ("x.dcm", b"", "x.dcm: empty, its copy was cut off"),
         ("x.dcm", b"hello", "not a DICOM file, nor NIfTI"),
         ("x.nii", b"hello", "not a readable NIfTI header"),
         ("x.nii.gz", b"hello", "cannot be read"),
