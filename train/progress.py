@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from decipher_rt.errors import one_line
 
 from .distributed import rank
 
@@ -23,6 +26,11 @@ class Progress:
         """Say what begins."""
         if self._speaks:
             self._console.print(line, highlight=False)
+
+    def warn(self, line: str) -> None:
+        """Say what somebody has to know, also in a pipe."""
+        if rank() == 0:
+            sys.stderr.write(f"decipher-rt: {one_line(line)}\n")
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -107,6 +107,9 @@ class Decoder(nn.Module, ABC):
     def knows(self, known: Known) -> bool:
         """Whether the truth of a series is known."""
 
+    def check_truth(self, known: Sequence[Known]) -> None:
+        """Raise ValueError, naming the key, where series whose truth is known cannot teach what the options ask for."""
+
     @abstractmethod
     def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:
         """Return the truth as arrays of a fixed shape, or of K entries in the order of ``tokens``."""
@@ -136,11 +139,6 @@ class Decoder(nn.Module, ABC):
             ``mean`` (N, C) of each series' patch tokens, ``embedding`` (N, E), ``count`` (N,) their number K.
         known : sequence
             Of the same N series; ``knows`` is true of each.
-
-        Raises
-        ------
-        ValueError
-            Where they cannot teach what the options ask for.
         """
 
     def calibrate(self, rows: Rows) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..distributed import share
 from ..views import UNIT_WINDOW
-from .contract import Batch, Decoder, Rows, label_text, seen_as_encoder
+from .contract import Batch, Decoder, Rows, seen_as_encoder
 from .tokens import Tokens
+from .truth import known_series, require_truth
 
 if TYPE_CHECKING:
     from ..loop import ParameterGroup
@@ -53,18 +54,13 @@ class DecoderStage:
     Raises
     ------
     ValueError
-        If no series has the truth.
+        If the series cannot teach what the decoder shall answer.
     """
 
     def __init__(self, decoder: Decoder, tokens: Tokens, examples: Examples, batch: int, seed: int) -> None:
         self.model = LossModule(decoder)
         self.decoder, self.tokens, self.examples, self.seed = decoder, tokens, examples, seed
-        self.known = known_series(decoder, tokens)
-        if not len(self.known):
-            name = str(getattr(decoder, "name", ""))  # of the label that it learns, where it learns one
-            found = sorted({label_text(known.labels[name]) for known in tokens.known if name in known.labels})
-            values = f"; the labels {name!r} are {', '.join(found)[:120]}" if found else ""
-            raise ValueError(f"decoder.target: no series of the train split has the truth that it needs{values}")
+        self.known = require_truth(decoder, tokens.known)
         # Series of one number of tokens go together: nothing is padded, as at inference.
         groups = np.zeros(len(self.known), int) if decoder.needs_mean_only else tokens.count[self.known]
         self._groups = [self.known[groups == K] for K in np.unique(groups)]
@@ -115,11 +111,6 @@ class DecoderStage:
     def weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the decoder's weights under its own names."""
         return {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
-
-
-def known_series(decoder: Decoder, tokens: Tokens) -> NDArray[np.int64]:
-    """Return the numbers of the series whose truth is known."""
-    return np.array([i for i, known in enumerate(tokens.known) if decoder.knows(known)], np.int64)
 
 
 def read_batch(
@@ -187,7 +178,7 @@ def answer_rows(decoder: Decoder, tokens: Tokens, examples: Examples) -> Rows:
     """
     decoder.eval()
     device = next(decoder.parameters()).device
-    known = known_series(decoder, tokens)
+    known = known_series(decoder, tokens.known)
     groups = np.zeros(len(known), int) if decoder.needs_mean_only else tokens.count[known]
     found: dict[int, Mapping[str, NDArray[Any]]] = {}
     for K in np.unique(groups):

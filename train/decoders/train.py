@@ -35,6 +35,7 @@ from .registry import SEGMENTATION, build_decoder
 from .sight import Sight
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
+from .truth import check_listed
 
 RUNS = "decoders"  # folder of the runs, in the output
 TOKENIZER = "tokenizer.json"
@@ -78,6 +79,10 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
     base = _grown(folder, before) or base
+    try:
+        check_listed(config.decoder, config.source, base.encoder, progress)
+    except ValueError as error:
+        raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }

@@ -26,6 +26,7 @@ __all__ = [
     "ListedExamples",
     "SourceConfig",
     "Split",
+    "listed_facts",
     "open_source",
     "pinned",
 ]
@@ -62,6 +63,22 @@ def open_source(
     from .recorded import open_recorded
 
     return open_recorded(config, spec, split, cache_dir, workers, progress)
+
+
+def listed_facts(config: SourceConfig, split: Split) -> list[tuple[Facts, bool]] | None:
+    """Return what a manifest or BIDS folder says of each series of a split, and whether it has a mask.
+
+    None for the simulator, which lists nothing.
+
+    Raises
+    ------
+    SourceError
+    """
+    if config.kind == "simulator":
+        return None
+    from .recorded import rows_of_split
+
+    return [(row.facts, row.mask is not None) for row in rows_of_split(config, split)]
 
 
 def pinned(config: SourceConfig) -> SourceConfig:

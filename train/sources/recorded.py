@@ -104,13 +104,7 @@ def open_recorded(
     ------
     SourceError
     """
-    rows = list_rows(config)
-    found = tuple(share_out(rows, config.seed, config.shares)[split])
-    if not found:
-        raise SourceError(
-            f"{config.path}: none of its {len(rows)} series is of the split {split}; list some, or leave split empty "
-            "and set source.shares"
-        )
+    found = rows_of_split(config, split)
     device: Device = "cpu"
     if config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available()):
         device, workers = "gpu", 1  # one graph fills it
@@ -124,6 +118,18 @@ def list_rows(config: SourceConfig) -> list[Row]:
     """Return what a manifest or BIDS folder lists; raise SourceError where it is broken."""
     path = Path(config.path)
     return read_manifest(path) if config.kind == "manifest" else read_bids(path, config.sequences)
+
+
+def rows_of_split(config: SourceConfig, split: Split) -> tuple[Row, ...]:
+    """Return what is listed of a split; raise SourceError where the list is broken, or has nothing of it."""
+    rows = list_rows(config)
+    found = tuple(share_out(rows, config.seed, config.shares)[split])
+    if not found:
+        raise SourceError(
+            f"{config.path}: none of its {len(rows)} series is of the split {split}; list some, or leave split empty "
+            "and set source.shares"
+        )
+    return found
 
 
 def _only_series(path: Path) -> Series:

@@ -21,7 +21,8 @@ from decipher_rt.train.data.sample import LABELS
 from decipher_rt.train.decoders import kinds
 from decipher_rt.train.decoders.contract import Decoder, Known
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
-from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, known_series, read_batch
+from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, read_batch
+from decipher_rt.train.decoders.truth import known_series
 from decipher_rt.train.model.vit import ViTConfig
 
 from .learning import learn
@@ -298,9 +299,9 @@ def test_what_is_unknown_trains_nothing(vit_config: ViTConfig, splits: dict) -> 
     tokens = splits["train"][1]
     heads = np.flatnonzero(tokens.head)
     for config in ALL.values():
-        assert np.array_equal(known_series(build_decoder(config, vit_config), tokens), heads)
+        assert np.array_equal(known_series(build_decoder(config, vit_config), tokens.known), heads)
     other = build_decoder(dataclasses.replace(LINEAR, target="scanner"), vit_config)
-    assert len(known_series(other, tokens)) == 0
+    assert len(known_series(other, tokens.known)) == 0
     with pytest.raises(ValueError, match="no series of the train split"):
         DecoderStage(other, tokens, splits["train"][0], 8, seed=0)
     nobody_looked = Known({"lesion": "present"}, None, "head", tissue=False)
@@ -315,7 +316,7 @@ def test_an_epoch_is_every_series_once_and_shares_make_the_whole(vit_config: ViT
     steps = sum(-(-size // 16) for size in sizes)
     seen = [stage.indices(step) for step in range(steps)]
     assert all(len({int(tokens.count[i]) for i in batch}) == 1 for batch in seen)
-    assert {i for batch in seen for i in batch} == set(known_series(stage.decoder, tokens).tolist())
+    assert {i for batch in seen for i in batch} == set(known_series(stage.decoder, tokens.known).tolist())
     assert [stage.indices(step) for step in range(steps, 2 * steps)] != seen
     whole, halves = stage.batch(3, 0, 1), [stage.batch(3, rank, 2) for rank in (0, 1)]
     assert torch.equal(whole["patch"], torch.cat([half["patch"] for half in halves]))

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, write_tensors
 from decipher_rt.train.cli import train
@@ -78,6 +78,11 @@ def stage(encoder: ViT, tmp_path: Path) -> Path:
 
 
 def train_decoder(config: Path, cohort: Path, stage: Path, *overrides: str) -> Any:
+    """Return the figures."""
+    return json.loads(run_decoder(config, cohort, stage, *overrides).stdout)
+
+
+def run_decoder(config: Path, cohort: Path, stage: Path, *overrides: str) -> Result:
     arguments = [
         "decoder", str(config), "-o", str(cohort / "model"), "--cache", str(cohort / "cache"), "--json",
         f"encoder={stage}", f"source.path={cohort / 'manifest.csv'}", "source.shares=[0.5,0.25,0.25]", "workers=1",
@@ -85,7 +90,7 @@ def train_decoder(config: Path, cohort: Path, stage: Path, *overrides: str) -> A
     ]  # fmt: skip
     ran = CliRunner().invoke(train, arguments, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
-    return json.loads(ran.output)
+    return ran
 
 
 def test_demographics_masks_and_boxes_of_recorded_series(cohort: Path, stage: Path) -> None:
@@ -126,6 +131,23 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
         train_decoder(CONFIGS / "decoder-tissue.yaml", cohort, stage, "source.kind=manifest")
     with pytest.raises(ConfigError, match=r"decoder.target is 'mask', expected 'tissue', the simulator's map"):
         train_decoder(cohort / "mask.yaml", cohort, stage, "source.kind=simulator")
+    assert not (cohort / "cache").exists()  # nothing was read to find that out
+
+
+def test_labels_that_teach_nothing_are_told(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    manifest = cohort / "manifest.csv"
+    header, *rows = manifest.read_text().replace(",0,50,", ",female,50,").replace(",1,51,", ",male,51,").splitlines()
+    rows = [f"{row},{('train', 'validation', 'test')[max(0, n - 9) // 5]}" for n, row in enumerate(rows)]
+    text = "\n".join([f"{header},split", *rows]) + "\n"
+    manifest.write_text(text.replace("p1,male", "p1,Male").replace("p3,male", "p3,Male").replace("p5,male", "p5,M"))
+    heads = "decoder.options={labels: [female, male], pool: linear}"
+    ran = run_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
+    assert json.loads(ran.stdout).keys() == {"sex"}
+    assert ran.stderr == (
+        "decipher-rt: decoder sex: 3 of 14 series of the train split teach nothing, as their 'sex' is another: "
+        "'Male' (2), 'M' (1)\n"
+    )
 
 
 def test_another_label_is_another_run(cohort: Path, stage: Path) -> None:

@@ -105,14 +105,17 @@ class Classification(Decoder):
         """Return ``logits`` and ``label``."""
         return {"logits": raw.float().cpu().numpy(), "label": target["label"].cpu().numpy()}
 
-    def start(self, pooled: Mapping[str, NDArray[Any]], known: Sequence[Known]) -> None:
-        """Set the pooling's statistics; raise ValueError where no series has one of the labels."""
+    def check_truth(self, known: Sequence[Known]) -> None:
+        """Raise ValueError where no series has one of the labels."""
         there = {label_text(one.labels[self.name]) for one in known}
         if without := [label for label in self.labels if label not in there]:
             raise ValueError(
                 f"decoder.options.labels holds {', '.join(map(repr, without))[:80]}, which no series of the train "
                 f"split has; those that it has of them: {', '.join(sorted(there))[:80]}"
             )
+
+    def start(self, pooled: Mapping[str, NDArray[Any]], known: Sequence[Known]) -> None:  # noqa: ARG002
+        """Set the pooling's statistics."""
         self.pool.start(pooled)
 
     def calibrate(self, rows: Rows) -> None:

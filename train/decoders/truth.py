@@ -1,0 +1,74 @@
+"""What a decoder can learn from what is known of series, before any of them is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model.vit import ViTConfig
+from ..progress import Progress
+from ..sources import SourceConfig, listed_facts
+from .contract import Decoder, Known, label_text
+from .registry import DecoderConfig, build_decoder
+from .tokens import known_of
+
+MOST_NAMED = 5  # labels in a message
+
+
+def known_series(decoder: Decoder, known: Sequence[Known]) -> NDArray[np.int64]:
+    """Return the numbers of the series whose truth is known."""
+    return np.array([i for i, one in enumerate(known) if decoder.knows(one)], np.int64)
+
+
+def require_truth(decoder: Decoder, known: Sequence[Known]) -> NDArray[np.int64]:
+    """Return the numbers of the series of the train split whose truth is known.
+
+    Raises
+    ------
+    ValueError
+        Naming the key, where they cannot teach what the decoder shall answer.
+    """
+    numbers = known_series(decoder, known)
+    if not len(numbers):
+        found = _labels(decoder, known)
+        values = f"; the labels {_label_name(decoder)!r} are {', '.join(sorted(found))[:120]}" if found else ""
+        raise ValueError(f"decoder.target: no series of the train split has the truth that it needs{values}")
+    decoder.check_truth([known[i] for i in numbers])
+    return numbers
+
+
+def check_listed(config: DecoderConfig, source: SourceConfig, encoder: ViTConfig, progress: Progress) -> None:
+    """Check what a manifest or BIDS folder lists for training, which takes no time; say which labels teach nothing.
+
+    Raises
+    ------
+    ValueError
+        As ``require_truth``, or where the decoder's configuration does not fit.
+    """
+    listed = listed_facts(source, "train")
+    if listed is None:
+        return
+    decoder = build_decoder(config, encoder)
+    known = [known_of(facts, np.eye(4), tissue=masked) for facts, masked in listed]
+    require_truth(decoder, known)
+    others = _labels(decoder, [one for one in known if not decoder.knows(one)])
+    if others:
+        named = ", ".join(f"{label!r} ({count})" for label, count in others.most_common(MOST_NAMED))
+        more = ", ..." if len(others) > MOST_NAMED else ""
+        progress.warn(
+            f"decoder {config.name}: {others.total()} of {len(known)} series of the train split teach nothing, as "
+            f"their {_label_name(decoder)!r} is another: {named}{more}"
+        )
+
+
+def _label_name(decoder: Decoder) -> str:
+    """Return the name of the label that a decoder learns; empty where it learns none."""
+    return str(getattr(decoder, "name", ""))
+
+
+def _labels(decoder: Decoder, known: Sequence[Known]) -> Counter[str]:
+    name = _label_name(decoder)
+    return Counter(label_text(one.labels[name]) for one in known if name in one.labels)
