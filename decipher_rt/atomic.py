@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,17 @@ def whole_file(target: Path, *, writer: str = "") -> Iterator[Path]:
             staging.replace(target)
         finally:
             staging.unlink(missing_ok=True)
+
+
+def require_place(file: Path) -> None:
+    """Raise now the OSError that writing a file would end in after long work; folders on its way need not exist yet."""
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    folder = next(parent for parent in file.parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from decipher_rt.atomic import whole_folder
+from decipher_rt.atomic import require_place, whole_folder
 from decipher_rt.errors import BundleError
 from decipher_rt.manifest import Manifest
 
@@ -122,6 +122,21 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -
     return Bundle(folder, manifest, hashlib.sha256(sums_text.encode()).hexdigest(), sums, later)
 
 
+def require_bundle_place(folder: Path) -> None:
+    """Raise now what ``write_bundle`` would end in after long work.
+
+    Raises
+    ------
+    BundleError
+        If the folder exists and is no bundle.
+    OSError
+        If nothing can be written there.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away")
+    require_place(folder / MANIFEST)
+
+
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
     """Write a bundle beside its place, then rename: it is whole or not there. A bundle already there is replaced.
 
@@ -137,8 +152,7 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | P
     BundleError
         If the folder exists and is no bundle, a name leaves the folder, or the manifest names a file that is not given.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away")
+    require_bundle_place(folder)
     with whole_folder(folder) as staging:
         text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
         lines = []

@@ -97,6 +97,7 @@ def export(
     Each encoder is compared with the model in torch at fp32; where one differs by more than its tolerance, or loses too
     much on the evaluation series, nothing is written.
     """
+    from decipher_rt.bundle import require_bundle_place
     from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
     from decipher_rt.train.golden import load_golden
     from decipher_rt.train.progress import Progress
@@ -108,6 +109,7 @@ def export(
     from .parts import TOKENIZER
     from .tensorrt.files import parse_wanted
 
+    require_bundle_place(output)
     plans = parse_wanted(engine, architectures, fp16=fp16, bf16=bf16, int8=int8)
     checkpoint = checkpoint or DEFAULT_WEIGHTS
     weights, tokenizer = load_weights(checkpoint), checkpoint / TOKENIZER

@@ -66,7 +66,13 @@ def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
 
 @click.command(epilog="\b\nExample:\n  decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")
 @click.argument("seeds", nargs=-1, required=True, type=click.IntRange(0), metavar="SEED...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Each series is a folder in it.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Each series is a folder in it.",
+)
 def simulate(seeds: tuple[int, ...], output: Path) -> None:
     """Simulate MR series of heads and write them as DICOM; the same SEED gives the same series.
 

@@ -31,7 +31,12 @@ Examples:
 @click.argument("series", nargs=-1, type=click.Path(path_type=Path))
 @bundle_option
 @click.option(
-    "-o", "--out", default=Path("decipher-rt-demo"), show_default=True, type=click.Path(path_type=Path), help="Folder."
+    "-o",
+    "--out",
+    default=Path("decipher-rt-demo"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder.",
 )
 def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
     """Answer for a small simulated head that ships as DICOM files (or for SERIES), and explain each step."""

@@ -51,12 +51,14 @@ def embed(
     A series out of the bundle's scope goes in and is marked.
     """
     import decipher_rt
+    from decipher_rt.atomic import require_place
     from decipher_rt.index import add_results, empty_index, read_index, require_bundle, write_index
     from decipher_rt.result import Failure
     from decipher_rt.series import ReadOptions
 
     if output.exists() and not add:
         raise click.UsageError(f"{output} exists; add to it with --add, or choose another name")
+    require_place(output)
     before = read_index(output) if add and output.exists() else None
     session = decipher_rt.load(bundle, engine=engine, device=device, precision=precision, threads=threads, heads=())
     if before is not None:

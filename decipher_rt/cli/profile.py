@@ -65,6 +65,10 @@ def profile(
 
     The stages are consecutive, and their sum is compared with a total that is measured on its own.
     """
+    from decipher_rt.atomic import require_place
+
+    for written in filter(None, (trace, html)):
+        require_place(written)
     if compare:
         if series or trace:
             raise click.UsageError("--compare takes two files and measures nothing: leave out SERIES and --trace")

@@ -85,6 +85,8 @@ def sources(path: Path) -> Iterator[Source | Unreadable]:
     """
     try:
         status = path.stat()
+    except FileNotFoundError as error:
+        raise SeriesError(f"{path}: {_reason(error)}; give a DICOM folder, a .zip of one, or a NIfTI file") from None
     except (OSError, ValueError) as error:
         raise SeriesError(f"{path}: {_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):

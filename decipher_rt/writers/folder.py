@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decipher_rt.atomic import whole_folder
+from decipher_rt.atomic import require_place, whole_folder
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
 from decipher_rt.result import Result
@@ -27,9 +27,12 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
     ------
     DecipherError
         At once, if ``out`` exists and is no folder.
+    OSError
+        At once, if nothing can be written there.
     """
     if out.exists() and not out.is_dir():
         raise DecipherError(f"{out}: exists and is not a folder; choose another name for -o")
+    require_place(out / RESULT)
 
     def write(result: Result, volume: Volume, clock: StageClock) -> Result:
         target = out / folder_name(result)

@@ -29,7 +29,10 @@ def test_demo_explains_each_step_and_ends_with_the_picture(tmp_path):
 def test_demo_says_on_stderr_what_cannot_be_read(tmp_path):
     outcome = CliRunner().invoke(cli, ["demo", str(tmp_path / "nope"), "-o", str(tmp_path / "out")])
     assert outcome.exit_code == 2
-    assert outcome.stderr == f"decipher-rt: {tmp_path / 'nope'}: No such file or directory\n"
+    assert outcome.stderr == (
+        f"decipher-rt: {tmp_path / 'nope'}: No such file or directory; "
+        "give a DICOM folder, a .zip of one, or a NIfTI file\n"
+    )
 
 
 def test_doctor_says_the_same_to_people_and_programs():

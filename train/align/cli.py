@@ -18,7 +18,7 @@ import click
     "--output",
     default="runs/align",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the run.",
 )
 @click.option(

@@ -43,7 +43,12 @@ def resolved(config: AlignConfig) -> AlignConfig:
     ConfigError
     """
     encoder, text = config.encoder, config.text
-    for start in (config.encoder_from, config.text_from):
+    for key, start, stage in (("encoder_from", config.encoder_from, "ssl"), ("text_from", config.text_from, "text")):
+        if start and not Path(start).is_dir():
+            raise ConfigError(
+                f"{key}: {start} is no folder; give one that 'decipher-rt train {stage}' wrote, or '{key}=' to start "
+                "untrained"
+            )
         if start:
             check_splits(config.source, Path(start))
     if config.encoder_from:

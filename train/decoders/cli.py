@@ -18,7 +18,7 @@ import click
     "--output",
     default="runs/decoder",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Weights folder of the model that the decoders become part of.",
 )
 @click.option(

@@ -14,7 +14,12 @@ import click
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "-o", "--output", default="runs/ssl", show_default=True, type=click.Path(path_type=Path), help="Folder of the run."
+    "-o",
+    "--output",
+    default="runs/ssl",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.",
 )
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Where series are kept on the grid. Default: OUTPUT/samples."

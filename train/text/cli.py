@@ -12,7 +12,12 @@ import click
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "-o", "--output", default="runs/text", show_default=True, type=click.Path(path_type=Path), help="Folder of the run."
+    "-o",
+    "--output",
+    default="runs/text",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def text(config: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:

@@ -191,7 +191,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         ("by_region=2", r"by_region is 2.0, expected 0 to 1"),
         ("run.batch=1", r"run.batch is 1, expected 2 or more"),
         ("text.heads=3", r"text.width is 32, expected a multiple of text.heads \(3\)"),
-        ("encoder_from=/nowhere", r"/nowhere/config.yaml: cannot be read"),
+        ("encoder_from=/nowhere", r"encoder_from: /nowhere is no folder; give one that .decipher-rt train ssl. wrote"),
+        ("text_from=/nowhere", r"text_from: /nowhere is no folder; give one that .decipher-rt train text. wrote"),
     ],
 )
 def test_mistakes_are_named_by_their_key(override: str | tuple[str, ...], message: str) -> None:
