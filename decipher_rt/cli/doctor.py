@@ -50,7 +50,8 @@ def doctor(device: str | None, as_json: bool) -> None:
     _row(bool(machine["gpus"]), "driver", machine["gpu_note"])
     _row(True, "device", f"{report['device']['name']}: {report['device']['why']}")
     for engine in report["engines"]:
-        _row(engine["available"], engine["name"], engine["detail"])
+        idle = engine["available"] and not engine["runs_here"]
+        _row(engine["runs_here"], engine["name"], engine["detail"] + ", no GPU to run it on" * idle)
     wanted = {name: (package, package) for name, package in DECODERS.items()}
     wanted |= {name: (package, "'decipher-rt[text]'") for name, package in TEXT.items()}
     for name, (package, install) in wanted.items():
@@ -75,14 +76,17 @@ def examine(device: str | None = None) -> dict[str, Any]:
         If there is no such device.
     """
     from decipher_rt import __version__
-    from decipher_rt.engines import available
+    from decipher_rt.engines import CPU_ENGINES, available
     from decipher_rt.engines.card import choose_card
     from decipher_rt.engines.select import AUTO
     from decipher_rt.machine import describe_machine, package_version
 
     card = choose_card(AUTO, device)
     machine = describe_machine()
-    engines = [dataclasses.asdict(engine) for engine in available()]
+    engines = [
+        {**dataclasses.asdict(one), "runs_here": one.available and (one.name in CPU_ENGINES or bool(machine.gpus))}
+        for one in available()
+    ]
     return {
         "version": __version__,
         "machine": dataclasses.asdict(machine),

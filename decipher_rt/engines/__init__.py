@@ -21,6 +21,7 @@ ENGINES = {
     "tensorrt": (("tensorrt",), "pip install tensorrt"),
     "tensorrt-rtx": (("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"), "pip install 'decipher-rt[tensorrt-rtx]'"),
 }
+CPU_ENGINES = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)

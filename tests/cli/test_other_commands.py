@@ -1,5 +1,6 @@
 """demo, doctor, inspect and verify."""
 
+import dataclasses
 import json
 from unittest.mock import Mock
 
@@ -8,6 +9,8 @@ from click.testing import CliRunner
 
 from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
 from decipher_rt.cli import cli, main
+from decipher_rt.engines import Availability
+from decipher_rt.machine import describe_machine
 
 
 def run(*arguments, status=0):
@@ -43,6 +46,15 @@ def test_doctor_says_the_same_to_people_and_programs():
     assert report["bundle"]["error"] is None
     for engine in report["engines"]:
         assert engine["detail"] in text
+
+
+def test_doctor_calls_no_engine_good_that_has_no_gpu_to_run_on(monkeypatch):
+    machine = dataclasses.replace(describe_machine(), gpus=())
+    monkeypatch.setattr("decipher_rt.machine.describe_machine", lambda: machine)
+    lookups = [Availability("onnxruntime", True, "1.0"), Availability("tensorrt-rtx", True, "2.0")]
+    monkeypatch.setattr("decipher_rt.engines.available", lambda: lookups)
+    assert [engine["runs_here"] for engine in json.loads(run("doctor", "--json"))["engines"]] == [True, False]
+    assert "  -- tensorrt-rtx  2.0, no GPU to run it on\n" in run("doctor")
 
 
 def test_doctor_names_what_is_missing(monkeypatch):
