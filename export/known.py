@@ -19,8 +19,8 @@ from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.model.recipe import RecipeConfig
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.samples import Split
+from decipher_rt.train.shards import SHARD
 from decipher_rt.train.sources import SourceConfig, open_source
-from decipher_rt.train.sources.shards import SHARD
 from decipher_rt.train.views import UNIT_WINDOW
 
 Arrays = Mapping[str, NDArray[Any]]

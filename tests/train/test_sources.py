@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from decipher_rt.manifest import Preprocessing
+from decipher_rt.train import shards as layout
 from decipher_rt.train.checkpoint import CheckpointError
 from decipher_rt.train.config import ConfigError, load_config
 from decipher_rt.train.data import Anatomy, anatomy_build, load_anatomy
@@ -19,9 +20,10 @@ from decipher_rt.train.data.anatomy import Map, write_head
 from decipher_rt.train.data.sample import LABELS
 from decipher_rt.train.data.tissues import TISSUES
 from decipher_rt.train.progress import Progress
+from decipher_rt.train.shards import shard_file
 from decipher_rt.train.sources import Box, Example, Examples, SourceConfig, open_source, shards
 from decipher_rt.train.sources.anatomy import AnatomyError, base_anatomy
-from decipher_rt.train.sources.shards import ShardedExamples, make_shards, shard_file
+from decipher_rt.train.sources.shards import ShardedExamples, make_shards
 from decipher_rt.train.sources.simulated import Simulated
 
 SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
@@ -67,7 +69,7 @@ def same(one: Example, other: Example) -> bool:
 
 
 def test_what_is_read_is_what_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(layout, "SHARD", 4)
     told: list[int] = []
     stored = make_shards(drawn, 10, tmp_path, 1, told.append)
     assert told == [0, 4, 8, 10]
@@ -81,7 +83,7 @@ def test_what_is_read_is_what_was_made(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(layout, "SHARD", 4)
     made: list[int] = []
 
     def counted(index: int) -> Example:
@@ -102,7 +104,7 @@ def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_workers_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a process of its own each: what matters is that jobs may end in any order."""
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(layout, "SHARD", 2)
 
     def backwards(function: Any, jobs: Any, workers: int, done: Callable[[int], Any]) -> None:
         for number in reversed(range(len(jobs))):

@@ -1,9 +1,8 @@
-"""Arrays of many series on disk, in shards: safetensors files of ``SHARD`` series, each written whole or not at all."""
+"""Tensors of many series in shards, safetensors files that are each written whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch import Tensor
 from decipher_rt.errors import DecipherError
 
 from ..checkpoint import write_tensors
-
-SHARD = 32
+from ..shards import one_maker, rows_of, shard_file
 
 
 class ShardError(DecipherError):
@@ -41,24 +39,11 @@ def fill(
     progress : callable
         Told how many series are there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run start together: one makes, the others find
+    with one_maker(folder):
         for number, rows in enumerate(rows_of(count)):
             if not _complete(shard_file(folder, number), counted, len(rows)):
                 write_tensors(shard_file(folder, number), dict(make(rows)), {})
             progress(rows.stop)
-
-
-def rows_of(count: int) -> Iterator[range]:
-    """Yield the numbers of each shard's series."""
-    for first in range(0, count, SHARD):
-        yield range(first, min(count, first + SHARD))
-
-
-def shard_file(folder: Path, number: int) -> Path:
-    """Return the file of a shard."""
-    return folder / f"{number:05d}.safetensors"
 
 
 def read_shard(path: Path, names: tuple[str, ...]) -> list[Tensor]:

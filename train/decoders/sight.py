@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import fingerprint
+from ..shards import SHARD, place_of, rows_of, shard_file
 from .contract import REACH
 from .kinds.segmentation import Segmentation
-from .shards import SHARD, fill, read_shard, rows_of, shard_file
+from .shards import fill, read_shard
 from .stage import images_of
 from .tokens import Encoded, Tokens
 
@@ -108,7 +109,8 @@ class SightedTokens(Tokens):
     def __getitem__(self, index: int) -> Encoded:
         """Read one series."""
         one = self._plain[index]
-        (seen,) = read_shard(shard_file(self._sights, index // SHARD), (f"seen.{index % SHARD}",))
+        shard, row = place_of(index)
+        (seen,) = read_shard(shard_file(self._sights, shard), (f"seen.{row}",))
         return Encoded(torch.cat([one.patch, seen.float()], dim=-1), one.tokens, one.embedding)
 
 

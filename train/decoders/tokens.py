@@ -25,10 +25,11 @@ from decipher_rt.tokens import select_tokens
 
 from ..checkpoint import fingerprint
 from ..model.vit import ViT
+from ..shards import SHARD, place_of, rows_of, shard_file
 from ..views import UNIT_WINDOW
 from .boxes import box_to_voxels
 from .contract import Known
-from .shards import SHARD, fill, read_shard, rows_of, shard_file
+from .shards import fill, read_shard
 
 if TYPE_CHECKING:
     from ..sources.example import Example, Examples, Facts
@@ -76,8 +77,8 @@ class Tokens:
 
     def __getitem__(self, index: int) -> Encoded:
         """Read one series."""
-        names = (f"patch.{index % SHARD}", f"tokens.{index % SHARD}")
-        patch, tokens = read_shard(shard_file(self.folder, index // SHARD), names)
+        shard, row = place_of(index)
+        patch, tokens = read_shard(shard_file(self.folder, shard), (f"patch.{row}", f"tokens.{row}"))
         return Encoded(patch.float(), tokens.long(), torch.from_numpy(self.embedding[index]))
 
 

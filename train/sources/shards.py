@@ -1,12 +1,11 @@
 """Examples on disk: safetensors shards, written beside and renamed, so that a killed run leaves whole ones only.
 
-A shard holds up to ``SHARD`` examples: ``volume`` (N, D, H, W) float16, ``affine_lps_mm`` (N, 4, 4) float64, ``tissue``
+A shard holds ``volume`` (N, D, H, W) float16, ``affine_lps_mm`` (N, 4, 4) float64, ``tissue``
 (T, D, H, W) uint8 of those that have one, and everything else as JSON in the file's metadata.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -22,10 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..checkpoint import CheckpointError, write_safetensors
+from ..shards import one_maker, place_of, rows_of, shard_file
 from ..workers import run_jobs
 from .example import Box, Example, Facts
-
-SHARD = 32
 
 
 class MakeExample(Protocol):
@@ -51,7 +49,8 @@ class ShardedExamples:
         """Read one."""
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
-        path, row = shard_file(self.folder, index // SHARD), index % SHARD
+        shard, row = place_of(index)
+        path = shard_file(self.folder, shard)
         facts, with_tissue = _read_facts(path)
         with _opened(path) as file:
             volume = file.get_slice("volume")[row]
@@ -63,7 +62,8 @@ class ShardedExamples:
         """Return what is known of one; the voxels are not read."""
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
-        return _read_facts(shard_file(self.folder, index // SHARD))[0][index % SHARD]
+        shard, row = place_of(index)
+        return _read_facts(shard_file(self.folder, shard))[0][row]
 
 
 def make_shards(
@@ -81,21 +81,18 @@ def make_shards(
     advance_to : callable
         Told how many examples are there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-count // SHARD)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run start together: one makes, the others find
-        missing = [shard for shard in range(shards) if not _whole(folder, shard, count)]
-        done = count - sum(len(_rows(shard, count)) for shard in missing)
+    with one_maker(folder):
+        missing = {shard: rows for shard, rows in enumerate(rows_of(count)) if not _whole(folder, shard, rows)}
+        done = count - sum(map(len, missing.values()))
         advance_to(done)
 
-        def made(shard: int) -> None:
+        def made(rows: range) -> None:
             nonlocal done
-            done += len(_rows(shard, count))
+            done += len(rows)
             advance_to(done)
 
-        jobs = [(make, _rows(shard, count), shard_file(folder, shard)) for shard in missing]
-        run_jobs(write_shard, jobs, workers, lambda job: made(missing[job]))
+        jobs = [(make, rows, shard_file(folder, shard)) for shard, rows in missing.items()]
+        run_jobs(write_shard, jobs, workers, lambda job: made(jobs[job][1]))
     return ShardedExamples(folder, count)
 
 
@@ -114,19 +111,10 @@ def write_shard(make: MakeExample, indices: range, path: Path) -> None:
     write_safetensors(path, lambda staging: save_file(arrays, staging, about), writer=f"{os.getpid()}.")
 
 
-def shard_file(folder: Path, shard: int) -> Path:
-    """Return where a shard lies."""
-    return folder / f"{shard:05d}.safetensors"
-
-
-def _rows(shard: int, count: int) -> range:
-    return range(shard * SHARD, min((shard + 1) * SHARD, count))
-
-
-def _whole(folder: Path, shard: int, count: int) -> bool:
+def _whole(folder: Path, shard: int, rows: range) -> bool:
     """Whether a shard is there with all its rows: the last one grows when more examples are asked for."""
     path = shard_file(folder, shard)
-    return path.exists() and len(_read_facts(path)[0]) >= len(_rows(shard, count))
+    return path.exists() and len(_read_facts(path)[0]) >= len(rows)
 
 
 def _read_facts(path: Path) -> tuple[tuple[Facts, ...], tuple[int, ...]]:

@@ -12,12 +12,13 @@ import torch
 
 from decipher_rt.train.decoders.contract import REACH
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
-from decipher_rt.train.decoders.shards import SHARD, ShardError
+from decipher_rt.train.decoders.shards import ShardError
 from decipher_rt.train.decoders.sight import Sight, SightedTokens, sighted
 from decipher_rt.train.decoders.stage import answer_rows, images_of
 from decipher_rt.train.decoders.tokens import Encoded
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.progress import Progress
+from decipher_rt.train.shards import SHARD
 
 from .learning import learn
 

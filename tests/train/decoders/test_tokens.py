@@ -14,9 +14,10 @@ import torch
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.decoders.shards import SHARD, ShardError
+from decipher_rt.train.decoders.shards import ShardError
 from decipher_rt.train.decoders.tokens import cache_tokens
 from decipher_rt.train.model.vit import ViT
+from decipher_rt.train.shards import SHARD
 
 
 def test_tokens_are_those_of_the_runtime_and_of_the_encoder(encoder: ViT, shapes: Callable, tmp_path: Path) -> None:
