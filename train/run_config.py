@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["fp32", "bf16"]
 MOST_THREADS = 1024
 MOST_SEED = 2**32 - 1  # torch takes seeds of 64 bits, and a step's is this a million times
 
@@ -23,7 +24,8 @@ class RunConfig:
     weight_decay : first and last, with a cosine between (the same twice: constant)
     betas : of AdamW (arXiv 1711.05101)
     clip : largest norm of the gradient
-    precision : "bf16" computes matrix products in bfloat16 (weights and optimiser stay float32)
+    precision : "bf16" computes matrix products in bfloat16 (weights and optimiser stay float32); on a CPU without that
+        arithmetic it is "fp32"
     compile : ``torch.compile``
     checkpointing : compute the members of every ``nn.ModuleList`` (transformer blocks) again in the backward pass
         instead of keeping what they gave (arXiv 1604.06174)
@@ -45,7 +47,7 @@ class RunConfig:
     weight_decay: tuple[float, float] = (0.05, 0.05)
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     compile: bool = False
     checkpointing: bool = False
     devices: int = 1

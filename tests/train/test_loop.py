@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from decipher_rt.train import loop
 from decipher_rt.train.checkpoint import CheckpointError, read_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.log import StepLog, draw_curve, last_means
@@ -150,12 +151,24 @@ def test_batches_from_several_threads_end_with_the_same_bits(whole: Path, tmp_pa
     assert same(whole, train(tmp_path, loaders=3))
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32(whole: Path, tmp_path: Path) -> None:
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "cpu_features", lambda: frozenset(["avx512_bf16"]))  # it may be imitated here
     train(tmp_path, precision="bf16")
     assert all(tensor.dtype is torch.float32 for tensor in weights(tmp_path).values())
     assert not same(whole, tmp_path)
     first, exact = float(log(tmp_path)[0]["loss"]), float(log(whole)[0]["loss"])
     assert first == pytest.approx(exact, rel=0.05)  # 8 bits of mantissa
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bfloat16")
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "cpu_features", lambda: frozenset(["avx2", "avx512f"]))
+    assert same(whole, train(tmp_path, precision="bf16"))
+    assert read_tensors(tmp_path / "model.safetensors")[1]["provenance"]["precision"] == "fp32"
 
 
 def test_finished_runs_are_left_alone_and_others_refused(whole: Path) -> None:
