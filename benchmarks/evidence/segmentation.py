@@ -35,6 +35,7 @@ from decipher_rt.train.decoders.contract import Batch, Known
 from decipher_rt.train.decoders.kinds.segmentation import Segmentation
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
 from decipher_rt.train.decoders.tokens import Encoded, encode
+from decipher_rt.train.loop import precision_here
 from decipher_rt.train.metrics import dice, overlap_counts
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.sources import Example
@@ -85,14 +86,15 @@ class Arm:
         The U-Net, or the decoder itself.
     decoder : Segmentation
         Its crops, its loss, and which voxels lie in kept patches.
+    precision : "fp32" or "bf16"
     """
 
-    def __init__(self, network: nn.Module, decoder: Segmentation) -> None:
-        self.network, self.decoder = network, decoder
+    def __init__(self, network: nn.Module, decoder: Segmentation, precision: str) -> None:
+        self.network, self.decoder, self.precision = network, decoder, precision
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (B, L, D, H, W) float32."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             if self.network is self.decoder:
                 logits = self.decoder.raw(batch["patch"], batch["tokens"], batch["patch"], batch["image"])
             else:
@@ -127,7 +129,7 @@ def main() -> None:
     for seed in range(options.seeds):
 
         def part(name: str, limits: list[dict[str, int]], size: int, seed: int = seed) -> dict[str, Any]:
-            arm = make_arm(name, config.decoder, encoder.config, seed)
+            arm = make_arm(name, config.decoder, encoder.config, precision_here(config.run), seed)
             return results.part(f"{name}/{seed}", lambda: learn(arm, encoder, (train, test), limits, size, seed))
 
         ours = part("tokens", [{"steps": steps}, {"steps": steps * options.epochs}], options.batch)
@@ -137,14 +139,14 @@ def main() -> None:
     print(table(results.parts))
 
 
-def make_arm(name: str, config: DecoderConfig, encoder: ViTConfig, seed: int) -> Arm:
+def make_arm(name: str, config: DecoderConfig, encoder: ViTConfig, precision: str, seed: int) -> Arm:
     """Return an untrained arm."""
     torch.manual_seed(seed)
     alone = {**config.options, "skips": False, "crop": 0, "rarity": 0}
     decoder = build_decoder(replace(config, options=alone) if name == "tokens" else config, encoder)
     if not isinstance(decoder, Segmentation) or (name != "tokens" and not decoder.crop):
         raise SystemExit("the configuration's decoder is no segmentation with skips that learns from crops")
-    return Arm(UNet() if name == "U-Net" else decoder, decoder)
+    return Arm(UNet() if name == "U-Net" else decoder, decoder, precision)
 
 
 def learn(
