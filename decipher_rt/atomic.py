@@ -80,7 +80,7 @@ def _named(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        beside = str(target.with_name(f".{target.name}"))
+        beside = str(target.parent / f".{target.name}")
         if error.filename is None or str(error.filename).startswith(beside):
             error.filename = str(target)
         raise

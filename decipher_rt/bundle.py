@@ -128,13 +128,16 @@ def require_bundle_place(folder: Path) -> None:
     Raises
     ------
     BundleError
-        If the folder exists and is no bundle.
+        If the folder exists and is no bundle, or has no name that it could be renamed to.
     OSError
-        If nothing can be written there.
+        If nothing can be written there, or beside it.
     """
+    if folder.name in ("", ".."):
+        raise BundleError(f"{folder}: name the bundle's folder itself, as it is written beside its place and renamed")
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away")
     require_place(folder / MANIFEST)
+    require_place(folder.parent / f".{folder.name}-")
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:

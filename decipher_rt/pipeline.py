@@ -67,7 +67,7 @@ def located(series: Series, message: str) -> str:
     path = one_line(str(series.path))
     if path in message:
         return message
-    if message.startswith(f"{series.path.name}: "):  # of one file, named as in a folder
+    if message.startswith(f"{series.path.name}: ") and not series.path.is_dir():  # the file itself
         return path + message.removeprefix(series.path.name)
     return f"{path} ({series.description}): {message}" if series.description else f"{path}: {message}"
 

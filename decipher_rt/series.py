@@ -117,6 +117,24 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
     return series
 
 
+def find_only_series(path: Path, advice: str, options: ReadOptions = ReadOptions()) -> Series:
+    """Find the one series under a path; ``advice`` is what to do where there are several.
+
+    Raises
+    ------
+    SeriesError
+        As `find_series`; where there are several; and where a file beside the one series cannot be read, and may
+        belong to it.
+    """
+    found = find_series(path, options)
+    troubles = [one.content for one in found if isinstance(one.content, str)]
+    if len(found) > 1 and len(found) - len(troubles) == 1:
+        raise SeriesError(f"{path}: {troubles[0]}")
+    if len(found) > 1:
+        raise SeriesError(f"{path}: holds {len(found)} series; {advice}")
+    return found[0]
+
+
 def read_series(series: Series, options: ReadOptions = ReadOptions()) -> Volume:
     """Read one volume of a series.
 

@@ -28,7 +28,7 @@ from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, 
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
-from decipher_rt.series import ReadOptions, find_series
+from decipher_rt.series import ReadOptions, find_only_series
 from decipher_rt.streaming import SeriesStream, blank_volume
 from decipher_rt.tokens import Tokens, rank_patches, select_tokens, tissue_threshold
 from decipher_rt.verify import golden_fault
@@ -202,10 +202,8 @@ class Session:
             If the path holds no readable series, or several: then use ``infer_each``.
         """
         clock, options = clock or StageClock(), options or ReadOptions()
-        found = find_series(Path(path), options)
-        if len(found) > 1:
-            raise SeriesError(f"{path}: holds {len(found)} series; use Session.infer_each, or name one of them")
-        return self._finish(self._prepare(open_series(found[0], options, clock)), write)
+        series = find_only_series(Path(path), "use Session.infer_each, or name one of them", options)
+        return self._finish(self._prepare(open_series(series, options, clock)), write)
 
     def infer_each(
         self, paths: Iterable[Path | str], options: ReadOptions | None = None, write: Write | None = None

@@ -29,6 +29,12 @@ def test_a_place_that_takes_nothing_is_named_as_it_was_given(whole):
     assert caught.value.filename == "/proc/target"
 
 
+def test_this_folder_cannot_be_replaced_and_is_named():
+    with pytest.raises(OSError, match="busy") as caught, whole_folder(Path()):
+        pass
+    assert caught.value.filename == "."
+
+
 def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path):
     target = tmp_path / "file"
     write_bytes(target, b"old")

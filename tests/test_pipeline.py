@@ -6,9 +6,9 @@ import time
 import pytest
 
 import decipher_rt
-from decipher_rt.pipeline import OpenedSeries, one_ahead, read_each
+from decipher_rt.pipeline import OpenedSeries, located, one_ahead, read_each
 from decipher_rt.result import Failure, Result
-from decipher_rt.series import ReadOptions
+from decipher_rt.series import ReadOptions, Series
 
 
 def counted(made: list[int], total: int):
@@ -25,6 +25,20 @@ def test_items_come_in_order_and_at_most_one_waits():
         taken.append(number)
         assert len(made) <= len(taken) + 1
     assert taken == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "said"),
+    [
+        ("IM1", "IM1: modality is CT", "{}/IM1 (T1): IM1: modality is CT"),  # of a file in a folder of its name
+        ("one.nii", "one.nii: no header", "{}/one.nii: no header"),
+        ("one.nii", "no contrast", "{}/one.nii (T1): no contrast"),
+    ],
+)
+def test_what_is_wrong_is_located_once(tmp_path, name, message, said):
+    path = tmp_path / name
+    (path.write_bytes if path.suffix else lambda _: path.mkdir())(b"")
+    assert located(Series("1.2.3", path, "T1", 1, ""), message) == said.format(tmp_path)
 
 
 def test_the_first_item_is_made_before_anyone_asks():

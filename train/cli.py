@@ -78,11 +78,15 @@ def simulate(seeds: tuple[int, ...], output: Path) -> None:
 
     The report of each is printed. Patients are called SIMULATED.
     """
+    from decipher_rt.atomic import require_place
+
     from .data import load_anatomy
     from .data.series import acquire, write_dicom
     from .text.findings import series_findings
     from .text.wordings import write_report
 
+    for seed in seeds:
+        require_place(output / f"{seed}" / "0001.dcm")
     anatomy = load_anatomy()
     for seed in seeds:
         series = acquire(seed, anatomy)

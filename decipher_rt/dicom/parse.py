@@ -84,8 +84,6 @@ def wanted_tags(keep_phi: bool) -> set[int]:
 
 def parse_file(source: Source, walker: Walker, keep_phi: bool = False) -> ImageFile | Foreign | Damaged:
     """Parse the header of one source, never its pixels."""
-    if source.size == 0 and source.name.lower().endswith(".dcm"):
-        return Damaged(source, f"{source.name}: empty, its copy was cut off")
     try:
         walked = walker.walk(source)
         return _image_file(source, walked.elements, walked.transfer_syntax, walked.pixel_offset, walked.pixel_length)

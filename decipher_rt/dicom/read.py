@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
@@ -53,10 +53,14 @@ def find_dicom(files: Iterable[Source | Unreadable], path: Path, keep_phi: bool 
     images: dict[str, list[ImageFile]] = {}
     damaged: list[Damaged] = []
     foreign: list[Foreign] = []
+    empty: list[Source] = []
     for source in files:
         if isinstance(source, Unreadable):
             nowhere = Source(source.name, path, 0, b"")
             damaged.append(Damaged(nowhere, f"{source.name}: cannot be read ({source.reason})"))
+            continue
+        if not source.size:
+            empty.append(source)
             continue
         parsed = parse_file(source, walker, keep_phi)
         if isinstance(parsed, ImageFile):
@@ -65,9 +69,21 @@ def find_dicom(files: Iterable[Source | Unreadable], path: Path, keep_phi: bool 
             damaged.append(parsed)
         else:
             foreign.append(parsed)
+    slices = {".dcm", *(_ending(file.source) for members in images.values() for file in members)}
+    for source in empty:
+        if _ending(source) in slices:
+            damaged.append(Damaged(source, f"{source.name}: empty, its copy was cut off"))
+        else:
+            foreign.append(Foreign(source, "not a DICOM file"))
     notes = _notes(damaged, foreign)
     series = tuple(DicomSeries(uid, path, tuple(members), notes) for uid, members in images.items())
     return Found(series, tuple(damaged), tuple(foreign))
+
+
+def _ending(source: Source) -> str:
+    """Return what the name of a file ends with, from its last dot; a hidden file ends as no slice does."""
+    name = PurePosixPath(source.name.lower())
+    return name.name if name.name.startswith(".") else name.suffix
 
 
 def read_dicom(

@@ -125,7 +125,7 @@ def _folder(root: Path) -> Iterator[Source | Unreadable]:
                     if files > MAX_FILES:
                         raise SeriesError(f"{root}: more than {MAX_FILES} files; give the folder of one study")
                     yield Source(entry.path[prefix:], Path(entry.path), entry.stat().st_size)
-                elif entry.is_symlink():
+                elif entry.is_symlink() and not entry.name.startswith("."):  # an editor's lock is no slice
                     yield Unreadable(entry.path[prefix:], "a link to what is not there")
             except OSError as error:
                 yield Unreadable(entry.path[prefix:], _reason(error))

@@ -12,6 +12,7 @@ from decipher_rt.train.sources import __file__ as sources
 
 CONFIGS = Path(sources).resolve().parents[1] / "configs" / "tiny"
 NEVER_READ = "never-read"
+BELOW = ("-o", "file/run", "--cache", "cache")
 
 CASES = {
     "an index below a file": (["embed", NEVER_READ, "-o", "file/series.index"], "file: Not a directory"),
@@ -25,6 +26,15 @@ CASES = {
         "folder: exists and is not a bundle; choose",
     ),
     "series in a file": (["simulate", "1", "-o", "file"], "Invalid value for '-o' / '--output': Directory 'file' is a"),
+    "a bundle in place of this folder": (["export", NEVER_READ, "-o", "."], ".: name the bundle's folder itself"),
+    "series below a file": (["simulate", "1", "-o", "file/series"], "file: Not a directory"),
+    "images below a file": (["train", "ssl", str(CONFIGS / "ssl.yaml"), *BELOW], "file: Not a directory"),
+    "texts below a file": (["train", "text", str(CONFIGS / "text.yaml"), "-o", "file/run"], "file: Not a directory"),
+    "pairs below a file": (["train", "align", str(CONFIGS / "align.yaml"), *BELOW], "file: Not a directory"),
+    "a decoder below a file": (
+        ["train", "decoder", str(CONFIGS / "decoder-tissue.yaml"), "encoder=run", *BELOW],
+        "file: Not a directory",
+    ),
     "a run in a file": (["train", "ssl", str(CONFIGS / "ssl.yaml"), "-o", "file"], "Directory 'file' is a file"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 from decipher_rt.dicom import source as module
 from decipher_rt.dicom.source import Source, Unreadable, sources
 from decipher_rt.errors import SeriesError
-from decipher_rt.series import find_series, read_series
+from decipher_rt.series import find_only_series, find_series, read_series
 
 
 def names(path):
@@ -64,6 +64,30 @@ def test_an_empty_file_may_be_a_slice(tmp_path, write_series, number, zipped):
     _, damaged = find_series(where)
     with pytest.raises(SeriesError, match=rf"{name}: empty, its copy was cut off"):
         read_series(damaged)
+
+
+@pytest.mark.parametrize(("ending", "slices"), [("", True), (".IMA", True), ("", False)])
+def test_an_empty_file_named_as_the_slices_may_be_one(tmp_path, write_series, ending, slices):
+    folder = write_series(tmp_path / "s")
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_suffix(ending if slices else ".dcm"))
+    for name in (".keep", ".#lock", "notes.txt", f"IM9{ending}"):
+        (folder / name).write_bytes(b"")
+    (folder / ".#dangling").symlink_to("nowhere")
+    series, *damaged = find_series(folder)
+    assert [one.content for one in damaged] == [f"IM9{ending}: empty, its copy was cut off"] * slices
+    assert read_series(series).voxels.size
+
+
+def test_one_series_is_not_called_two_for_what_lies_beside_it(tmp_path, write_series):
+    folder = write_series(tmp_path / "s")
+    find_only_series(folder, "name one")
+    (folder / "9999.dcm").write_bytes(b"")
+    with pytest.raises(SeriesError, match=r"s: 9999\.dcm: empty, its copy was cut off"):
+        find_only_series(folder, "name one")
+    write_series(tmp_path / "s" / "other", series_uid="1.2.3.4")
+    with pytest.raises(SeriesError, match=r"s: holds 3 series; name one"):
+        find_only_series(folder, "name one")
 
 
 def test_devices_and_pipes_are_left_alone(tmp_path):

@@ -83,6 +83,11 @@ def test_c_example(sdk_build: Path, native_bundle: Path, raw_volume: Path, nativ
         else:
             label = native_session.label(name, 0) if head.kind != REGRESSION else head.unit.decode()
             assert f"{name}: {label} {native_session.head_values(name)[0]:.3f}" in said
+    for file, slices in ((raw_volume, "0"), (raw_volume.parent / "absent", "0"), (raw_volume, "none")):
+        command = [sdk_build / "decipher_rt/native/examples/answer_volume", native_bundle, file, slices, *"11111"]
+        failed = subprocess.run(command, capture_output=True, text=True)
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert "cannot be read, or does not hold 0 voxels" in failed.stderr
 
 
 def test_cpp_example(sdk_build: Path, native_bundle: Path, native_session: Any, tmp_path: Path) -> None:

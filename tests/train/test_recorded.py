@@ -88,6 +88,16 @@ def test_a_corrected_label_reads_no_image_again(cohort: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")} == before
 
 
+def test_slices_behind_a_link_are_read_anew_when_they_change(cohort: Path) -> None:
+    (cohort / "linked").mkdir()
+    (cohort / "linked" / "slices").symlink_to(cohort / "a")
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, "linked,p1,train,T1w,,,,")))
+    before = opened(config, cohort / "cache")[0].volume
+    for slice_ in (cohort / "a").iterdir():
+        slice_.write_bytes((cohort / "b" / slice_.name).read_bytes())
+    assert not np.array_equal(opened(config, cohort / "cache")[0].volume, before)
+
+
 def test_jsonl_says_the_same(cohort: Path) -> None:
     path = cohort / "cohort.jsonl"
     rows = [

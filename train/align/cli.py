@@ -36,11 +36,14 @@ def align(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import json
 
+    from decipher_rt.atomic import require_place
+
     from ..config import load_config
     from ..progress import Progress
     from .config import AlignConfig
     from .train import align as train_alignment
 
+    require_place(output / "config.yaml")
     settings = load_config(AlignConfig, config, overrides)
     figures = train_alignment(settings, output, cache or output / "samples", Progress())
     if not figures:  # one of several processes, not the first

@@ -40,6 +40,8 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
         raise click.UsageError("give one or more configurations, e.g. train/configs/tiny/decoder-sequence.yaml")
     # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from decipher_rt.atomic import require_place
+
     from ..cli import show
     from ..config import load_config
     from ..progress import Progress
@@ -51,6 +53,7 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
         raise click.UsageError(
             "several processes (run.devices, run.nodes) train one decoder at a time: give one CONFIG"
         )
+    require_place(output / "config.yaml")
     weights = None
     for one in settings:
         weights = train_decoder(one, output, cache or output / "samples", Progress())

@@ -79,14 +79,14 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
     base = _grown(folder, before) or base
+    sight = _sight(config, base, source)
     try:
-        check_listed(config.decoder, config.source, base.encoder, progress)
+        check_listed(config.decoder, config.source, base.encoder, sight.size if sight else 0, progress)
     except ValueError as error:
         raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }
-    sight = _sight(config, base, source)
     if sight:
         splits = {split: one.sighted(sight, cache_dir, progress) for split, one in splits.items()}
     decoder, provenance = _optimise(config, base.encoder, sight, splits["train"], folder, before, progress)

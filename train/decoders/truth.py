@@ -15,7 +15,7 @@ from .contract import Decoder, Known, label_text
 from .registry import DecoderConfig, build_decoder
 from .tokens import known_of
 
-MOST_NAMED = 5  # labels in a message
+MOST_NAMED, LONGEST_LABEL = 5, 40  # labels in a message, and characters of each
 
 
 def known_series(decoder: Decoder, known: Sequence[Known]) -> NDArray[np.int64]:
@@ -40,7 +40,9 @@ def require_truth(decoder: Decoder, known: Sequence[Known]) -> NDArray[np.int64]
     return numbers
 
 
-def check_listed(config: DecoderConfig, source: SourceConfig, encoder: ViTConfig, progress: Progress) -> None:
+def check_listed(
+    config: DecoderConfig, source: SourceConfig, encoder: ViTConfig, beside: int, progress: Progress
+) -> None:
     """Check what a manifest or BIDS folder lists for training, which takes no time; say which labels teach nothing.
 
     Raises
@@ -51,12 +53,12 @@ def check_listed(config: DecoderConfig, source: SourceConfig, encoder: ViTConfig
     listed = listed_facts(source, "train")
     if listed is None:
         return
-    decoder = build_decoder(config, encoder)
+    decoder = build_decoder(config, encoder, beside)
     known = [known_of(facts, np.eye(4), tissue=masked) for facts, masked in listed]
     require_truth(decoder, known)
     others = _labels(decoder, [one for one in known if not decoder.knows(one)])
     if others:
-        named = ", ".join(f"{label!r} ({count})" for label, count in others.most_common(MOST_NAMED))
+        named = ", ".join(f"{label[:LONGEST_LABEL]!r} ({count})" for label, count in others.most_common(MOST_NAMED))
         more = ", ..." if len(others) > MOST_NAMED else ""
         progress.warn(
             f"decoder {config.name}: {others.total()} of {len(known)} series of the train split teach nothing, as "

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
+from decipher_rt.dicom.source import Source, sources
 from decipher_rt.errors import SeriesError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor
-from decipher_rt.series import ReadOptions, Series, find_series, read_series
+from decipher_rt.series import ReadOptions, Series, find_only_series, read_series
 
 from ..progress import Progress
 from ..samples import STORED, Split
@@ -133,10 +134,7 @@ def rows_of_split(config: SourceConfig, split: Split) -> tuple[Row, ...]:
 
 
 def _only_series(path: Path) -> Series:
-    series = find_series(path)
-    if len(series) != 1:
-        raise SeriesError(f"holds {len(series)} series; give a folder or a file with one")
-    return series[0]
+    return find_only_series(path, "give a folder or a file with one")
 
 
 def _label_map(path: Path, place: str, grid: Grid) -> NDArray[np.uint8]:
@@ -170,6 +168,8 @@ def _preprocessor(spec: Preprocessing, device: Device) -> Preprocessor:
 
 
 def _state(path: Path) -> list[list[str | int]]:
-    """Return name, size and time of change of every file of a series."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+    """Return name, size and time of change of every file of a series, those behind links too, as it is read."""
+    if not path.is_dir():
+        return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns]]
+    listed = [file for file in sources(path) if isinstance(file, Source)]
+    return [[file.name, file.size, file.path.stat().st_mtime_ns] for file in listed]

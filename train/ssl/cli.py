@@ -35,6 +35,8 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import json
 
+    from decipher_rt.atomic import require_place
+
     from ..config import load_config
     from ..distributed import rank
     from ..log import last_means
@@ -42,6 +44,7 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
     from .config import SSLConfig
     from .pretrain import pretrain
 
+    require_place(output / "config.yaml")
     settings = load_config(SSLConfig, config, overrides)
     pretrain(settings, output, cache or output / "samples", Progress())
     if rank():

@@ -31,11 +31,14 @@ def text(config: Path, overrides: tuple[str, ...], output: Path, as_json: bool) 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import json
 
+    from decipher_rt.atomic import require_place
+
     from ..config import load_config
     from ..progress import Progress
     from .config import TextPretrainingConfig
     from .pretrain import pretrain
 
+    require_place(output / "config.yaml")
     settings = load_config(TextPretrainingConfig, config, overrides)
     figures = pretrain(settings, output, Progress())
     if not figures:  # one of several processes, not the first

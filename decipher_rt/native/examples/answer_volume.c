@@ -79,7 +79,7 @@ int main(int argc, char **argv) {
     FILE *file = fopen(argv[2], "rb");
     int16_t *data = malloc(voxels * sizeof *data);
     const size_t got = file != NULL && data != NULL ? fread(data, sizeof *data, voxels, file) : 0;
-    const int whole = got == voxels && fgetc(file) == EOF;
+    const int whole = voxels > 0 && got == voxels && fgetc(file) == EOF;
     if (file != NULL) fclose(file);
     int result = 1;
     drt_session *session = NULL;
