@@ -178,7 +178,7 @@ def _fabric(model: nn.Module, settings: RunConfig) -> Fabric:
 
 
 def precision_here(settings: RunConfig) -> Precision:
-    """Return what matrix products are computed in: without bfloat16 a CPU imitates it, 16 to 30 times slower."""
+    """Return what matrix products are computed in: without bfloat16 a CPU imitates it, far slower than fp32."""
     imitated = not torch.cuda.is_available() and not BF16_FEATURES & cpu_features()
     return "fp32" if imitated else settings.precision
 

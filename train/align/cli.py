@@ -7,20 +7,15 @@ from pathlib import Path
 
 import click
 
+from ..options import output_option
+
 
 @click.command(
     epilog="\b\nExample:\n  decipher-rt train align train/configs/tiny/align.yaml -o runs/align encoder_from=runs/ssl"
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "-o",
-    "--output",
-    default="runs/align",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.",
-)
+@output_option("runs/align")
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Where series are kept on the grid. Default: OUTPUT/samples."
 )
@@ -36,14 +31,11 @@ def align(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import json
 
-    from decipher_rt.atomic import require_place
-
     from ..config import load_config
     from ..progress import Progress
     from .config import AlignConfig
     from .train import align as train_alignment
 
-    require_place(output / "config.yaml")
     settings = load_config(AlignConfig, config, overrides)
     figures = train_alignment(settings, output, cache or output / "samples", Progress())
     if not figures:  # one of several processes, not the first

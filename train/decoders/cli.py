@@ -7,20 +7,15 @@ from pathlib import Path
 
 import click
 
+from ..options import output_option
+
 
 @click.command(
     epilog="\b\nExample:\n"
     "  decipher-rt train decoder train/configs/tiny/decoder-sequence.yaml encoder=runs/align -o runs/model"
 )
 @click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
-@click.option(
-    "-o",
-    "--output",
-    default="runs/decoder",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Weights folder of the model that the decoders become part of.",
-)
+@output_option("runs/decoder", "Weights folder of the model that the decoders become part of.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -40,8 +35,6 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
         raise click.UsageError("give one or more configurations, e.g. train/configs/tiny/decoder-sequence.yaml")
     # Threads that spin while they wait take the core that the next batch is made on. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from decipher_rt.atomic import require_place
-
     from ..cli import show
     from ..config import load_config
     from ..progress import Progress
@@ -53,7 +46,6 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
         raise click.UsageError(
             "several processes (run.devices, run.nodes) train one decoder at a time: give one CONFIG"
         )
-    require_place(output / "config.yaml")
     weights = None
     for one in settings:
         weights = train_decoder(one, output, cache or output / "samples", Progress())

@@ -7,20 +7,15 @@ from pathlib import Path
 
 import click
 
+from ..options import output_option
+
 
 @click.command(
     epilog="\b\nExample:\n  decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl run.steps=500 method=mae"
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "-o",
-    "--output",
-    default="runs/ssl",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.",
-)
+@output_option("runs/ssl")
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Where series are kept on the grid. Default: OUTPUT/samples."
 )
@@ -35,8 +30,6 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import json
 
-    from decipher_rt.atomic import require_place
-
     from ..config import load_config
     from ..distributed import rank
     from ..log import last_means
@@ -44,7 +37,6 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
     from .config import SSLConfig
     from .pretrain import pretrain
 
-    require_place(output / "config.yaml")
     settings = load_config(SSLConfig, config, overrides)
     pretrain(settings, output, cache or output / "samples", Progress())
     if rank():

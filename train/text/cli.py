@@ -7,18 +7,13 @@ from pathlib import Path
 
 import click
 
+from ..options import output_option
+
 
 @click.command(epilog="\b\nExample:\n  decipher-rt train text train/configs/tiny/text.yaml -o runs/text run.steps=500")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "-o",
-    "--output",
-    default="runs/text",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.",
-)
+@output_option("runs/text")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def text(config: Path, overrides: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Pretrain a text encoder on reports: its own WordPiece tokenizer, then masked language modelling.
@@ -31,14 +26,11 @@ def text(config: Path, overrides: tuple[str, ...], output: Path, as_json: bool) 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import json
 
-    from decipher_rt.atomic import require_place
-
     from ..config import load_config
     from ..progress import Progress
     from .config import TextPretrainingConfig
     from .pretrain import pretrain
 
-    require_place(output / "config.yaml")
     settings = load_config(TextPretrainingConfig, config, overrides)
     figures = pretrain(settings, output, Progress())
     if not figures:  # one of several processes, not the first
