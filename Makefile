@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 # A CPU build is all that training the small models and the tests need.
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint model evidence offline-kit bench gpu-check clean
+.PHONY: help demo test coverage lint model evidence offline-kit bench gpu-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,8 +39,11 @@ lint: $(VENV)/dev ## ruff, mypy (strict) and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint sdk-test ## Install everything and pass lint, types, import contracts, ctest and pytest, with coverage
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=25
+test: lint sdk-test ## Install everything and pass lint, types, import contracts, ctest and pytest
+	$(PYTEST) --durations=25
+
+coverage: sdk ## pytest once more, with the lines and branches that no test runs; slower
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 # Killed at any moment, both go on where they were.
 RUNS ?= runs/tiny

@@ -17,6 +17,8 @@ import pytest
 
 import decipher_rt
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(decipher_rt.__file__).parent / "default" / "demo_series"
 CONFIGS = Path(decipher_rt.__file__).parent / "train" / "configs" / "tiny"
 SOURCE = ("source.train=96", "source.validation=48", "source.test=48")
@@ -51,14 +53,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = (f"encoder_from={runs / 'ssl'}", f"text_from={runs / 'text'}", "run.batch=8", "pool=48")
     command("train", "align", CONFIGS / "align.yaml", "-o", runs / "align", *cache, *SOURCE, *SHORT, *stages)
     for name in DECODERS:
-        changed = ("run.steps=150", "scope.others=32") if name == "sequence" else SHORT
+        changed = ("run.steps=150", "run.batch=16", "scope.others=32") if name == "sequence" else SHORT
         config = CONFIGS / f"decoder-{name}.yaml"
         command(
             "train", "decoder", config, "-o", runs / "model", *cache, *SOURCE, f"encoder={runs / 'align'}", *changed
         )  # fmt: skip
     # So few steps teach too little for figures of so few series to be held to.
     command(
-        "export", runs / "model", "-o", runs / "bundle", "--fp16", *cache, "--evaluate", 16, "--max-drop", 100
+        "export", runs / "model", "-o", runs / "bundle", "--fp16", *cache, "--evaluate", 8, "--max-drop", 100
     )  # fmt: skip
     return runs
 
