@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Tokenized texts.
+
+    Attributes
+    ----------
+    input_ids, attention_mask : (B, T) int64; T is that of the longest
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
 class AlignBatch:
     """A share of B series.
 
@@ -32,15 +45,15 @@ class AlignBatch:
     ----------
     patches : (B, K, P) float32, normalised to -1..1 as the encoder does it
     tokens : (B, K) int64, flat patch indices
-    input_ids, attention_mask : (2B, T) int64, whole reports and then one sentence of each
+    reports, sentences : whole reports, and one sentence of each; apart, as a sentence is much shorter
     said : (B, S) int64, what each sentence of a report says, as a number; 0 for none
     chosen : (B,) int64, what the one sentence says
     """
 
     patches: Tensor
     tokens: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
+    reports: Texts
+    sentences: Texts
     said: Tensor
     chosen: Tensor
 
@@ -74,12 +87,11 @@ def align_batch(
         sentences.append(example.report[place])
         said.append(keys)
         chosen.append(sentence_keys([example.report[place]])[0])
-    input_ids, attention_mask = encode(tokenizer, reports + sentences)
     return AlignBatch(
         patches=torch.from_numpy(np.stack(patches)),
         tokens=torch.from_numpy(np.stack(tokens)),
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
+        reports=_texts(tokenizer, reports),
+        sentences=_texts(tokenizer, sentences),
         said=torch.from_numpy(np.stack(said)),
         chosen=torch.from_numpy(np.array(chosen)),
     )
@@ -104,3 +116,7 @@ def draw_view(
     tokens = np.sort(rng.choice(among, K, replace=False)).astype(np.int64)
     patches = to_patches(moved, spec)[tokens].astype(np.float32)
     return vary_intensities(patches[None], augment, rng)[0], tokens
+
+
+def _texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Texts:
+    return Texts(*(torch.from_numpy(array) for array in encode(tokenizer, texts)))

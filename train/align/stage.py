@@ -44,7 +44,9 @@ class AlignModel(nn.Module):
         ``right`` is how often the own report is the nearest one of the batch.
         """
         _, own_image = self.encoder.encode(self.encoder.project(batch.patches, batch.tokens))
-        own_report, own_sentence = self.text(batch.input_ids, batch.attention_mask).chunk(2)
+        own_report, own_sentence = (
+            self.text(texts.input_ids, texts.attention_mask) for texts in (batch.reports, batch.sentences)
+        )
         image, report, sentence = (gather(x, with_grad=True) for x in (own_image, own_report, own_sentence))
         said, chosen = gather(batch.said), gather(batch.chosen)
         parts = {
