@@ -1,17 +1,18 @@
-/* Load the library, open, run, close, unload: CYCLES times, then leave the process. Memory must not grow after the first
-   few, nothing may be printed, and no thread, descriptor or child be left.
+/* Load the library, open, run, close, unload: CYCLES times, then leave the process. Memory, resident or allocated, must
+   not grow after the first few, nothing may be printed, and no thread, descriptor or child be left.
        cycle libdecipher_rt.so BUNDLE CYCLES [CACHE_FOLDER] */
 
 #include <decipher_rt.h>
 #include <dirent.h>
 #include <dlfcn.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { DEPTH = 16, SIDE = 48, WARM_UP = 20 };
-static const double allowed_growth_mb = 8;
+static const double allowed_growth_mb = 8, allowed_allocations_mb = 1;
 
 static double resident_mb(void) {
     long total = 0, resident = 0;
@@ -19,6 +20,12 @@ static double resident_mb(void) {
     if (file == NULL || fscanf(file, "%ld %ld", &total, &resident) != 2) return -1;
     fclose(file);
     return (double)resident * (double)sysconf(_SC_PAGESIZE) / 1e6;
+}
+
+/* The rest of what is resident is the allocator's, free for the next cycle. */
+static double allocated_mb(void) {
+    struct mallinfo2 now = mallinfo2();
+    return (double)(now.uordblks + now.hblkhd) / 1e6;
 }
 
 static int entries(const char *folder) {
@@ -66,19 +73,23 @@ static int cycle(const char *path, const char *bundle, const char *cache) {
 int main(int argc, char **argv) {
     if (argc < 4) return 2;
     const int cycles = atoi(argv[3]);
-    double warm = 0;
+    double warm = 0, allocated = 0;
     int descriptors = 0, threads = 0;
     for (int i = 0; i < cycles; ++i) {
         if (cycle(argv[1], argv[2], argc > 4 ? argv[4] : NULL) != 0) return 1;
         if (i == WARM_UP) {
             warm = resident_mb();
+            allocated = allocated_mb();
             descriptors = entries("/proc/self/fd");
             threads = entries("/proc/self/task");
         }
     }
     if (cycles <= WARM_UP) return 0;
-    printf("%d cycles: %.1f MB resident after %d, %.1f MB at the end; %d descriptors, %d threads more\n", cycles, warm,
-           WARM_UP, resident_mb(), entries("/proc/self/fd") - descriptors, entries("/proc/self/task") - threads);
-    return resident_mb() - warm > allowed_growth_mb || entries("/proc/self/fd") != descriptors ||
-           entries("/proc/self/task") != threads;
+    allocated = allocated_mb() - allocated;
+    printf("%d cycles: %.1f MB resident after %d, %.1f MB at the end, %.2f MB more allocated; %d descriptors, %d threads "
+           "more\n",
+           cycles, warm, WARM_UP, resident_mb(), allocated, entries("/proc/self/fd") - descriptors,
+           entries("/proc/self/task") - threads);
+    return resident_mb() - warm > allowed_growth_mb || allocated > allowed_allocations_mb ||
+           entries("/proc/self/fd") != descriptors || entries("/proc/self/task") != threads;
 }
