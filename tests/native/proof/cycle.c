@@ -22,7 +22,7 @@ static double resident_mb(void) {
     return (double)resident * (double)sysconf(_SC_PAGESIZE) / 1e6;
 }
 
-/* The rest of what is resident is the allocator's, free for the next cycle. */
+/* Without what the C library keeps for later. */
 static double allocated_mb(void) {
     struct mallinfo2 now = mallinfo2();
     return (double)(now.uordblks + now.hblkhd) / 1e6;
