@@ -38,10 +38,20 @@ def tissue_threshold(window: NDArray[np.float32], spec: Preprocessing) -> np.flo
 
 def tissue_counts(grid: Grid, spec: Preprocessing) -> NDArray[np.int64]:
     """Count the tissue voxels of every patch; shape (patches,), row-major over the patch grid."""
-    tissue = (grid.volume > tissue_threshold(grid.window, spec)).view(np.uint8)
+    return count_in_patches(grid.volume > tissue_threshold(grid.window, spec), spec)
+
+
+def count_in_patches(voxels: NDArray[np.bool_], spec: Preprocessing) -> NDArray[np.int64]:
+    """Count the voxels of every patch that are true; shape (patches,), row-major over the patch grid.
+
+    Parameters
+    ----------
+    voxels : ndarray, shape (D, H, W)
+    spec : Preprocessing
+    """
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
     # The outer axes first: the sums then run along whole rows, and little is left for the innermost axis.
-    rows = tissue.reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32).sum(axis=2, dtype=np.uint32)
+    rows = voxels.view(np.uint8).reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32).sum(axis=2, dtype=np.uint32)
     counts: NDArray[np.int64] = rows.reshape(gd * gh * gw, pw).sum(axis=1, dtype=np.int64)
     return counts
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.manifest import Preprocessing
+from decipher_rt.tokens import count_in_patches, tissue_threshold
 
 UNIT_WINDOW = np.array([0, 1], np.float32)
 
@@ -43,6 +44,27 @@ def to_patches(volume: NDArray[Any], spec: Preprocessing) -> NDArray[Any]:
     """Return the grid (D, H, W) as rows (patches, voxels of a patch), both row-major."""
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
     return volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5).reshape(gd * gh * gw, pd * ph * pw)
+
+
+def patches_at(volume: NDArray[Any], tokens: NDArray[np.int64], spec: Preprocessing) -> NDArray[Any]:
+    """Return those rows of `to_patches` without making the others, (K, voxels of a patch)."""
+    (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
+    table = volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5)
+    return table[np.unravel_index(tokens, spec.patch_grid)].reshape(len(tokens), pd * ph * pw)
+
+
+def ranked_patches(volume: NDArray[np.float16], spec: Preprocessing) -> tuple[NDArray[np.int64], int]:
+    """Return the patches of a stored series, those with most tissue first, and how many are tissue patches.
+
+    They are those of `decipher_rt.tokens`. Of numbers above zero the larger has the larger bits: nothing is converted.
+    """
+    threshold = tissue_threshold(UNIT_WINDOW, spec)
+    below = np.float16(threshold)
+    if below > threshold:
+        below = np.nextafter(below, np.float16(0))
+    counts = count_in_patches(volume.view(np.int16) > below.view(np.int16), spec)
+    tissue = int((counts >= spec.min_tissue * np.prod(spec.patch_shape)).sum())
+    return np.argsort(-counts, kind="stable"), tissue
 
 
 def draw_movement(

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decipher_rt.manifest import Preprocessing
-from decipher_rt.preprocess import Grid
-from decipher_rt.tokens import tissue_counts
 
 from ..sources import Example
 from ..text.tokenizer import encode
-from ..views import UNIT_WINDOW, ViewConfig, draw_movement, to_patches, vary_intensities
+from ..views import ViewConfig, draw_movement, patches_at, ranked_patches, vary_intensities
 from .texts import sentence_keys, whole_report
 
 if TYPE_CHECKING:
@@ -110,11 +108,9 @@ def draw_view(
     tokens : (K,) int64, ascending
     """
     moved = draw_movement(volume.shape, augment, rng)(volume)
-    counts = tissue_counts(Grid(moved.astype(np.float32), UNIT_WINDOW, np.eye(4)), spec)
-    tissue = int((counts >= spec.min_tissue * np.prod(spec.patch_shape)).sum())
-    among = np.argsort(-counts, kind="stable")[: max(K, tissue)]
-    tokens = np.sort(rng.choice(among, K, replace=False)).astype(np.int64)
-    patches = to_patches(moved, spec)[tokens].astype(np.float32)
+    ranked, tissue = ranked_patches(moved, spec)
+    tokens = np.sort(rng.choice(ranked[: max(K, tissue)], K, replace=False)).astype(np.int64)
+    patches = patches_at(moved, tokens, spec).astype(np.float32)
     return vary_intensities(patches[None], augment, rng)[0], tokens
 
 

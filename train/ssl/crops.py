@@ -28,10 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decipher_rt.manifest import Preprocessing
-from decipher_rt.preprocess import Grid
-from decipher_rt.tokens import tissue_counts
 
-from ..views import UNIT_WINDOW, ViewConfig, draw_movement, to_patches, vary_intensities
+from ..views import ViewConfig, draw_movement, patches_at, ranked_patches, vary_intensities
 from .config import CropConfig
 from .masks import MaskPlan, block_mask, random_mask
 
@@ -162,10 +160,10 @@ def _crops_of(
     views = [_View.of(draw_movement(volume.shape, augment, rng)(volume), spec) for _ in range(VIEWS)]
     whole = [view.crop(K, crops.global_share, rng) for view in views]
     local = [views[i % VIEWS].crop(k, crops.local_share, rng) for i in range(crops.local_crops)]
-    global_patches = np.stack([v.patches[t] for v, t in zip(views, whole, strict=True)]).astype(np.float32)
+    global_patches = np.stack([v.patches_at(t) for v, t in zip(views, whole, strict=True)]).astype(np.float32)
     local_patches = np.zeros((0, k, global_patches.shape[-1]), np.float32)
     if local:
-        local_patches = np.stack([views[i % VIEWS].patches[t] for i, t in enumerate(local)]).astype(np.float32)
+        local_patches = np.stack([views[i % VIEWS].patches_at(t) for i, t in enumerate(local)]).astype(np.float32)
     return _SeriesCrops(
         vary_intensities(global_patches, augment, rng),
         np.stack(whole),
@@ -176,18 +174,21 @@ def _crops_of(
 
 @dataclass(frozen=True)
 class _View:
-    """A moved series as a table of patches, with its patches by how much tissue they hold."""
+    """A moved series, with its patches by how much tissue they hold."""
 
-    patches: NDArray[np.float16]
+    volume: NDArray[np.float16]
+    spec: Preprocessing
     ranked: NDArray[np.int64]
     tissue: int
     centres: NDArray[np.float32]
 
     @classmethod
     def of(cls, volume: NDArray[np.float16], spec: Preprocessing) -> _View:
-        counts = tissue_counts(Grid(volume.astype(np.float32), UNIT_WINDOW, np.eye(4)), spec)
-        tissue = int((counts >= spec.min_tissue * np.prod(spec.patch_shape)).sum())
-        return cls(to_patches(volume, spec), np.argsort(-counts, kind="stable"), tissue, patch_centres(spec))
+        return cls(volume, spec, *ranked_patches(volume, spec), patch_centres(spec))
+
+    def patches_at(self, tokens: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the voxels of some patches, (K, P)."""
+        return patches_at(self.volume, tokens, self.spec)
 
     def crop(self, tokens: int, share: tuple[float, float], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return ``tokens`` patch indices: a box of a share of the foreground, of which the rest is dropped.
