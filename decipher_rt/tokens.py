@@ -51,7 +51,8 @@ def count_in_patches(voxels: NDArray[np.bool_], spec: Preprocessing) -> NDArray[
     """
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
     # The outer axes first: the sums then run along whole rows, and little is left for the innermost axis.
-    rows = voxels.view(np.uint8).reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32).sum(axis=2, dtype=np.uint32)
+    rows = voxels.view(np.uint8).reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32)
+    rows = rows.sum(axis=2, dtype=np.uint32)
     counts: NDArray[np.int64] = rows.reshape(gd * gh * gw, pw).sum(axis=1, dtype=np.int64)
     return counts
 
