@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 Steps = Sequence[tuple[int, int, int]]
+EPSILON = 1e-5
 
 
 class ImageBranch(nn.Module):
@@ -60,11 +61,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, D, H, W) to the same shape."""
+        return x + F.gelu(self.convolution(self._normalise(x)))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            last = F.layer_norm(x.movedim(1, -1), self.gain.shape, self.gain, self.shift, EPSILON)
+            return last.movedim(-1, 1)
+        # Engines would move the axis to and fro: in the graph it stays where it is.
         centred = x - x.mean(dim=1, keepdim=True)
         spread = (centred * centred).mean(dim=1, keepdim=True)
         gain, shift = self.gain.reshape(-1, 1, 1, 1), self.shift.reshape(-1, 1, 1, 1)
-        normal = centred * (spread + 1e-5).rsqrt() * gain + shift
-        return x + F.gelu(self.convolution(normal))
+        return centred * (spread + EPSILON).rsqrt() * gain + shift
 
 
 def doublings(patch_shape: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:

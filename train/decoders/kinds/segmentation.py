@@ -212,7 +212,7 @@ class Segmentation(Decoder):
         if tissue is None:
             raise ValueError("a segmentation's target needs the tissue map")
         s = self.stride
-        return {"map": self.lookup.cpu().numpy()[tissue[s // 2 :: s, s // 2 :: s, s // 2 :: s]]}
+        return {"map": self.lookup.cpu().numpy().take(tissue[s // 2 :: s, s // 2 :: s, s // 2 :: s])}
 
     def narrow(self, batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
         """Return a crop of each series."""
