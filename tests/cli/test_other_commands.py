@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -86,6 +88,13 @@ def test_verify_fails_where_an_output_differs(monkeypatch):
     honest = module.run_case
     monkeypatch.setattr(module, "run_case", lambda *a: {k: v + 0.5 for k, v in honest(*a).items()})
     assert "differs" in run("verify", status=1)
+
+
+def test_the_package_runs_as_a_module_and_says_so_in_its_advice():
+    command = [sys.executable, "-m", "decipher_rt", "inferr"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "decipher-rt: No such command 'inferr'; see 'python -m decipher_rt --help'\n"
 
 
 def test_ctrl_c_during_an_import_is_one_line(monkeypatch, capsys):
