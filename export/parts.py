@@ -158,7 +158,7 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
     figures = figures or {}
     aurocs = [figures[name] for name in ("auroc", "presence_auroc") if figures.get(name) is not None]
     if aurocs and min(aurocs) < USEFUL_AUROC:
-        return f" NOT TO BE RELIED ON: hardly better than chance on held-out series (AUROC {min(aurocs):.2f})."
+        return f" NOT TO BE RELIED ON: AUROC {min(aurocs):.2f} on held-out series, where chance gives 0.50."
     explained = figures.get("r_squared")
     if explained is not None and explained < USEFUL_R_SQUARED:
         return f" NOT TO BE RELIED ON: explains {max(explained, 0):.0%} of the variance of held-out series."
