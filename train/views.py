@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,24 +43,29 @@ class ViewConfig:
 
 def to_patches(volume: NDArray[Any], spec: Preprocessing) -> NDArray[Any]:
     """Return the grid (D, H, W) as rows (patches, voxels of a patch), both row-major."""
-    (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
-    return volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5).reshape(gd * gh * gw, pd * ph * pw)
+    return _by_patch(volume, spec).reshape(spec.patches, -1)
 
 
 def patches_at(volume: NDArray[Any], tokens: NDArray[np.int64], spec: Preprocessing) -> NDArray[Any]:
     """Return those rows of `to_patches` without making the others, (K, voxels of a patch)."""
+    patches = _by_patch(volume, spec)[np.unravel_index(tokens, spec.patch_grid)]
+    return patches.reshape(len(tokens), math.prod(spec.patch_shape))
+
+
+def _by_patch(volume: NDArray[Any], spec: Preprocessing) -> NDArray[Any]:
+    """See the grid (D, H, W) as patches of voxels, (gd, gh, gw, pd, ph, pw); nothing is copied."""
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
-    table = volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5)
-    return table[np.unravel_index(tokens, spec.patch_grid)].reshape(len(tokens), pd * ph * pw)
+    return volume.reshape(gd, pd, gh, ph, gw, pw).transpose(0, 2, 4, 1, 3, 5)
 
 
 def ranked_patches(volume: NDArray[np.float16], spec: Preprocessing) -> tuple[NDArray[np.int64], int]:
     """Return the patches of a stored series, those with most tissue first, and how many are tissue patches.
 
-    They are those of `decipher_rt.tokens`. Of numbers above zero the larger has the larger bits: nothing is converted.
+    They are those of `decipher_rt.tokens`. Half-precision numbers from zero up are ordered as their bits, and the bits
+    of negative ones are negative: voxels are compared without converting them.
     """
     threshold = tissue_threshold(UNIT_WINDOW, spec)
-    below = np.float16(threshold)
+    below = np.float16(threshold)  # the largest that is not above the threshold
     if below > threshold:
         below = np.nextafter(below, np.float16(0))
     counts = count_in_patches(volume.view(np.int16) > below.view(np.int16), spec)
