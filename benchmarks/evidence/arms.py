@@ -76,21 +76,40 @@ def features(encoder: ViT, series: Sequence[Example]) -> Features:
 
 
 class Results:
-    """A JSON file that is written after every part, so that a killed run goes on with the next one."""
+    """A JSON file that is written after every part, so that a killed run goes on with the next one.
+
+    A part is measured again where the settings of all, or the weights of its own, are others than those in the file;
+    ``provenance`` has an entry for each run that measured parts, with their names.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         found = json.loads(path.read_text()) if path.exists() else {}
-        self.parts: dict[str, Any] = found.get("parts", {}) if found.get("settings") == settings else {}
-        self.settings = settings
+        kept = found if found.get("settings") == settings else {}
+        self.parts: dict[str, Any] = kept.get("parts", {})
+        self.document = {"provenance": [], "settings": settings, "weights": {}, "parts": self.parts} | kept
 
-    def part(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return a part, measured now unless the file has it."""
-        if name not in self.parts:
+    def part(self, name: str, make: Callable[[], Any], weights: str | None = None) -> Any:
+        """Return a part, measured now unless the file has it of the same ``weights`` (a fingerprint)."""
+        if name not in self.parts or self.document["weights"].get(name) != weights:
             self.parts[name] = make()
-            document = {"provenance": provenance(), "settings": self.settings, "parts": self.parts}
-            write_text(self.path, json.dumps(document, indent=1) + "\n")
+            if weights is not None:
+                self.document["weights"][name] = weights
+            self._record(name)
+            write_text(self.path, json.dumps(self.document, indent=1) + "\n")
         return self.parts[name]
+
+    def _record(self, name: str) -> None:
+        """Say of a part that it is of this run."""
+        now, runs = provenance(), self.document["provenance"]
+        for run in runs:
+            run["parts"] = [part for part in run["parts"] if part != name]
+        same = [run for run in runs if all(run[k] == now[k] for k in ("machine", "versions", "commit", "command"))]
+        if same:
+            same[0]["parts"].append(name)
+        else:
+            runs.append({**now, "parts": [name]})
+        runs[:] = [run for run in runs if run["parts"]]
 
 
 def spread(values: Sequence[float | None]) -> str:

@@ -58,11 +58,11 @@ def main() -> None:
         "labels": options.labels, "pool": options.pool, "test": options.test, "steps": options.steps,
         "anatomy": Path(options.anatomy).name or "mni152",
     }  # fmt: skip
-    folders = {"pretrained": options.model, **dict(item.split("=", 1) for item in options.also)}
-    settings["encoders"] = {name: fingerprint(pretrained(Path(f)).state_dict()) for name, f in folders.items()}
     results = Results(options.json, settings)
-    for name, folder in folders.items():
-        results.part(name, lambda folder=folder: probes(pretrained(Path(folder)), pool, test, options))
+    for name, folder in {"pretrained": options.model, **dict(item.split("=", 1) for item in options.also)}.items():
+        trained = pretrained(Path(folder))
+        weights = fingerprint(trained.state_dict())
+        results.part(name, lambda trained=trained: probes(trained, pool, test, options), weights)
     for name, whitened in (("untrained", False), ("untrained, whitened", True)):
         for seed in range(options.seeds):
             start = {"seed": seed, "whitened": whitened}
