@@ -25,6 +25,8 @@ class Answering(nn.Module):
         super().__init__()
         self.decoders, self.sight = nn.ModuleList(decoders), sight
         self.segmentation = sight.segmentation if sight else None
+        # Asked here: where torch.export traces, no module is the one that it was.
+        self._segments = tuple(sight is not None and one is sight.segmentation for one in decoders)
         looking = (*decoders, *([sight.segmentation] if sight else []))
         self.inputs = tuple(name for name in INPUTS if any(name in one.inputs for one in looking))
 
@@ -48,8 +50,6 @@ class Answering(nn.Module):
         features = segmentation.features(patch, tokens, image)
         beside = self.sight.beside(patch, tokens, features)
         return tuple(
-            segmentation.answer_from(features, tokens)
-            if decoder is segmentation
-            else decoder(beside, tokens, embedding)
-            for decoder in self.decoders
+            segmentation.answer_from(features, tokens) if segments else decoder(beside, tokens, embedding)
+            for decoder, segments in zip(self.decoders, self._segments, strict=True)
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 BINS = 10
 
@@ -33,6 +32,8 @@ def auroc(truth: NDArray[Any], score: NDArray[np.floating]) -> float | None:
     float or None
         None where only one class is present.
     """
+    from sklearn.metrics import roc_auc_score  # a second of import that most commands do without
+
     if score.ndim == 2 and score.shape[1] == 2:
         score = score[:, 1]
     if score.ndim == 1:

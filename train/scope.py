@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.covariance import LedoitWolf
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from .model.scope import Scope, ScopeMethod
@@ -147,6 +145,8 @@ def _set_edges(scope: Scope, inside: NDArray[np.float32], false_refusals: float)
 
 def _fit_headness(scope: Scope, seen: Seen) -> None:
     """Fit the outlier-exposure logit, a linear one, to embeddings that are not trained any further."""
+    from sklearn.linear_model import LogisticRegression
+
     gain = float(scope.headness.gain.detach())
     fit = LogisticRegression(class_weight="balanced", max_iter=2000).fit(seen.embedding * gain, seen.head)
     with torch.no_grad():
@@ -156,6 +156,8 @@ def _fit_headness(scope: Scope, seen: Seen) -> None:
 
 def _whitening(offsets: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return W with W W^T the inverse of the shrunk covariance."""
+    from sklearn.covariance import LedoitWolf
+
     values, vectors = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(offsets).covariance_)
     return np.asarray(vectors / np.sqrt(np.maximum(values, values.max() * 1e-6)))
 

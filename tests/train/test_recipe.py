@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = (f"encoder_from={runs / 'ssl'}", f"text_from={runs / 'text'}", "run.batch=8", "pool=48")
     command("train", "align", CONFIGS / "align.yaml", "-o", runs / "align", *cache, *SOURCE, *SHORT, *stages)
     for name in DECODERS:
-        changed = ("run.steps=150", "scope.others=32") if name == "sequence" else SHORT
+        changed = ("run.steps=150", "run.batch=32", "scope.others=32") if name == "sequence" else SHORT
         config = CONFIGS / f"decoder-{name}.yaml"
         command(
             "train", "decoder", config, "-o", runs / "model", *cache, *SOURCE, f"encoder={runs / 'align'}", *changed

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from ...calibration import best_temperature
@@ -125,6 +124,8 @@ class Classification(Decoder):
 
     def figures(self, rows: Rows) -> dict[str, Any]:
         """Accuracy, area under the ROC curve, calibration error, confusion (rows truth, columns answer)."""
+        from sklearn.metrics import confusion_matrix
+
         with torch.no_grad():
             logits = torch.from_numpy(rows["logits"])
             probabilities = (logits / self.temperature.cpu()).softmax(dim=-1).double().numpy()

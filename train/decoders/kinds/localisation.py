@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 
 from ...metrics import auroc, box_iou, centre_error_mm, rounded
@@ -183,6 +181,9 @@ class Localisation(Decoder):
 
     def calibrate(self, rows: Rows) -> None:
         """Make the best score the probability of a lesion (Platt), and set the threshold of most balanced accuracy."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_curve
+
         present = rows["truth"][:, 0, 3:].prod(axis=-1) > 0
         if not 0 < present.mean() < 1:
             return
