@@ -17,6 +17,7 @@ from decipher_rt.engines import Engine
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import Manifest, Numerics
 from decipher_rt.train.decoders.contract import Decoder, Rows, seen_as_encoder
+from decipher_rt.train.decoders.kinds.segmentation import Segmentation
 from decipher_rt.train.decoders.sight import Sight
 from decipher_rt.verify import MIN_EMBEDDING_COSINE
 
@@ -196,7 +197,8 @@ class _Given:
         self._patch, self._embedding = (torch.from_numpy(_finite(encoded[name])) for name in ("patch", "embedding"))
         self._tokens, volume, window = (torch.from_numpy(one.inputs[name]) for name in ("tokens", "volume", "window"))
         self._image, self._one = seen_as_encoder(volume, window), one
-        self._sighted: dict[Sight, Tensor] = {}  # looking at voxels takes longest
+        self._features: dict[Segmentation, Tensor] = {}  # looking at voxels takes longest
+        self._sighted: dict[Sight, Tensor] = {}
 
     def rows(self, part: HeadPart) -> Rows:
         """Return what the figures of a head need of the series."""
@@ -205,13 +207,23 @@ class _Given:
             raise ValueError("nothing is known of the series")
         truth = decoder.target(one.known, one.tissue if decoder.reads_tissue else None, tokens[0].numpy())
         target = {name: torch.from_numpy(np.stack([values])) for name, values in truth.items()}
-        patch = self._beside(part.sight) if part.sight else self._patch
-        image = self._image if decoder.reads_image else None
-        return decoder.rows(decoder.raw(patch, tokens, self._embedding, image), target, tokens)
+        if isinstance(decoder, Segmentation):
+            raw = decoder.raw_from(self._seen_by(decoder), tokens, decoder.patch_grid)
+        else:
+            patch = self._beside(part.sight) if part.sight else self._patch
+            raw = decoder.raw(patch, tokens, self._embedding, self._image if decoder.reads_image else None)
+        return decoder.rows(raw, target, tokens)
+
+    def _seen_by(self, segmentation: Segmentation) -> Tensor:
+        if segmentation not in self._features:
+            image = self._image if segmentation.reads_image else None
+            self._features[segmentation] = segmentation.features(self._patch, self._tokens, image)
+        return self._features[segmentation]
 
     def _beside(self, sight: Sight) -> Tensor:
         if sight not in self._sighted:
-            self._sighted[sight] = sight(self._patch, self._tokens, self._image)
+            seen = self._seen_by(sight.segmentation)
+            self._sighted[sight] = sight.beside(self._patch, self._tokens, seen)
         return self._sighted[sight]
 
 

@@ -131,10 +131,14 @@ class Segmentation(Decoder):
 
     def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L, D, H, W)."""
-        x = self.last(self.features(patch, tokens, image))
+        return self.raw_from(self.features(patch, tokens, image), tokens, self.patches_of(image))
+
+    def raw_from(self, features: Tensor, tokens: Tensor, patch_grid: tuple[int, int, int]) -> Tensor:
+        """Return the logits from the ``features`` (B, C, d, h, w) of so many patches along each axis."""
+        x = self.last(features)
         background = torch.zeros(1, len(self.labels), 1, 1, 1, dtype=x.dtype, device=x.device)
         background[:, 0] = BACKGROUND_LOGIT
-        kept = self.kept(tokens, self.patches_of(image), self.patch_shape)
+        kept = self.kept(tokens, patch_grid, self.patch_shape)
         return torch.where(kept.unsqueeze(1), x, background)
 
     def finish(self, raw: Tensor) -> Tensor:
