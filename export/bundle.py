@@ -17,8 +17,7 @@ from torch import Tensor
 
 import decipher_rt
 from decipher_rt.bundle import write_bundle
-from decipher_rt.engines.cpu import cpu_features
-from decipher_rt.engines.select import INT8_FULL_RANGE, INT8_PORTABLE, int8_targets
+from decipher_rt.engines.select import INT8_FULL_RANGE, INT8_PORTABLE
 from decipher_rt.manifest import EngineFile, Manifest, Numerics, Precision, Preprocessing
 from decipher_rt.preprocess import build_graph
 from decipher_rt.text import INPUTS, OUTPUT
@@ -77,8 +76,7 @@ def export_bundle(
     fp16 : bool
         Add a half-precision encoder beside the fp32 one, and store the text tower in half precision.
     int8 : sequence, optional
-        Inputs of the encoder to calibrate on: add 8-bit encoders, one for any CPU, and one for CPUs with VNNI where
-        this machine can check it.
+        Inputs of the encoder to calibrate on: add 8-bit encoders, one for any CPU and one for CPUs with VNNI.
     judge : Judge, optional
         Compare every encoder's heads with fp32 on evaluation series, and refuse what loses too much.
     plans : Wanted, optional
@@ -112,7 +110,7 @@ def export_bundle(
     }
     engines = [_engine_file("onnx", p, ("torch", "onnx")) for p in precisions]
     if int8 is not None:
-        made = int8_graphs(graphs["onnx", "fp32"], int8_targets(cpu_features()), int8)
+        made = int8_graphs(graphs["onnx", "fp32"], int8)
         graphs |= {(target, "int8"): content for target, content in made.items()}
         engines += [_engine_file(target, "int8", ("onnxruntime",)) for target in made]
     files: dict[str, bytes | Path] = {ENCODERS[key]: content for key, content in graphs.items()}

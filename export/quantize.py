@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from decipher_rt.errors import EngineError
 
 Arrays = Mapping[str, NDArray[Any]]
 
+# Both are exact while they are made and judged, on any CPU; the runtime takes the second where the CPU is exact itself.
 FULL_RANGE = {INT8_PORTABLE: False, INT8_FULL_RANGE: True}
 SMOOTHING = (None, 0.5)  # tried; 0.5 is the paper's
 
@@ -95,7 +96,7 @@ def quantize_encoder(
     return chosen
 
 
-def int8_graphs(fp32: bytes, targets: Sequence[str], calibration: Sequence[Arrays]) -> dict[str, bytes]:
+def int8_graphs(fp32: bytes, calibration: Sequence[Arrays], targets: Iterable[str] = FULL_RANGE) -> dict[str, bytes]:
     """Return the int8 form of a serialised fp32 encoder for each target; see ``quantize_encoder``."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "encoder.onnx"
@@ -117,7 +118,7 @@ def _best(
     for exponent in smoothing:
         source = fp32 if exponent is None else smooth(fp32, ranges, exponent)
         graphs[exponent] = _quantize(source, full_range)
-        embeddings = [run["embedding"] for run in _run(graphs[exponent], calibration)]
+        embeddings = [run["embedding"] for run in _run(graphs[exponent], calibration, full_range=full_range)]
         cosines[exponent] = min(float((a * b).sum(axis=-1).min()) for a, b in zip(embeddings, references, strict=True))
     best = max(cosines, key=cosines.__getitem__)
     return Int8Encoder(graphs[best], best, cosines)
@@ -219,11 +220,11 @@ def _quantize(model: ModelProto, full_range: bool) -> ModelProto:
     return quantized
 
 
-def _run(model: ModelProto, inputs: Sequence[Arrays]) -> Iterator[dict[str, NDArray[Any]]]:
+def _run(model: ModelProto, inputs: Sequence[Arrays], *, full_range: bool = False) -> Iterator[dict[str, NDArray[Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.onnx"
         onnx.save(model, path)
-        engine = load_engine("onnxruntime", path, precision="int8")
+        engine = load_engine("onnxruntime", path, precision="int8", exact_int8=full_range)
         for arrays in inputs:
             yield engine.run(arrays)
 

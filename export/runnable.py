@@ -10,7 +10,7 @@ from decipher_rt.bundle import Bundle
 from decipher_rt.encoder import load_encoder
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.cuda import Driver
-from decipher_rt.engines.select import ONNX_TARGETS
+from decipher_rt.engines.select import INT8_FULL_RANGE, ONNX_TARGETS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
 from decipher_rt.manifest import EngineFile, Manifest
@@ -43,7 +43,8 @@ def runnable_encoders(folder: Path, manifest: Manifest) -> Iterator[tuple[Engine
             continue
         if entry.target in ONNX_TARGETS:
             found.add(key)
-            yield entry, load_engine("onnxruntime", folder / entry.file, precision=entry.precision)
+            exact = entry.target == INT8_FULL_RANGE  # which this machine's CPU may saturate
+            yield entry, load_engine("onnxruntime", folder / entry.file, precision=entry.precision, exact_int8=exact)
         elif card in entry.built_with.get("architectures", "").split():
             found.add(key)
             sums = {

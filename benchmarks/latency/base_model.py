@@ -81,7 +81,7 @@ def build(folder: Path) -> None:
     _, tensors = case(config.preprocessing)
     fp32 = encoder_graph(model, tensors, "fp32")
     # Without calibration nothing is smoothed, which makes no difference to speed.
-    int8 = int8_graphs(fp32, int8_targets(cpu_features()), ())
+    int8 = int8_graphs(fp32, (), int8_targets(cpu_features()))
     with torch.no_grad():
         embedding = model(**tensors)[1]
     sure = nn.Sequential(head, nn.Softmax(dim=-1))

@@ -38,7 +38,15 @@ def available() -> list[Availability]:
     return [_look_up(name) for name in ENGINES]
 
 
-def load_engine(name: str, graph: Path, *, precision: str, threads: int | None = None, card: int = 0) -> Engine:
+def load_engine(
+    name: str,
+    graph: Path,
+    *,
+    precision: str,
+    threads: int | None = None,
+    card: int = 0,
+    exact_int8: bool = False,
+) -> Engine:
     """Load an ONNX graph.
 
     Parameters
@@ -53,6 +61,8 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
         CPU threads; default: the physical cores that this process may use.
     card : int
         CUDA's index of the card, for ``onnxruntime-cuda``.
+    exact_int8 : bool
+        Compute 8-bit weights as a CPU with VNNI does, slowly where this one has none: for checks, with ``onnxruntime``.
 
     Raises
     ------
@@ -77,7 +87,7 @@ def load_engine(name: str, graph: Path, *, precision: str, threads: int | None =
         from decipher_rt.engines.onnxruntime import OnnxRuntimeEngine
 
         on_card = card if name == "onnxruntime-cuda" else None
-        return OnnxRuntimeEngine(graph, precision=precision, threads=threads, card=on_card)
+        return OnnxRuntimeEngine(graph, precision=precision, threads=threads, card=on_card, exact_int8=exact_int8)
     with silence_openvino():
         from decipher_rt.engines.openvino import OpenVinoEngine
 

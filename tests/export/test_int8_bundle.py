@@ -71,14 +71,9 @@ def golden() -> GoldenCase:
 @pytest.fixture(scope="module")
 def exported(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("int8") / "bundle"
-    patch = pytest.MonkeyPatch()
-    patch.setattr(export_module, "cpu_features", lambda: frozenset(VNNI))
-    try:
-        judge = Judge(lambda: iter(series(20, 2)), max_drop=100.0)
-        calibration = [known.inputs for known in series(3, 3)]
-        export_bundle(weights, golden(), folder, fp16=True, int8=calibration, judge=judge)
-    finally:
-        patch.undo()
+    judge = Judge(lambda: iter(series(20, 2)), max_drop=100.0)
+    calibration = [known.inputs for known in series(3, 3)]
+    export_bundle(weights, golden(), folder, fp16=True, int8=calibration, judge=judge)
     return open_bundle(folder)
 
 
