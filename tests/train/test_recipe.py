@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 DEMO = Path(decipher_rt.__file__).parent / "default" / "demo_series"
 CONFIGS = Path(decipher_rt.__file__).parent / "train" / "configs" / "tiny"
-SOURCE = ("source.train=96", "source.validation=48", "source.test=48")
+SOURCE = ("source.train=96", "source.validation=32", "source.test=48")
 SHORT = ("run.steps=3", "run.warmup=1")
 DECODERS = ("sequence", "tissue", "brain_volume_ml", "lesion", "lesion_box")
 PROMPTS = ("a T1-weighted scan", "fluid has been suppressed")
