@@ -32,7 +32,7 @@ from decipher_rt.errors import EngineError
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Both are exact while they are made and judged, on any CPU; the runtime takes the second where the CPU is exact itself.
+# Both are made and judged with exact sums on any x86-64 CPU; the runtime takes the second where the CPU's are exact.
 FULL_RANGE = {INT8_PORTABLE: False, INT8_FULL_RANGE: True}
 SMOOTHING = (None, 0.5)  # tried; 0.5 is the paper's
 
