@@ -50,9 +50,10 @@ def count_in_patches(voxels: NDArray[np.bool_], spec: Preprocessing) -> NDArray[
     spec : Preprocessing
     """
     (gd, gh, gw), (pd, ph, pw) = spec.patch_grid, spec.patch_shape
-    # The outer axes first: the sums then run along whole rows, and little is left for the innermost axis.
-    rows = voxels.view(np.uint8).reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.uint32)
-    rows = rows.sum(axis=2, dtype=np.uint32)
+    # The outer axes first: the sums then run along whole rows, and little is left for the innermost axis. Each is kept
+    # in the fewest bytes that hold it.
+    rows = voxels.view(np.uint8).reshape(gd, pd, gh, ph, gw * pw).sum(axis=1, dtype=np.min_scalar_type(pd))
+    rows = rows.sum(axis=2, dtype=np.min_scalar_type(pd * ph))
     counts: NDArray[np.int64] = rows.reshape(gd * gh * gw, pw).sum(axis=1, dtype=np.int64)
     return counts
 

@@ -82,6 +82,16 @@ def test_what_is_read_is_what_was_made(tmp_path: Path, monkeypatch: pytest.Monke
         stored[10]
 
 
+def test_what_is_done_to_an_example_reaches_no_file(tmp_path: Path) -> None:
+    stored = make_shards(drawn, 2, tmp_path, 1, lambda done: None)
+    example = stored[1]
+    example.volume[:] = 0
+    example.affine_lps_mm[:] = 0
+    assert same(stored[1], drawn(1))
+    shard_file(tmp_path, 0).unlink()
+    assert not example.volume.any()  # whoever holds one may go on
+
+
 def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SHARD", 4)
     made: list[int] = []

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts
 from decipher_rt.train.model.vit import ViTConfig
-from decipher_rt.train.views import UNIT_WINDOW, patches_at, ranked_patches, to_patches
+from decipher_rt.train.views import UNIT_WINDOW, ViewConfig, patches_at, ranked_patches, to_patches, vary_intensities
 
 SPEC = ViTConfig.PRESETS["tiny"].preprocessing
 
@@ -33,3 +34,38 @@ def test_rows_of_the_table_of_patches_are_had_without_the_table() -> None:
     tokens = np.array([0, 5, 700, SPEC.patches - 1])
     for seen in (volume, volume[..., ::-1]):
         np.testing.assert_array_equal(patches_at(seen, tokens, SPEC), to_patches(seen, SPEC)[tokens])
+
+
+STILL = ViewConfig(window=0, gamma=0, noise=0)
+
+
+def ramp(series: int) -> NDArray[np.float32]:
+    return np.tile(np.linspace(-0.5, 1.5, 600, dtype=np.float32), (series, 4, 1))
+
+
+def test_intensities_that_nothing_varies_are_those_of_the_encoder() -> None:
+    varied = vary_intensities(ramp(2), STILL, np.random.default_rng(0))
+    np.testing.assert_allclose(varied, ramp(2).clip(0, 1) * 2 - 1, atol=1e-6)
+
+
+def test_gamma_bends_each_series_by_itself_and_keeps_both_ends() -> None:
+    varied = vary_intensities(ramp(3), dataclasses.replace(STILL, gamma=0.5), np.random.default_rng(1))
+    assert (varied.min(), varied.max()) == (-1, 1)
+    bent = []
+    for series in varied:
+        np.testing.assert_array_equal(series, series[:1].repeat(4, axis=0))
+        inside = slice(160, 440)  # away from both ends
+        power = np.log((series[0, inside] + 1) / 2) / np.log(ramp(1)[0, 0, inside])
+        np.testing.assert_allclose(power, power.mean(), rtol=1e-4)
+        bent.append(float(power.mean()))
+    assert len({round(power, 3) for power in bent}) == 3
+
+
+def test_half_of_the_series_get_noise_of_their_own() -> None:
+    flat = np.full((200, 2, 500), 0.5, np.float32)
+    varied = vary_intensities(flat, dataclasses.replace(STILL, noise=0.04), np.random.default_rng(2))
+    spread = varied.std(axis=(1, 2)) / 2  # the window is 2 wide
+    noisy = spread > 0
+    assert 70 <= noisy.sum() <= 130
+    assert spread.max() <= 0.043
+    assert spread[noisy].mean() == pytest.approx(0.02, abs=0.005)

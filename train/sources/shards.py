@@ -36,7 +36,11 @@ class MakeExample(Protocol):
 
 @dataclass(frozen=True)
 class ShardedExamples:
-    """The first ``count`` examples of a folder of shards. Reading one opens one file and copies one example."""
+    """The first ``count`` examples of a folder of shards.
+
+    Reading one opens one file and copies nothing: its arrays are views of the file, read from disk where they are
+    looked at.
+    """
 
     folder: Path
     count: int
@@ -53,9 +57,9 @@ class ShardedExamples:
         path = shard_file(self.folder, shard)
         facts, with_tissue = _read_facts(path)
         with _opened(path) as file:
-            volume = file.get_slice("volume")[row]
-            affine = file.get_slice("affine_lps_mm")[row]
-            tissue = file.get_slice("tissue")[with_tissue.index(row)] if row in with_tissue else None
+            volume = file.get_slice("volume")[row].numpy()
+            affine = file.get_slice("affine_lps_mm")[row].numpy()
+            tissue = file.get_slice("tissue")[with_tissue.index(row)].numpy() if row in with_tissue else None
         return Example(**vars(facts[row]), volume=volume, affine_lps_mm=affine, tissue=tissue)
 
     def facts(self, index: int) -> Facts:
@@ -135,7 +139,7 @@ def _parse_facts(path: Path, mtime_ns: int) -> tuple[tuple[Facts, ...], tuple[in
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="pt") as file:  # its tensors are views of the file, those of NumPy are copies
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: a damaged shard ({str(error)[:80]}); remove it and run again") from None
