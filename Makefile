@@ -9,7 +9,7 @@ CONSTRAINTS := constraints.txt
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint model evidence offline-kit bench gpu-check clean
+.PHONY: help demo test coverage lint model model-two-hours evidence offline-kit bench gpu-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,12 +50,22 @@ RUNS ?= runs/tiny
 TINY := train/configs/tiny
 CACHED := --cache $(RUNS)/cache
 model: $(VENV)/dev ## Train the model that ships, on the CPU, and export it to runs/tiny/bundle
-	$(BIN)/decipher-rt train ssl $(TINY)/ssl.yaml -o $(RUNS)/ssl $(CACHED)
-	$(BIN)/decipher-rt train text $(TINY)/text.yaml -o $(RUNS)/text
-	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text
+	$(BIN)/decipher-rt train ssl $(TINY)/ssl.yaml -o $(RUNS)/ssl $(CACHED) $(SERIES)
+	$(BIN)/decipher-rt train text $(TINY)/text.yaml -o $(RUNS)/text $(TEXT)
+	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text $(SERIES) $(ALIGN)
 	for name in sequence tissue brain_volume_ml lesion lesion_box; do \
-		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align || exit; done
+		if [ $$name = tissue ]; then steps="$(TISSUE)"; else steps="$(OTHERS)"; fi; \
+		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align $$steps || exit; done
 	$(BIN)/decipher-rt export $(RUNS)/model -o $(RUNS)/bundle --fp16 --int8 --max-drop 2 $(CACHED)
+
+# Fewer steps and series; what that costs is in docs/model-card.md.
+model-two-hours: RUNS := runs/tiny-two-hours
+model-two-hours: SERIES := source.train=4096
+model-two-hours: TEXT := run.steps=800
+model-two-hours: ALIGN := run.steps=1200
+model-two-hours: TISSUE := run.steps=3600
+model-two-hours: OTHERS := run.steps=800
+model-two-hours: model ## The same in two hours on two slow cores, at some cost
 
 CH2 ?= /usr/share/mricron/templates/ch2bet.nii.gz
 evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model'
