@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.train import shards as layout
@@ -82,14 +83,15 @@ def test_what_is_read_is_what_was_made(tmp_path: Path, monkeypatch: pytest.Monke
         stored[10]
 
 
-def test_what_is_done_to_an_example_reaches_no_file(tmp_path: Path) -> None:
+def test_examples_are_views_that_nobody_can_write_to(tmp_path: Path) -> None:
     stored = make_shards(drawn, 2, tmp_path, 1, lambda done: None)
     example = stored[1]
-    example.volume[:] = 0
-    example.affine_lps_mm[:] = 0
-    assert same(stored[1], drawn(1))
+    assert np.shares_memory(example.volume, stored[1].volume)
+    for array in (example.volume, example.affine_lps_mm, example.tissue):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
     shard_file(tmp_path, 0).unlink()
-    assert not example.volume.any()  # whoever holds one may go on
+    assert same(example, drawn(1))  # whoever holds one may go on
 
 
 def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +132,9 @@ def test_workers_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_damaged_shards_are_refused_in_one_line(tmp_path: Path) -> None:
     make_shards(drawn, 2, tmp_path, 1, lambda done: None)
+    save_file({"volume": np.zeros((2, 4, 4, 4), np.float16)}, shard_file(tmp_path, 0))  # whole, and no shard
+    with pytest.raises(CheckpointError, match=r"00000\.safetensors: a damaged shard"):
+        ShardedExamples(tmp_path, 2)[0]
     shard_file(tmp_path, 0).write_bytes(b"\x80\x04pickle?")
     with pytest.raises(CheckpointError, match=r"00000\.safetensors: a damaged shard"):
         ShardedExamples(tmp_path, 2)[0]

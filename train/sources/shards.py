@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,8 +37,8 @@ class MakeExample(Protocol):
 class ShardedExamples:
     """The first ``count`` examples of a folder of shards.
 
-    Reading one opens one file and copies nothing: its arrays are views of the file, read from disk where they are
-    looked at.
+    Each shard is opened once, and nothing of it is copied: the arrays of an example are views of the file, read from
+    disk where they are looked at, and cannot be written to.
     """
 
     folder: Path
@@ -53,21 +52,21 @@ class ShardedExamples:
         """Read one."""
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
-        shard, row = place_of(index)
-        path = shard_file(self.folder, shard)
-        facts, with_tissue = _read_facts(path)
-        with _opened(path) as file:
-            volume = file.get_slice("volume")[row].numpy()
-            affine = file.get_slice("affine_lps_mm")[row].numpy()
-            tissue = file.get_slice("tissue")[with_tissue.index(row)].numpy() if row in with_tissue else None
-        return Example(**vars(facts[row]), volume=volume, affine_lps_mm=affine, tissue=tissue)
+        number, row = place_of(index)
+        shard = _shard(shard_file(self.folder, number))
+        return Example(
+            **vars(shard.facts[row]),
+            volume=shard.volume[row],
+            affine_lps_mm=shard.affine_lps_mm[row],
+            tissue=shard.tissue[shard.with_tissue.index(row)] if row in shard.with_tissue else None,
+        )
 
     def facts(self, index: int) -> Facts:
         """Return what is known of one; the voxels are not read."""
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
         shard, row = place_of(index)
-        return _read_facts(shard_file(self.folder, shard))[0][row]
+        return _shard(shard_file(self.folder, shard)).facts[row]
 
 
 def make_shards(
@@ -118,30 +117,44 @@ def write_shard(make: MakeExample, indices: range, path: Path) -> None:
 def _whole(folder: Path, shard: int, rows: range) -> bool:
     """Whether a shard is there with all its rows: the last one grows when more examples are asked for."""
     path = shard_file(folder, shard)
-    return path.exists() and len(_read_facts(path)[0]) >= len(rows)
+    return path.exists() and len(_shard(path).facts) >= len(rows)
 
 
-def _read_facts(path: Path) -> tuple[tuple[Facts, ...], tuple[int, ...]]:
+@dataclass(frozen=True)
+class _Shard:
+    """A shard's arrays as its file has them, and what is known of each row."""
+
+    volume: NDArray[np.float16]
+    affine_lps_mm: NDArray[np.float64]
+    tissue: NDArray[np.uint8]
+    with_tissue: tuple[int, ...]
+    facts: tuple[Facts, ...]
+
+
+def _shard(path: Path) -> _Shard:
     try:
-        return _parse_facts(path, path.stat().st_mtime_ns)
+        return _opened(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: was removed while it was in use; run the command again") from None
 
 
 @lru_cache(maxsize=1024)
-def _parse_facts(path: Path, mtime_ns: int) -> tuple[tuple[Facts, ...], tuple[int, ...]]:
+def _opened(path: Path, mtime_ns: int) -> _Shard:
     del mtime_ns  # only tells a shard from what replaced it
-    with _opened(path) as file:
-        metadata = file.metadata()
-    return tuple(_facts(d) for d in json.loads(metadata["facts"])), tuple(json.loads(metadata["with_tissue"]))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:  # its tensors are views of the file, those of NumPy are copies
-            yield file
-    except (SafetensorError, OSError) as error:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - no mapping
+        for array in arrays.values():
+            array.flags.writeable = False  # all that read this shard share it
+        return _Shard(
+            arrays["volume"],
+            arrays["affine_lps_mm"],
+            arrays.get("tissue", np.zeros((0, 0, 0, 0), np.uint8)),
+            tuple(json.loads(metadata["with_tissue"])),
+            tuple(_facts(d) for d in json.loads(metadata["facts"])),
+        )
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: a damaged shard ({str(error)[:80]}); remove it and run again") from None
 
 
