@@ -49,23 +49,29 @@ coverage: sdk ## pytest once more, with the lines and branches that no test runs
 RUNS ?= runs/tiny
 TINY := train/configs/tiny
 CACHED := --cache $(RUNS)/cache
+# What a stage's configuration is changed by; nothing here, whatever the environment has.
+MORE_SERIES :=
+MORE_TEXT :=
+MORE_ALIGN :=
+MORE_TISSUE :=
+MORE_DECODER :=
 model: $(VENV)/dev ## Train the model that ships, on the CPU, and export it to runs/tiny/bundle
-	$(BIN)/decipher-rt train ssl $(TINY)/ssl.yaml -o $(RUNS)/ssl $(CACHED) $(SERIES)
-	$(BIN)/decipher-rt train text $(TINY)/text.yaml -o $(RUNS)/text $(TEXT)
-	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text $(SERIES) $(ALIGN)
+	$(BIN)/decipher-rt train ssl $(TINY)/ssl.yaml -o $(RUNS)/ssl $(CACHED) $(MORE_SERIES)
+	$(BIN)/decipher-rt train text $(TINY)/text.yaml -o $(RUNS)/text $(MORE_TEXT)
+	$(BIN)/decipher-rt train align $(TINY)/align.yaml -o $(RUNS)/align $(CACHED) encoder_from=$(RUNS)/ssl text_from=$(RUNS)/text $(MORE_SERIES) $(MORE_ALIGN)
 	for name in sequence tissue brain_volume_ml lesion lesion_box; do \
-		if [ $$name = tissue ]; then steps="$(TISSUE)"; else steps="$(OTHERS)"; fi; \
-		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align $$steps || exit; done
+		if [ $$name = tissue ]; then more="$(MORE_TISSUE)"; else more="$(MORE_DECODER)"; fi; \
+		$(BIN)/decipher-rt train decoder $(TINY)/decoder-$$name.yaml -o $(RUNS)/model $(CACHED) encoder=$(RUNS)/align $$more || exit; done
 	$(BIN)/decipher-rt export $(RUNS)/model -o $(RUNS)/bundle --fp16 --int8 --max-drop 2 $(CACHED)
 
 # Fewer steps and series; what that costs is in docs/model-card.md.
 model-two-hours: RUNS := runs/tiny-two-hours
-model-two-hours: SERIES := source.train=4096
-model-two-hours: TEXT := run.steps=800
-model-two-hours: ALIGN := run.steps=1200
-model-two-hours: TISSUE := run.steps=3600
-model-two-hours: OTHERS := run.steps=800
-model-two-hours: model ## The same in two hours on two slow cores, at some cost
+model-two-hours: MORE_SERIES := source.train=4096
+model-two-hours: MORE_TEXT := run.steps=800
+model-two-hours: MORE_ALIGN := run.steps=1200
+model-two-hours: MORE_TISSUE := run.steps=3600
+model-two-hours: MORE_DECODER := run.steps=800
+model-two-hours: model ## The same with fewer steps: two hours of training on two slow cores
 
 CH2 ?= /usr/share/mricron/templates/ch2bet.nii.gz
 evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model'
