@@ -1,0 +1,113 @@
+"""Other ways to pretrain on images alone: a masked autoencoder, and a convolutional stem, beside the shipped recipe's.
+
+    python benchmarks/evidence/pretraining.py train/configs/tiny/ssl.yaml --cache runs/tiny/cache
+
+Every arm is ``decipher-rt train ssl`` with the keys of ``ARMS`` changed, for ``--steps`` steps and every seed, and goes
+on where it was killed. A masked autoencoder's step is cheaper, so that it gets ``--mae-steps`` as well, which should
+take as long as the distillation's. Probes are those of ``probe.py``, each seed's on its own labelled series; beside
+them is the encoder as training finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from arms import Results, open_heads, pretrained, spread, untrained
+from probe import METRICS, probes
+from sklearn.exceptions import ConvergenceWarning
+
+from decipher_rt.train.config import load_config
+from decipher_rt.train.progress import Progress
+from decipher_rt.train.ssl.config import SSLConfig
+from decipher_rt.train.ssl.pretrain import pretrain
+
+UNTRAINED = "untrained, whitened"
+CONV = "encoder.stem=conv"
+MAE = "method=mae"
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    torch.set_num_threads(2)
+    base = load_config(SSLConfig, options.config, [])
+    pool = open_heads(base.source, base.encoder, "train", options.pool, options.cache)
+    test = open_heads(base.source, base.encoder, "test", options.test, options.cache)
+    arms: dict[str, tuple[int, list[str]]] = {
+        "distillation": (options.steps, []),
+        "distillation, convolutional stem": (options.steps, [CONV]),
+        "masked autoencoder": (options.steps, [MAE]),
+        "masked autoencoder, as long": (options.mae_steps, [MAE]),
+        "masked autoencoder, convolutional stem, as long": (options.mae_steps, [MAE, CONV]),
+    }
+    settings = {name: getattr(options, name) for name in ("steps", "mae_steps", "labels", "pool", "test")}
+    results = Results(options.json, settings)
+    for seed in range(options.seeds):
+
+        def begin(seed: int = seed) -> dict[str, Any]:
+            encoder = untrained(base.encoder, pool, seed, whitened=True)
+            return {"steps": 0, "seconds": 0, "probe": probes(encoder, pool, test, options, [seed])}
+
+        results.part(f"{UNTRAINED}/{seed}", begin)
+        for name, (steps, changed) in arms.items():
+
+            def measure(seed: int = seed, name: str = name, steps: int = steps, keys: list[str] = changed) -> Any:
+                folder = options.runs / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+                config = load_config(SSLConfig, options.config, keys)
+                every = {"steps": steps, "warmup": max(1, steps // 10), "checkpoint_every": steps}
+                run = replace(config.run, seed=seed, **every)
+                pretrain(replace(config, run=run), folder, options.cache, Progress())
+                figures = probes(pretrained(folder), pool, test, options, [seed])
+                return {"steps": steps, "seconds": seconds(folder), "probe": figures}
+
+            results.part(f"{name}/{seed}", measure)
+    print(table(results.parts, options.labels))
+
+
+def seconds(folder: Path) -> float:
+    """Return how long the steps of a run took."""
+    with (folder / "log.csv").open(newline="") as log:
+        return round(sum(float(row["seconds"]) for row in csv.DictReader(log)), 1)
+
+
+def table(parts: dict[str, Any], labels: list[int]) -> str:
+    """Return the figures as Markdown: a row for each arm and number of labels."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for name, figures in parts.items():
+        arms.setdefault(name.rsplit("/", 1)[0], []).append(figures)
+    heads = ["arm", "steps", "seconds", "labels", *METRICS]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, seeds in arms.items():
+        took = [str(seeds[0]["steps"]), spread([one["seconds"] for one in seeds])]
+        for n in labels:
+            of_n = [v for one in seeds for key, v in one["probe"].items() if key.endswith(f"/{n}")]
+            cells = [spread([one[metric] for one in of_n]) for metric in METRICS]
+            lines.append("| " + " | ".join([name, *took, str(n), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="of train ssl")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/samples"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"))
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--mae-steps", type=int, default=240)
+    parser.add_argument("--labels", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--pool", type=int, default=256)
+    parser.add_argument("--test", type=int, default=256)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/evidence-pretraining.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
