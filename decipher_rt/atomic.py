@@ -6,8 +6,12 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+# How often a folder is moved aside for another: one more for each process that puts one there at the same moment.
+MOVES: Final = 20
 
 
 @contextmanager
@@ -21,9 +25,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         staging = beside / "new"
         staging.mkdir()
         yield staging
-        if target.exists():
-            target.replace(beside / "old")
-        staging.replace(target)
+        _take_place(staging, target, beside)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -63,6 +65,23 @@ def require_place(file: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _take_place(staging: Path, target: Path, beside: Path) -> None:
+    """Rename a folder to ``target``; what lies there, or another process puts there meanwhile, is moved aside."""
+    for attempt in range(MOVES):
+        aside = beside / f"old{attempt}"
+        try:
+            with suppress(FileNotFoundError):
+                target.replace(aside)
+            staging.replace(target)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and attempt + 1 < MOVES:
+                continue
+            if aside.exists() and not target.exists():
+                aside.replace(target)
+            raise
+        return
 
 
 @contextmanager

@@ -8,12 +8,15 @@ bundle made them. The search itself is usearch's, over all rows.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,55 @@ def add_results(index: SeriesIndex, results: Iterable[tuple[Result, NDArray[np.f
         rows[entry.uid, entry.volume_index] = (embedding.astype(np.float32), entry)
     vectors = np.stack([vector for vector, _ in rows.values()]) if rows else index.vectors
     return dataclasses.replace(index, vectors=vectors, entries=tuple(entry for _, entry in rows.values()))
+
+
+def store_results(
+    path: Path, bundle: Bundle, results: Iterable[tuple[Result, NDArray[np.float32]]], *, add: bool
+) -> SeriesIndex:
+    """Put results into the index at ``path`` as it is now, and return what it holds then.
+
+    One process at a time: what others add to the same index while series are embedded is kept. Where a file system has
+    no locks for folders, only those who write at the same moment can lose rows.
+
+    Parameters
+    ----------
+    path : Path
+    bundle : Bundle
+        That made the embeddings.
+    results : iterable of (Result, embedding (E,))
+    add : bool
+        Whether there may be an index already.
+
+    Raises
+    ------
+    DecipherError
+        Where there is one and ``add`` is false, or it is damaged or of another bundle.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(path.parent):
+        require_absent(path, add=add)
+        before = read_index(path) if path.exists() else empty_index(bundle)
+        require_bundle(before, bundle, path)
+        index = add_results(before, results)
+        write_index(path, index)
+    return index
+
+
+def require_absent(path: Path, *, add: bool) -> None:
+    """Raise DecipherError where an index would be replaced that was not to be added to."""
+    if path.exists() and not add:
+        raise DecipherError(f"{path} exists; add to it with --add, or choose another name")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_index(path: Path, index: SeriesIndex) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from decipher_rt.dicom.geometry import FLIP_RAS_LPS, axis_order
 from decipher_rt.dicom.pixels import ValueCounter, count_values
-from decipher_rt.dicom.source import Source
+from decipher_rt.dicom.source import MAX_ARCHIVE_RATIO, SMALL_ARCHIVE_BYTES, Source
 from decipher_rt.errors import SeriesError, one_line
 from decipher_rt.volume import SeriesInfo, Volume
 
@@ -29,6 +29,9 @@ KEPT: Final = {"uint8": "uint8", "int8": "int16", "int16": "int16", "uint16": "u
 # Room for a NIfTI-2 header (540 bytes).
 HEADER_BYTES: Final = 1024
 REAL_KINDS: Final = "iuf"
+# Metres and microns, by the low bits of xyzt_units; all else is taken for millimetres.
+MM: Final = {1: 1e3, 3: 1e-3}
+SPATIAL_UNITS: Final = 7
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def open_nifti(source: Source) -> NiftiFile:
             slope, intercept = header.get_slope_inter()
             codes = int(header["sform_code"]), int(header["qform_code"])
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+            affine[:3] *= MM.get(int(header["xyzt_units"]) & SPATIAL_UNITS, 1.0)
             offset = int(header.get_data_offset())
     except (
         HeaderDataError,
@@ -99,8 +103,11 @@ def open_nifti(source: Source) -> NiftiFile:
         axis_order(affine)
     except SeriesError as error:
         raise SeriesError(f"{source.name}: {error}") from None
-    if offset < 0 or offset > MAX_BYTES or np.prod([*size, volumes], dtype=object) * dtype.itemsize > MAX_BYTES:
+    claimed = int(np.prod([*size, volumes], dtype=object)) * dtype.itemsize
+    if offset < 0 or offset > MAX_BYTES or claimed > MAX_BYTES:
         raise SeriesError(f"{source.name}: claims {size} voxels of {dtype}, more than {MAX_BYTES >> 30} GiB")
+    if _is_gzip(source) and claimed > max(SMALL_ARCHIVE_BYTES, MAX_ARCHIVE_RATIO * source.size):
+        raise SeriesError(f"{source.name}: unpacks to more than {MAX_ARCHIVE_RATIO} times its size; no MR series does")
     slope = 1.0 if slope is None else float(slope)
     intercept = 0.0 if intercept is None else float(intercept)
     named = one_line(source.name)
@@ -146,7 +153,9 @@ def read_nifti(file: NiftiFile, volume: int = 0) -> Volume:
             counter.add(*count_values(plane))
         return Volume(voxels, affine, info, file.slope, file.intercept, counter.histogram())
     with np.errstate(over="ignore", invalid="ignore"):
-        rescaled = (stored.astype(np.float64) * file.slope + file.intercept).astype(np.float32)
+        rescaled = np.empty(stored.shape, np.float32)
+        for plane, to in zip(stored, rescaled, strict=True):
+            to[:] = plane.astype(np.float64) * file.slope + file.intercept
     if not np.isfinite(rescaled).all():
         raise SeriesError(f"{name}: holds voxels that are not finite numbers")
     return Volume(rescaled, affine, info)
@@ -167,10 +176,14 @@ def _is_nifti2(head: bytes) -> bool:
     return head[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 
 
+def _is_gzip(source: Source) -> bool:
+    return source.name.lower().endswith(".gz")
+
+
 def _bytes(source: Source, offset: int, count: int) -> bytes:
     """Read from a plain or gzipped file, never inflating more than was asked for."""
     try:
-        if not source.name.lower().endswith(".gz"):
+        if not _is_gzip(source):
             return source.read(offset, count)
         with gzip.open(source.path if source.data is None else BytesIO(source.data)) as file:
             file.seek(offset)

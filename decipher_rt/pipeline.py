@@ -17,6 +17,7 @@ from decipher_rt.volume import Volume
 
 T = TypeVar("T")
 
+AHEAD = "one-ahead"  # how the threads that work in advance are called
 _END: Any = object()
 
 
@@ -77,13 +78,19 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
 
     At most one item waits, so that memory stays bounded. An exception comes where its item would have come.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="one-ahead")
+    pool = ThreadPoolExecutor(1, thread_name_prefix=AHEAD)
     iterator = iter(items)
     return _drain(pool, iterator, pool.submit(next, iterator, _END))
 
 
 def _drain(pool: ThreadPoolExecutor, iterator: Iterator[T], waiting: Future[T]) -> Iterator[T]:
-    with pool:
+    wait = True
+    try:
         while (item := waiting.result()) is not _END:
             waiting = pool.submit(next, iterator, _END)
             yield item
+    except KeyboardInterrupt:
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait)

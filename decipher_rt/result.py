@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from decipher_rt.boxes import Box
 from decipher_rt.dicom.geometry import canonical_ras
+from decipher_rt.errors import DecipherError
 from decipher_rt.label_map import LabelMap
 from decipher_rt.volume import Volume
 
@@ -159,6 +161,20 @@ class Failure:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, schema ``decipher-rt/failure/1``."""
         return {"schema": FAILURE_SCHEMA, "series": {"uid": self.uid, "path": self.path}, "error": self.error}
+
+
+class SeriesSeen:
+    """The series of one run. Two of one UID, as a study and its copy have them, would take each other's place."""
+
+    def __init__(self) -> None:
+        self._paths: dict[tuple[str, int], Path] = {}
+
+    def require_new(self, series: Mapping[str, Any]) -> None:
+        """Raise DecipherError where the ``series`` object of a result has the UID of another path's."""
+        path = Path(series["path"])
+        earlier = self._paths.setdefault((series["uid"], series["volume_index"]), path)
+        if earlier.resolve() != path.resolve():
+            raise DecipherError(f"{path}: has the Series Instance UID of {earlier} in the same run; answer for it in a run of its own")
 
 
 def describe_series(volume: Volume) -> dict[str, Any]:

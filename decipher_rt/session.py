@@ -20,7 +20,7 @@ from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
-from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError
+from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError, one_line
 from decipher_rt.head_graphs import dense_files, load_heads, wanted
 from decipher_rt.heads import answer_of
 from decipher_rt.manifest import Precision, Scope
@@ -327,12 +327,16 @@ class Session:
         volume_in: Any = grid.device if on_device else grid.volume[None, None]
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")
+        embedding = encoded["embedding"][0].astype(np.float32)
+        if not np.isfinite(embedding).all():
+            raise EngineError(
+                f"{self.bundle.path}: the encoder gave an embedding that is not finite; use another precision"
+            )
         features = {**encoded, "tokens": tokens.indices[None], "window": grid.window[None]}
         scope = self._judge_scope(volume, features)
         if scope.inside and "volume" in self._heads.inputs:
             features["volume"] = grid.volume[None, None]  # from a GPU it is copied
         heads = self._ask(features, scope, grid, volume)
-        embedding = encoded["embedding"][0].astype(np.float32)
         result = Result(
             series=describe_series(volume),
             bundle={
@@ -357,6 +361,8 @@ class Session:
         if reason := _against_header(volume.series.acquisition, scope):
             return ScopeAnswer(False, None, reason)
         score = float(self._scope.run(wanted(self._scope, features))["score"][0])
+        if not np.isfinite(score):
+            return ScopeAnswer(False, None, f"the {scope.method} score is not finite")
         comparison = "at least" if score >= scope.threshold else "below"
         reason = f"{scope.method} score {score:.3g} is {comparison} the threshold {scope.threshold:.3g}"
         if score < scope.threshold and scope.subject:
@@ -393,8 +399,8 @@ def _read_prompts(bundle: Bundle, prompts: Sequence[str], threads: int) -> Promp
 def _against_header(header: Acquisition, scope: Scope) -> str:
     """Return what speaks against a series in its header, before any voxel is asked; empty where nothing does."""
     if header.modality is not None and header.modality not in scope.modalities:
-        return f"modality {header.modality}, made for {', '.join(scope.modalities)}"
+        return f"modality {one_line(header.modality)}, made for {', '.join(scope.modalities)}"
     part = (header.body_part or "").upper()
     if part and scope.body_parts and part not in scope.body_parts:
-        return f"body part {part}, made for {', '.join(scope.body_parts)}"
+        return f"body part {one_line(part)}, made for {', '.join(scope.body_parts)}"
     return ""

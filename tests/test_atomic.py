@@ -1,6 +1,7 @@
 """Files and folders that are whole or not there."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,35 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
         assert staging == left
         staging.write_bytes(b"second")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"second"]
+
+
+def test_folders_that_take_each_others_place_are_whole_at_every_moment(tmp_path):
+    """As processes do that answer for the same series at the same time."""
+
+    def write(content):
+        for _ in range(50):
+            with whole_folder(tmp_path / "target") as staging:
+                for name in "ab":
+                    (staging / name).write_text(content)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "0123"))
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert len({(tmp_path / "target" / name).read_text() for name in "ab"}) == 1
+
+
+def test_what_was_moved_aside_comes_back_where_nothing_takes_its_place(tmp_path, monkeypatch):
+    target, replace = tmp_path / "target", Path.replace
+    with whole_folder(target) as staging:
+        (staging / "a").write_text("old")
+
+    def interrupted(path, to):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(target):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (target / "a").read_text() == "old"

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from decipher_rt.index import (
     read_index,
     require_bundle,
     search_index,
+    store_results,
     write_index,
 )
 from decipher_rt.result import Result, ScopeAnswer
@@ -229,3 +231,20 @@ def test_a_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
     assert path.stat().st_size < 1 << 20
     with pytest.raises(DecipherError, match="is damaged, or no index"):
         read_index(path)
+
+
+def test_rows_that_another_process_added_meanwhile_are_kept(answering_bundle, tmp_path):
+    bundle, path = open_bundle(answering_bundle), tmp_path / "a.index"
+    size = bundle.manifest.encoder.embedding_size
+    row = np.eye(size, dtype=np.float32)[0]
+
+    def add(number):
+        for i in range(10):
+            store_results(path, bundle, [(result_of(f"{number}.{i}"), row)], add=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    assert len(read_index(path).entries) == 40
+    with pytest.raises(DecipherError, match="exists; add to it with --add"):
+        store_results(path, bundle, [(result_of("9"), row)], add=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.index"]

@@ -201,3 +201,22 @@ def test_fuzzed(tmp_path, name):
         image = nibabel.load(tmp_path / name)
         if np.isfinite(image.affine).all():
             assert volume.voxels.shape == image.shape[2::-1]
+
+
+@pytest.mark.parametrize(("units", "mm"), [("meter", 1e3), ("mm", 1), ("micron", 1e-3), ("unknown", 1)])
+def test_what_is_not_in_millimetres_is_scaled(tmp_path, units, mm):
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    image = nibabel.Nifti1Image(random_array("int16"), affine / [[mm], [mm], [mm], [1]])
+    image.header.set_xyzt_units(units)
+    nibabel.save(image, tmp_path / "a.nii")
+    spacing = np.linalg.norm(read(tmp_path / "a.nii").affine_lps_mm[:3, :3], axis=0)
+    np.testing.assert_allclose(spacing, [4, 3, 2], rtol=1e-5)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    plain = save(tmp_path / "a.nii", random_array("int16"), np.eye(4)).read_bytes()
+    header = bytearray(plain[:352])
+    header[40:56] = struct.pack("<8h", 3, 1024, 1024, 512, 1, 1, 1, 1)  # 1 GiB
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(header + bytes(1 << 20)))
+    with pytest.raises(SeriesError, match=r"b\.nii\.gz: unpacks to more than 200 times its size"):
+        read(tmp_path / "b.nii.gz")

@@ -11,7 +11,7 @@ import pytest
 
 import decipher_rt
 import decipher_rt.session
-from decipher_rt.errors import BundleError, SeriesError
+from decipher_rt.errors import BundleError, EngineError, SeriesError
 from decipher_rt.result import Failure, Result
 from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
@@ -123,6 +123,18 @@ def test_infer_wants_one_series(session, tmp_path, write_series):
 def test_a_precision_that_the_bundle_lacks_is_named():
     with pytest.raises(BundleError, match="no bf16 encoder"):
         decipher_rt.load(precision="bf16")
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(session, ball, monkeypatch):
+    honest = session.encoder.run
+
+    def run(arrays):
+        outputs = dict(honest(arrays))
+        return outputs | {"embedding": outputs["embedding"] * np.float32("nan")}
+
+    monkeypatch.setattr(session.encoder, "run", run)
+    with pytest.raises(EngineError, match="an embedding that is not finite"):
+        session.infer_volume(ball)
 
 
 def test_both_engines_agree(ball):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -103,7 +105,17 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> int:
     click.echo(f"decipher-rt: {one_line(message)}", err=True)
+    _leave_readers(status)
     return status
+
+
+def _leave_readers(status: int) -> None:
+    """End the process at once where a thread still reads in advance what nobody will ask for: it may take minutes."""
+    pipeline = sys.modules.get("decipher_rt.pipeline")
+    if pipeline and any(thread.name.startswith(pipeline.AHEAD) for thread in threading.enumerate()):
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from decipher_rt.cli.options import bundle_option, engine_options
+
+if TYPE_CHECKING:
+    from decipher_rt.clock import StageClock
+    from decipher_rt.result import Result
+    from decipher_rt.volume import Volume
 
 
 @click.command(
@@ -52,28 +57,31 @@ def embed(
     """
     import decipher_rt
     from decipher_rt.atomic import require_place
-    from decipher_rt.index import add_results, empty_index, read_index, require_bundle, write_index
-    from decipher_rt.result import Failure
+    from decipher_rt.index import read_index, require_absent, require_bundle, store_results
+    from decipher_rt.result import Failure, SeriesSeen
     from decipher_rt.series import ReadOptions
 
-    if output.exists() and not add:
-        raise click.UsageError(f"{output} exists; add to it with --add, or choose another name")
+    require_absent(output, add=add)
     require_place(output)
-    before = read_index(output) if add and output.exists() else None
+    before = read_index(output) if output.exists() else None
     session = decipher_rt.load(bundle, engine=engine, device=device, precision=precision, threads=threads, heads=())
     if before is not None:
         require_bundle(before, session.bundle, output)
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
-    results, failed = [], 0
-    for outcome in session.infer_each(paths, options):
+    results, failed, seen = [], 0, SeriesSeen()
+
+    def check(result: Result, _: Volume, __: StageClock) -> Result:
+        seen.require_new(result.series)
+        return result
+
+    for outcome in session.infer_each(paths, options, check):
         if isinstance(outcome, Failure):
             failed += 1
             click.echo(f"decipher-rt: {outcome.error}", err=True)
         elif not isinstance(outcome.embedding, str):
             results.append((outcome, outcome.embedding))
     if results:
-        index = add_results(before or empty_index(session.bundle), results)
-        write_index(output, index)
+        index = store_results(output, session.bundle, results, add=add)
         outside = sum(not entry.in_scope for entry in index.entries)
         if as_json:
             counts = {"series": len(index.entries), "embedded": len(results), "failed": failed, "out_of_scope": outside}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from decipher_rt.cli.options import engine_options
+
+if TYPE_CHECKING:
+    from decipher_rt.verify import VerifyRow
 
 
 @click.command(
@@ -33,8 +37,9 @@ def verify(
     opened = open_bundle(bundle or DEFAULT_BUNDLE)
     report = verify_bundle(opened, engine, precision, threads, device)
     if as_json:
-        rows = [{**dataclasses.asdict(row), "passed": row.passed} for row in report.rows]
-        click.echo(json.dumps({**dataclasses.asdict(report), "rows": rows, "passed": report.passed}))
+        rows = [_row(row) for row in report.rows]
+        said = {**dataclasses.asdict(report), "embedding_cosine": _finite(report.embedding_cosine)}
+        click.echo(json.dumps({**said, "rows": rows, "passed": report.passed}, allow_nan=False))
     else:
         ran = f"{report.engine} {report.precision} on {report.device}"
         click.echo(f"{opened.manifest.name} {opened.manifest.version}: {ran}")
@@ -44,3 +49,12 @@ def verify(
             answer = f"  {row.answer}" + (f" (expected {row.expected})" if row.answer != row.expected else "")
             click.echo(f"  {mark} {row.output:<16} error {row.error:.2e}, allowed {row.tolerance:.2e}{answer}")
     raise SystemExit(0 if report.passed else 1)
+
+
+def _row(row: VerifyRow) -> dict[str, Any]:
+    return {**dataclasses.asdict(row), "error": _finite(row.error), "passed": row.passed}
+
+
+def _finite(number: float) -> float | None:
+    """Return null for what JSON has no number for."""
+    return number if math.isfinite(number) else None

@@ -61,6 +61,8 @@ def enhanced_frames(
     """
     count = tags.integer(file, tags.FRAMES, 1)
     groups = file.dataset[FRAME_GROUPS].value if FRAME_GROUPS in file.dataset else []
+    if count < 1:
+        raise NotAnImageError(f"has {count} frames")
     if len(groups) != count:
         raise NotAnImageError(f"has {count} frames, and functional groups for {len(groups)}")
     shared = file.within(SHARED_GROUPS)

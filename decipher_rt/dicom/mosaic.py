@@ -33,6 +33,14 @@ def is_mosaic(image_type: tuple[str, ...]) -> bool:
     return "MOSAIC" in image_type
 
 
+def require_no_grid(elements: Elements) -> None:
+    """Raise NotAnImageError for a grid image of United Imaging, whose slices only its private sequence places."""
+    if tags.text(elements, tags.MANUFACTURER).upper().startswith("UIH"):
+        slices = tags.number(elements, tags.UIH_GRID_IMAGES) or 1
+        if slices > 1:
+            raise NotAnImageError(f"is a grid of {slices:g} slices (UIH), which is not read; export it as enhanced MR")
+
+
 def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
     """Cut a mosaic into the frames of its slices, in the order in which they are tiled.
 

@@ -29,7 +29,7 @@ from decipher_rt.dicom.image import (
     classic_frame,
     pixel_format,
 )
-from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames
+from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames, require_no_grid
 from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.walk import UnusualFileError, Walker
 from decipher_rt.errors import one_line
@@ -126,6 +126,7 @@ def _acquisition(values: tuple[tuple[int, bytes], ...]) -> Acquisition:
 def _classic_frames(
     elements: Elements, source: Source, pixels: PixelFormat, offset: int | None, acquisition: Acquisition
 ) -> tuple[Frame, ...]:
+    require_no_grid(elements)
     frame = classic_frame(elements, source, pixels, offset, acquisition)
     return mosaic_frames(elements, frame) if is_mosaic(acquisition.image_type) else (frame,)
 

@@ -41,7 +41,11 @@ class Source:
             return self.data[offset : offset + count]
         file = os.open(self.path, os.O_RDONLY)
         try:
-            return os.pread(file, min(count, max(self.size - offset, 0)), offset)
+            left, pieces = min(count, max(self.size - offset, 0)), []
+            while left > 0 and (piece := os.pread(file, left, offset)):  # Linux gives no more than 2 GiB at a time
+                pieces.append(piece)
+                left, offset = left - len(piece), offset + len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
             os.close(file)
 

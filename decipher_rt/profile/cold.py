@@ -67,7 +67,7 @@ def run_cold(series: Path, bundle: Path | None, options: Mapping[str, Any], sess
     arguments = json.dumps(
         {"series": str(series), "bundle": str(bundle) if bundle else None, "options": options, "session": session}
     )
-    command = [sys.executable, "-c", PROGRAM, arguments]
+    command = [sys.executable, "-P", "-c", PROGRAM, arguments]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
     try:

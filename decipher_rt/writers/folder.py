@@ -14,7 +14,7 @@ import numpy as np
 from decipher_rt.atomic import require_place, whole_folder
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
-from decipher_rt.result import Result
+from decipher_rt.result import Result, SeriesSeen
 from decipher_rt.volume import Volume
 
 RESULT, EMBEDDING, VIEWS = "result.json", "embedding.npy", "views.png"
@@ -33,25 +33,35 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
     if out.exists() and not out.is_dir():
         raise DecipherError(f"{out}: exists and is not a folder; choose another name for -o")
     require_place(out / RESULT)
+    seen = SeriesSeen()
 
     def write(result: Result, volume: Volume, clock: StageClock) -> Result:
         target = out / folder_name(result)
+        seen.require_new(result.series)
         if target.exists() and not (target / RESULT).is_file():
             raise DecipherError(f"{target}: exists and holds no {RESULT}; move it away or choose another -o")
-        with whole_folder(target) as staging:
-            np.save(staging / EMBEDDING, result.embedding, allow_pickle=False)
-            filed = _write_segmentations(result, volume, staging, target)
-            if png:
-                from decipher_rt.writers.views import draw_views
-
-                timed = replace(filed, timings_ms=clock.timings_ms("write"))
-                (staging / VIEWS).write_bytes(draw_views(timed, volume))
-            clock.finish("write")
-            written = replace(filed, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
-            (staging / RESULT).write_text(json.dumps(written.to_json(), indent=2) + "\n", encoding="utf-8")
-        return written
+        try:
+            with whole_folder(target) as staging:
+                return _fill(staging, target, result, volume, clock, png=png)
+        except OSError as error:
+            raise DecipherError(f"{error.filename}: cannot be written ({error.strerror or error})") from None
 
     return write
+
+
+def _fill(staging: Path, target: Path, result: Result, volume: Volume, clock: StageClock, *, png: bool) -> Result:
+    """Write all files of a result; return the result that says where."""
+    np.save(staging / EMBEDDING, result.embedding, allow_pickle=False)
+    filed = _write_segmentations(result, volume, staging, target)
+    if png:
+        from decipher_rt.writers.views import draw_views
+
+        timed = replace(filed, timings_ms=clock.timings_ms("write"))
+        (staging / VIEWS).write_bytes(draw_views(timed, volume))
+    clock.finish("write")
+    written = replace(filed, embedding=str(target / EMBEDDING), timings_ms=clock.timings_ms())
+    (staging / RESULT).write_text(json.dumps(written.to_json(), indent=2) + "\n", encoding="utf-8")
+    return written
 
 
 def _write_segmentations(result: Result, volume: Volume, staging: Path, target: Path) -> Result:

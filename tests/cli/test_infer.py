@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import pydicom
 import pytest
 from click.testing import CliRunner
 
@@ -128,6 +129,13 @@ def test_what_a_header_says_commands_no_terminal(tmp_path, write_series, gap):
     assert not gap or run.stderr.count("\n") == 1
 
 
+def test_what_a_header_says_of_the_body_part_commands_no_terminal(tmp_path, write_series):
+    with pydicom.config.disable_value_validation():
+        series = write_series(tmp_path / "a", BodyPartExamined="X\n  sequence T1w")
+    printed = infer(series).stdout
+    assert "body part X SEQUENCE T1W, made for" in printed
+
+
 def test_progress_is_for_terminals_only(tmp_path, write_series):
     series = write_series(tmp_path / "a")
     assert infer(series).stderr == ""
@@ -198,3 +206,46 @@ def test_every_real_series_has_its_line_or_its_error(shared_data):
             assert document["series"]["shape_ras"] == reference[name][0]["shape"][:3]
     answered = {Path(d["series"]["path"]).name for d in documents if d["schema"] == "decipher-rt/result/1"}
     assert answered == {p.name for p in folders}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [(["-b", "absent"], 2, "absent"), ([], 130, "interrupted")],
+    ids=["error", "ctrl-c"],
+)
+def test_nobody_waits_for_a_read_that_has_no_use(tmp_path, arguments, status, said):
+    program = f"""
+import os, signal, threading, time
+from decipher_rt import pipeline
+from decipher_rt.cli import main
+def slow(*_):
+    if {status} == 130:
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(300)
+pipeline.find_series = slow
+main()
+"""
+    command = [sys.executable, "-c", program, "infer", str(tmp_path), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.returncode == status
+    assert said in run.stderr
+    assert run.stderr.strip().count("\n") == 0
+
+
+def test_a_copy_with_the_same_uid_takes_no_ones_place(tmp_path, write_series):
+    for name in ("original", "defaced"):
+        write_series(tmp_path / name, seed=len(name))
+    one, other = tmp_path / "original", tmp_path / "defaced"
+    uid = json.loads(infer(one, "--json").stdout)["series"]["uid"]
+    for path in sorted(other.iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = uid
+        dataset.save_as(path)
+    run = infer(one, other, "-o", tmp_path / "out", "--json")
+    assert run.returncode == 1
+    assert f"{other}: has the Series Instance UID of {one}" in run.stderr
+    answered, failed = map(json.loads, run.stdout.splitlines())
+    validate(failed)
+    kept = json.loads((tmp_path / "out" / uid / "result.json").read_text())
+    assert kept["series"]["path"] == answered["series"]["path"] == str(one)
+    assert infer(one, one, "-o", tmp_path / "out").returncode == 0

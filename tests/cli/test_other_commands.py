@@ -6,6 +6,7 @@ import subprocess
 import sys
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -88,6 +89,19 @@ def test_verify_fails_where_an_output_differs(monkeypatch):
     honest = module.run_case
     monkeypatch.setattr(module, "run_case", lambda *a: {k: v + 0.5 for k, v in honest(*a).items()})
     assert "differs" in run("verify", status=1)
+
+
+def test_what_is_not_finite_is_null_in_json(monkeypatch):
+    from decipher_rt import verify as module
+
+    honest = module.run_case
+    monkeypatch.setattr(module, "run_case", lambda *a: {k: v * np.float32("nan") for k, v in honest(*a).items()})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    report = json.loads(run("verify", "--json", status=1), parse_constant=refuse)
+    assert None in {row["error"] for row in report["rows"]}
 
 
 def test_the_package_runs_as_a_module_and_says_so_in_its_advice():

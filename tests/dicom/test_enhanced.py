@@ -20,6 +20,12 @@ def item(**values):
     return Sequence([dataset])
 
 
+def no_frames(dataset):
+    dataset.NumberOfFrames = 0
+    dataset.PerFrameFunctionalGroupsSequence = []
+    dataset.PixelData = b""
+
+
 @pytest.fixture
 def write_enhanced(tmp_path, synthetic):
     """Write frames, each (plane, affine, slice index, {keyword: value for the frame}), as one enhanced MR object."""
@@ -183,6 +189,7 @@ def without(*path):
         ),
         (lambda dataset: setattr(dataset, "NumberOfFrames", 9), "is cut off: its pixel data has 240 of 540"),
         (lambda dataset: setattr(dataset, "NumberOfFrames", 10**9), "is cut off"),
+        (no_frames, "has 0 frames"),
         (lambda dataset: dataset.PerFrameFunctionalGroupsSequence.pop(), "4 frames, and functional groups for 3"),
         (without("PerFrameFunctionalGroupsSequence"), "several images without functional groups"),
     ],

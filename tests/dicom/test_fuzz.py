@@ -202,6 +202,21 @@ def test_a_decoder_that_crashes_ends_in_an_error_and_the_next_image_is_read(synt
     np.testing.assert_array_equal(read_dicom(series).voxels[0], plane)
 
 
+def test_what_lies_in_the_current_folder_is_never_imported(synthetic, compressed_dataset, tmp_path, monkeypatch):
+    from decipher_rt.dicom import decode_process
+
+    plane = synthetic.voxels((1, 64, 72))[0]
+    dataset = compressed_dataset(plane, "jpeg-ls")
+    path = synthetic.save(dataset, tmp_path / "a.dcm", dataset.file_meta.TransferSyntaxUID)
+    for name in ("json", "selectors", "pydicom"):
+        (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('run').touch()")
+    monkeypatch.chdir(tmp_path)
+    decode_process.stop_decoding()
+    (series,) = find_dicom([Source(path.name, path, path.stat().st_size)], path).series
+    np.testing.assert_array_equal(read_dicom(series).voxels[0], plane)
+    assert not (tmp_path / "run").exists()
+
+
 def kill_and_ask(ask):
     def killed(child, *arguments):
         child.kill()

@@ -144,3 +144,16 @@ def test_csa_values_equal_nibabel_on_a_real_header(shared_data):
     ours = _csa_values(dataset[0x0029, 0x1010].value, ("NumberOfImagesInMosaic", "SliceNormalVector"))
     assert ours["NumberOfImagesInMosaic"] == [get_n_mosaic(theirs)]
     np.testing.assert_allclose(ours["SliceNormalVector"], get_slice_normal(theirs))
+
+
+@pytest.mark.parametrize("syntax", [pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian])
+def test_a_grid_of_united_imaging_is_refused_and_not_read_as_one_slice(tmp_path, synthetic, syntax):
+    def grid(slices):
+        plane, affine = synthetic.voxels((1, 12, 16))[0], synthetic.oblique_affine((4.0, 2.0, 2.5))
+        dataset = synthetic.slice_dataset(plane, affine, 0, "1.2.3", Manufacturer="UIH")
+        dataset.private_block(0x0065, "Image Private Header", create=True).add_new(0x50, "DS", str(slices))
+        return synthetic.save(dataset, tmp_path / "grid.dcm", syntax)
+
+    with pytest.raises(SeriesError, match="is a grid of 4 slices"):
+        read_series(find_series(grid(4))[0])
+    assert read_series(find_series(grid(1))[0]).voxels.shape == (1, 12, 16)

@@ -227,3 +227,15 @@ def test_reading_parts_of_a_source(tmp_path):
         target = bytearray(4)
         assert source.read_into(memoryview(target), 7) == 3
         assert target == b"\7\x08\x09\0"
+
+
+def test_what_the_system_gives_in_pieces_is_read_whole(tmp_path, monkeypatch):
+    """Linux gives no more than 2 GiB for one call."""
+    content = bytes(range(200))
+    (tmp_path / "a").write_bytes(content)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, offset: pread(file, min(count, 64), offset))
+    source = Source("a", tmp_path / "a", 200)
+    assert source.read(10, 150) == content[10:160]
+    assert source.read(150, 100) == content[150:]
+    assert source.read(300, 10) == b""
