@@ -174,7 +174,9 @@ class SeriesSeen:
         path = Path(series["path"])
         earlier = self._paths.setdefault((series["uid"], series["volume_index"]), path)
         if earlier.resolve() != path.resolve():
-            raise DecipherError(f"{path}: has the Series Instance UID of {earlier} in the same run; answer for it in a run of its own")
+            raise DecipherError(
+                f"{path}: has the Series Instance UID of {earlier} in the same run; answer for it in a run of its own"
+            )
 
 
 def describe_series(volume: Volume) -> dict[str, Any]:
