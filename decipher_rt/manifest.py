@@ -21,6 +21,9 @@ SCHEMA = "decipher-rt/bundle/1"
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HeadKind = Literal["classification", "regression", "segmentation", "localisation"]
 
+# What the length of a voxel can be, in mm, of a volume's and of the grid's. Far below it DALI 2.4 divides by zero,
+# which ends the process.
+SPACING_RANGE_MM = (1e-3, 1e3)
 MOST_LABELS = 256  # of a segmentation: its map is uint8
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # a segmentation is written to a file named after its head
 
@@ -68,8 +71,11 @@ class Preprocessing:
                 f"manifest.json: preprocessing.grid_shape {self.grid_shape} must be a multiple of patch_shape "
                 f"{self.patch_shape}"
             )
-        if not all(s > 0 for s in self.spacing_mm):
-            raise BundleError(f"manifest.json: preprocessing.spacing_mm {self.spacing_mm} must be positive")
+        least, most = SPACING_RANGE_MM
+        if not all(least <= s <= most for s in self.spacing_mm):
+            raise BundleError(
+                f"manifest.json: preprocessing.spacing_mm {self.spacing_mm} must be {least:g} to {most:g} mm"
+            )
         buckets = self.token_buckets
         if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != self.patches:
             raise BundleError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from decipher_rt.device_array import DeviceArray
 from decipher_rt.dicom.geometry import axis_order
 from decipher_rt.errors import SeriesError
-from decipher_rt.manifest import Preprocessing
+from decipher_rt.manifest import SPACING_RANGE_MM, Preprocessing
 from decipher_rt.volume import Volume
 
 Triple = tuple[int, int, int]
@@ -33,8 +33,10 @@ VOXEL_TYPES = ("uint8", "int16", "uint16", "float32")
 TIE_VOXELS = 1e-3
 # Between the two percentiles, in stored units: the encoder divides by no less.
 NARROWEST_WINDOW = 1e-6
-# What the length of a voxel can be, in mm. Far below it DALI 2.4 divides by zero, which ends the process.
-SPACING_RANGE_MM = (1e-3, 1e3)
+# How large a voxel of the grid can be, in acquired ones, and how small, as part of the axis. DALI 2.4 divides by zero
+# where one is as large as 2**31, and takes positions as float32: two of them must not be one.
+LARGEST_STEP = 1e4
+LEAST_PART = 1e-6
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def lay_grid(
     Raises
     ------
     SeriesError
-        Where the affine is no geometry, or its voxels are of no size that an image has.
+        Where the affine is no geometry, or its voxels are of no size that an image has, or of one far from the grid's.
     """
     affine = np.asarray(affine_lps_mm, dtype=np.float64)
     order = axis_order(affine)
@@ -164,6 +166,11 @@ def lay_grid(
     index_of_grid[3, 3] = 1.0
     for axis, acquired in enumerate(order.permutation):
         step = spec.spacing_mm[axis] / float(np.linalg.norm(affine[:3, acquired]))  # one grid voxel in acquired voxels
+        if not LEAST_PART * shape[acquired] <= step <= LARGEST_STEP:
+            raise SeriesError(
+                f"{shape[acquired]} voxels of {spacing[acquired]:g} mm and a grid of {spec.spacing_mm[axis]:g} mm: too "
+                "far apart to be resampled; is the affine in millimetres?"
+            )
         fitting = math.floor(shape[acquired] / step + 0.5 + TIE_VOXELS)
         count = min(spec.grid_shape[axis], max(1, fitting))
         first, last = shape[acquired] / 2 - count * step / 2, shape[acquired] / 2 + count * step / 2

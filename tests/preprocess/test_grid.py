@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import permutations, product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy import ndimage
 from decipher_rt.errors import SeriesError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor, build_graph
+from decipher_rt.preprocess.grid import lay_grid
 from decipher_rt.volume import SeriesInfo, Volume
 
 # DALI interpolates in float32 with float32 weights and positions: relative to the range of the values.
@@ -261,6 +263,22 @@ def test_threads_change_nothing() -> None:
     one, three, many = (Preprocessor(GRAPH, SPEC, threads=threads)(volume) for threads in (1, 3, 64))
     np.testing.assert_array_equal(three.volume, one.volume)
     np.testing.assert_array_equal(many.volume, one.volume)
+
+
+@pytest.mark.parametrize(("spacing_mm", "voxel_mm", "voxels"), [(1000.0, 0.05, 8), (0.001, 1.0, 4096)])
+def test_a_grid_too_far_from_the_voxels_is_refused(spacing_mm: float, voxel_mm: float, voxels: int) -> None:
+    spec = dataclasses.replace(SPEC, spacing_mm=(spacing_mm,) * 3)
+    message = f"{voxels} voxels of {voxel_mm:g} mm and a grid of {spacing_mm:g} mm: too far apart to be resampled"
+    with pytest.raises(SeriesError, match=message):
+        lay_grid(np.diag([voxel_mm] * 3 + [1.0]), (voxels,) * 3, spec, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(("spacing_mm", "voxel_mm", "voxels"), [(1000.0, 0.1, 8), (0.001, 1.0, 1000)])
+def test_the_furthest_grids_are_resampled(spacing_mm: float, voxel_mm: float, voxels: int) -> None:
+    spec = dataclasses.replace(SPEC, spacing_mm=(spacing_mm,) * 3)
+    ramp = np.linspace(100, 200, 4 * 4 * voxels, dtype=np.float32).reshape(4, 4, voxels)
+    grid = Preprocessor(build_graph(spec, "cpu"), spec)(make_volume(ramp, np.diag([voxel_mm] * 3 + [1.0])))
+    assert 100 <= grid.volume.min() <= grid.volume.max() <= 200
 
 
 @pytest.mark.parametrize(

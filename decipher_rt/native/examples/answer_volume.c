@@ -25,19 +25,19 @@ static int print_answers(const drt_session *session) {
     printf("embedding of %zu values; %s\n", size, scope.reason);
     for (uint32_t i = 0; i < info.heads; ++i) {
         drt_head_info head = {.struct_size = sizeof head};
-        float values[64];
         if (drt_session_head(session, i, &head) != DRT_OK) return fail("head");
-        drt_box boxes[8];
         const int localises = head.kind == DRT_LOCALISATION;
-        const drt_status status = localises ? drt_head_boxes(session, head.name, boxes, 8, &size)
-                                            : drt_head_values(session, head.name, values, 64, &size);
-        if (status == DRT_ERROR_NOT_ANSWERED) {
-            printf("%s: not answered\n", head.name);
-            continue;
-        }
-        if (status != DRT_OK) return fail(head.name);
-        printf("%s:", head.name);
-        for (size_t k = 0; k < size; ++k) {
+        drt_status status = localises ? drt_head_boxes(session, head.name, NULL, 0, &size)
+                                      : drt_head_values(session, head.name, NULL, 0, &size);
+        void *answers = malloc((size + 1) * sizeof(drt_box));  /* room for as many floats, too */
+        if (status == DRT_OK)
+            status = localises ? drt_head_boxes(session, head.name, answers, size, &size)
+                               : drt_head_values(session, head.name, answers, size, &size);
+        if (status != DRT_OK && status != DRT_ERROR_NOT_ANSWERED) return fail(head.name);
+        const drt_box *boxes = answers;
+        const float *values = answers;
+        printf(status == DRT_OK ? "%s:" : "%s: not answered", head.name);
+        for (size_t k = 0; status == DRT_OK && k < size; ++k) {
             const char *label = drt_head_label(session, head.name, k);
             if (localises)
                 printf(" x %.0f mm, score %.3f", boxes[k].center_lps_mm[0], boxes[k].score);
@@ -45,6 +45,7 @@ static int print_answers(const drt_session *session) {
                 printf(" %s %.3f", label != NULL ? label : head.unit, (double)values[k]);
         }
         printf("\n");
+        free(answers);
     }
     printf("opened in %.0f ms, answered in %.0f ms: preprocessing %.0f, encoder %.0f, heads %.0f\n", times.open_ms,
            times.total_ms, times.preprocess_ms, times.encode_ms, times.heads_ms);

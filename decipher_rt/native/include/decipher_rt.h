@@ -62,6 +62,8 @@
    - Nothing is allocated for the caller: buffers are the caller's, and NULL with capacity 0 asks for their size.
    - Thread-safety is said for each call: [any] any thread at any time; [one] one thread at a time for one session and
      its series, whichever thread that is. Different sessions never need a lock between them.
+   - After fork() a session is the parent's. The child calls nothing on it; only one with a worker process may be closed
+     there, its series freed before, which leaves the parent's session as it is.
    - The library prints nothing, changes neither locale nor signal handlers nor the environment, opens no network
      connection, and writes a file only into params.cache_folder. Only params.threads threads compute for a session.
    - Not a medical device: see the bundle's intended use. */
@@ -135,22 +137,24 @@ enum { DRT_LOG_ERROR = 0, DRT_LOG_WARNING = 1, DRT_LOG_INFO = 2 };
 typedef int32_t drt_stage;
 enum { DRT_OPEN = 0, DRT_PREPROCESS = 1, DRT_ENCODE = 2, DRT_HEADS = 3 };
 
-/* Callbacks run in the thread of the call that they belong to (of drt_session_enqueue: in one of the library), and must not
-   call into the same session. */
+/* Callbacks run in the thread of the call that they belong to (of drt_session_enqueue: in one of the library). They must
+   not call into the same session, nor throw, nor jump out: a session that has a worker process is lost by that. */
 typedef void (*drt_log_callback)(void *user_data, drt_log_level level, const char *message);
 /* A stage is so far done: fraction runs from 0 to 1. */
 typedef void (*drt_progress_callback)(void *user_data, drt_stage stage, double fraction);
-/* Return non-zero to stop; asked between stages, and on the CPU every few milliseconds while encoding. */
+/* Return non-zero to stop; asked between stages and before each head, and on the CPU every few milliseconds while encoding
+   and, with more than one thread, while a segmentation is computed. */
 typedef int (*drt_cancel_callback)(void *user_data);
 
-/* Where and how a session on a GPU works. Handles are those of the CUDA driver: CUcontext, CUstream. */
+/* Where and how a session on a GPU works. Handles are those of the CUDA driver: CUcontext, CUstream. Context, stream and
+   allocator are of one process: with DRT_WORKER they must be NULL. */
 typedef struct drt_cuda_params {
     size_t struct_size;
     int32_t device;   /* ordinal; used where context is NULL */
     void *context;    /* NULL: the primary context of the device */
     void *stream;     /* NULL: one is made with the priority */
     int32_t priority; /* CUDA's: lower is more urgent */
-    /* NULL: cuMemAllocAsync. Asked while opening only; the memory then belongs to the session until it is closed. */
+    /* NULL: cuMemAlloc. Asked while opening only; the memory then belongs to the session until it is closed. */
     void *(*allocate)(void *user_data, size_t bytes, size_t alignment);
     void (*deallocate)(void *user_data, void *pointer, size_t bytes);
     void *user_data;
@@ -204,7 +208,7 @@ typedef struct drt_session_info {
     uint64_t patches;        /* tokens at most */
     int64_t grid_shape[3];   /* (S, A, R) voxels */
     double grid_spacing_mm[3];
-    uint64_t host_bytes;   /* buffers that the session holds, the engines' weights not counted */
+    uint64_t host_bytes;   /* the grid's voxels; not counted: engines, series, results, memory shared with a worker */
     uint64_t device_bytes; /* of the GPU; taken at open, never exceeded. 0 on the CPU */
     int64_t worker_pid;    /* 0 in process */
 } drt_session_info;
@@ -253,7 +257,8 @@ enum { DRT_HOST_MEMORY = 0, DRT_CUDA_MEMORY = 1 };
 typedef struct drt_volume {
     size_t struct_size;
     const void *voxels;
-    drt_memory memory; /* DRT_CUDA_MEMORY: a pointer of the session's CUDA context */
+    drt_memory memory; /* DRT_CUDA_MEMORY: a pointer of the session's CUDA context, written to already or by work that lies
+                          on the session's stream */
     drt_voxel_type type;
     int64_t shape[3];   /* (D, H, W) = (slice, row, column) as acquired */
     int64_t strides[3]; /* in bytes, negative ones too; all 0: C-contiguous */
@@ -272,8 +277,9 @@ DRT_API void drt_default_volume(drt_volume *volume, size_t struct_size);
 /* [one] Preprocess, encode, ask the heads. The result is read below and lives until the next run or finish. */
 DRT_API drt_status drt_session_run(drt_session *session, const drt_volume *volume);
 
-/* [one] GPU sessions: start a run and return at once. Where event is not NULL it is a CUevent of the session's context,
-   recorded on the session's stream behind the last work. The voxels must stay until drt_session_wait has returned. */
+/* [one] GPU sessions: start a run and return at once. Where event is not NULL it is a CUevent of the session's context that
+   happens when the run has ended. Other streams may wait for it; a stream given in drt_cuda_params must not, as the run would
+   come behind it. The voxels must stay until drt_session_wait has returned. */
 DRT_API drt_status drt_session_enqueue(drt_session *session, const drt_volume *volume, void *event);
 /* [one] Wait for what was enqueued; its status. */
 DRT_API drt_status drt_session_wait(drt_session *session);

@@ -56,6 +56,11 @@ SessionOptions session_options(const char* bundle, const drt_session_params& par
     options.threads = params.threads;
     if (params.device == DRT_CUDA)
         options.cuda = params.cuda != nullptr ? read_struct(params.cuda, "params->cuda", default_cuda) : default_cuda;
+    const bool of_host = options.cuda && (options.cuda->context != nullptr || options.cuda->stream != nullptr ||
+                                          options.cuda->allocate != nullptr);
+    if (params.mode == DRT_WORKER && of_host)
+        throw Error(DRT_ERROR_UNSUPPORTED, "context, stream and allocator do not reach a worker process: leave them NULL, "
+                                           "or open the session in process");
     if (params.heads != nullptr) options.heads = params.heads;
     options.callbacks = {params.log, params.progress, params.cancel, params.user_data};
     return options;
@@ -78,7 +83,7 @@ VolumeView view_of(drt_session& session, const drt_volume& volume) {
     const Gpu& gpu = session.backend->gpu();
     if (!is_contiguous) throw argument_error("voxels in device memory must be C-contiguous");
     session.from_device.resize(static_cast<std::size_t>(contiguous[0] * volume.shape[0]));
-    gpu.copy(session.from_device.data(), voxels, session.from_device.size());
+    gpu.read_back(session.from_device.data(), voxels, session.from_device.size());
     return {session.from_device.data(), contiguous};
 }
 

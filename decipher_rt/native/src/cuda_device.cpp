@@ -50,7 +50,6 @@ CudaDriver::CudaDriver(const std::string& folder) : library_(SharedLibrary::load
     DRT_FIND(allocate_pinned, cuMemHostAlloc);
     DRT_FIND(free_pinned, cuMemFreeHost);
     DRT_FIND(device_pointer, cuMemHostGetDevicePointer);
-    DRT_FIND(copy, cuMemcpy);
     DRT_FIND(upload, cuMemcpyHtoDAsync);
     DRT_FIND(download, cuMemcpyDtoHAsync);
     DRT_FIND(load_module, cuModuleLoadData);
@@ -118,6 +117,12 @@ CudaDevice::~CudaDevice() {
     } catch (const Error&) {  // a context that is gone took everything along
     }
     if (params_.context == nullptr && context_ != nullptr) driver_.release_primary(device_);
+}
+
+void CudaDevice::read_back(void* to, const void* from, std::size_t bytes) const {
+    const Current current(*this);
+    driver_.check(driver_.download(to, reinterpret_cast<CUdeviceptr>(from), bytes, stream_), "cuMemcpyDtoHAsync");
+    driver_.check(driver_.synchronize(stream_), "cuStreamSynchronize");
 }
 
 void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {

@@ -38,7 +38,6 @@ struct CudaDriver {
     decltype(&cuMemHostAlloc) allocate_pinned;
     decltype(&cuMemFreeHost) free_pinned;
     decltype(&cuMemHostGetDevicePointer) device_pointer;
-    decltype(&cuMemcpy) copy;
     decltype(&cuMemcpyHtoDAsync) upload;
     decltype(&cuMemcpyDtoHAsync) download;
     decltype(&cuModuleLoadData) load_module;
@@ -67,6 +66,10 @@ public:
     CUstream stream() const { return stream_; }
     int ordinal() const { return device_; }
     int architecture() const { return architecture_; }  // compute capability times ten
+
+    // On the stream, and waited for. Not cuMemcpy: that would wait for whatever blocking streams of the host wait for, which
+    // may be the event of this very run.
+    void read_back(void* to, const void* from, std::size_t bytes) const;
 
     // The caller's allocator, or CUDA's. Nothing is given once the session is open: whoever asks gets nullptr.
     void* allocate(std::size_t bytes, std::size_t alignment) noexcept;

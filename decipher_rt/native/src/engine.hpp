@@ -35,8 +35,8 @@ public:
     virtual const std::vector<std::string>& inputs() const = 0;
     virtual const std::vector<std::string>& outputs() const = 0;
 
-    // Run on the arrays that are the graph's inputs; others in `arrays` are left alone. `cancelled` is asked now and
-    // then; once it says so, the run ends with DRT_ERROR_CANCELLED.
+    // Run on the arrays that are the graph's inputs; others in `arrays` are left alone. `cancelled` is asked now and then,
+    // of a graph that has threads of its own; once it says so, the run ends with DRT_ERROR_CANCELLED.
     virtual Outputs run(const Arrays& arrays, const std::function<bool()>& cancelled) = 0;
 };
 

@@ -1,3 +1,5 @@
+#include <locale.h>
+
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
@@ -17,6 +19,24 @@ namespace decipher {
 namespace {
 
 constexpr auto cancel_interval = std::chrono::milliseconds(5);
+// Raised when a graph that was kept before must not be used again: the first could hold numbers with a host's decimal comma.
+constexpr int kept_format = 2;
+
+// OpenVINO writes the numbers of a graph by the thread's locale and reads them by the C locale: while this lives, the thread
+// has the C locale, and the host's other threads what they had.
+class CLocale {
+public:
+    CLocale() : ours_(newlocale(LC_ALL_MASK, "C", locale_t{})), theirs_(uselocale(ours_)) {}
+    ~CLocale() {
+        uselocale(theirs_);
+        freelocale(ours_);
+    }
+    CLocale(const CLocale&) = delete;
+    CLocale& operator=(const CLocale&) = delete;
+
+private:
+    locale_t ours_, theirs_;
+};
 
 ov::element::Type element_type(Element element) {
     return element == Element::float32 ? ov::element::f32 : ov::element::i64;
@@ -32,8 +52,9 @@ std::string name_of(const ov::Output<const ov::Node>& port) {
 class OpenVinoGraph : public Graph {
 public:
     // `kept` is what the graph was read from, and may still lie in.
-    OpenVinoGraph(std::string file, ov::CompiledModel compiled, std::optional<KeptGraph> kept)
-        : file_(std::move(file)), kept_(std::move(kept)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()) {
+    OpenVinoGraph(std::string file, ov::CompiledModel compiled, std::optional<KeptGraph> kept, unsigned threads)
+        : file_(std::move(file)), kept_(std::move(kept)), compiled_(std::move(compiled)), request_(compiled_.create_infer_request()),
+          in_caller_(threads == Engine::in_caller) {
         for (const auto& port : compiled_.inputs()) inputs_.push_back(name_of(port));
         for (const auto& port : compiled_.outputs()) outputs_.push_back(name_of(port));
     }
@@ -51,12 +72,21 @@ public:
                                    port.get_element_type().get_type_name() + " " + port.get_partial_shape().to_string());
             request_.set_tensor(port, ov::Tensor(element_type(element), ov::Shape(shape), const_cast<void*>(data)));
         }
-        if (cancelled) {
+        if (cancelled && !in_caller_) {
             request_.start_async();
-            while (!request_.wait_for(cancel_interval)) {
-                if (!cancelled()) continue;
+            try {
+                while (!request_.wait_for(cancel_interval)) {
+                    if (!cancelled()) continue;
+                    request_.cancel();
+                    break;
+                }
+            } catch (...) {  // a callback's: the arrays must stay until nothing reads them
                 request_.cancel();
-                break;
+                try {
+                    request_.wait();
+                } catch (const ov::Exception&) {
+                }
+                throw;
             }
             request_.wait();
         } else {
@@ -86,6 +116,7 @@ private:
     std::optional<KeptGraph> kept_;
     ov::CompiledModel compiled_;
     ov::InferRequest request_;
+    bool in_caller_;
     std::vector<std::string> inputs_, outputs_;
 };
 
@@ -113,10 +144,11 @@ public:
     std::unique_ptr<Graph> load_kept(const std::string& file, const std::string& sha256, unsigned threads) override {
         auto kept = cache_.find(key(sha256, threads));
         if (!kept) return nullptr;
+        const CLocale plain_numbers;
         try {
             const std::span<const std::byte> bytes = kept->bytes();
             const ov::Tensor compiled(ov::element::u8, ov::Shape{bytes.size()}, const_cast<std::byte*>(bytes.data()));  // only read
-            return std::make_unique<OpenVinoGraph>(file, core_.import_model(compiled, "CPU", properties(threads)), std::move(kept));
+            return std::make_unique<OpenVinoGraph>(file, core_.import_model(compiled, "CPU", properties(threads)), std::move(kept), threads);
         } catch (const ov::Exception&) {
             cache_.forget(key(sha256, threads));  // of another build with the same version: compile it anew
             return nullptr;
@@ -124,13 +156,14 @@ public:
     }
 
     std::unique_ptr<Graph> load(const std::string& file, const std::string& sha256, const Bytes& content, unsigned threads) override try {
+        const CLocale plain_numbers;
         ov::CompiledModel compiled = core_.compile_model(read_onnx(file, content), "CPU", properties(threads));
         if (cache_.enabled()) {
             std::ostringstream stream;
             compiled.export_model(stream);
             cache_.keep(key(sha256, threads), std::move(stream).str());
         }
-        return std::make_unique<OpenVinoGraph>(file, std::move(compiled), std::nullopt);
+        return std::make_unique<OpenVinoGraph>(file, std::move(compiled), std::nullopt, threads);
     } catch (const ov::Exception& error) {
         throw engine_error(file + ": OpenVINO " + version_ + " refuses it: " + one_line(error.what()));
     }
@@ -148,7 +181,7 @@ private:
     }
 
     std::string key(const std::string& sha256, unsigned threads) const {
-        return version_ + " " + capabilities_ + std::to_string(threads) + " " + sha256;
+        return std::to_string(kept_format) + " " + version_ + " " + capabilities_ + std::to_string(threads) + " " + sha256;
     }
 
     // Left to itself, OpenVINO tries its other formats on the file, and complains of each on standard error.

@@ -1,6 +1,7 @@
 #include "error.hpp"
 
 #include <array>
+#include <charconv>
 #include <cstdio>
 #include <new>
 #include <sstream>
@@ -38,6 +39,12 @@ drt_status remember_current() noexcept {
     } catch (...) {
         return remember(DRT_ERROR_INTERNAL, "an exception of unknown type");
     }
+}
+
+std::string general(double value, int digits) {
+    std::array<char, 64> text;
+    const auto end = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, digits).ptr;
+    return {text.data(), end};
 }
 
 std::string one_line(const std::string& message) {

@@ -37,6 +37,9 @@ drt_status guarded(Function&& function) noexcept {
     }
 }
 
+// A number in a message: as Python's "%g", whatever the locale.
+std::string general(double value, int digits = 6);
+
 // The first line of what another library said, without its place in its own source.
 std::string one_line(const std::string& message);
 

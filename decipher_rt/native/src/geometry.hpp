@@ -8,6 +8,10 @@ namespace decipher {
 using Vector = std::array<double, 3>;
 using Matrix = std::array<Vector, 3>;  // rows
 
+// What the length of a voxel can be, of a volume's and of the grid's. Far below it DALI 2.4 divides by zero, which ends the
+// process (found by fuzzing).
+inline constexpr double least_spacing_mm = 1e-3, largest_spacing_mm = 1e3;
+
 struct Affine {
     std::array<std::array<double, 4>, 4> rows{};  // maps (d, h, w, 1) to LPS mm
 

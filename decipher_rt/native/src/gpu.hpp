@@ -28,8 +28,8 @@ public:
     virtual std::unique_ptr<Graph> load(const Bundle& bundle, std::string_view precision) = 0;
     virtual std::uint64_t device_bytes() const = 0;
 
-    // Between host and device memory, whichever the pointers are; they belong to the session's context.
-    virtual void copy(void* to, const void* from, std::size_t bytes) const = 0;
+    // From device memory of the session's context, behind what lies on the session's stream.
+    virtual void read_back(void* to, const void* from, std::size_t bytes) const = 0;
 
     // Let a CUevent of the session's context happen once `open_gate` is called with the number returned here.
     virtual std::uint32_t close_gate(void* event) = 0;

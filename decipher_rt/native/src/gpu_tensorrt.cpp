@@ -77,11 +77,7 @@ public:
 
     std::uint64_t device_bytes() const override { return device_.bytes(); }
 
-    void copy(void* to, const void* from, std::size_t bytes) const override {
-        const CudaDevice::Current current(device_);
-        const auto address = [](const void* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); };  // unified addressing
-        device_.driver().check(device_.driver().copy(address(to), address(from), bytes), "cuMemcpy");
-    }
+    void read_back(void* to, const void* from, std::size_t bytes) const override { device_.read_back(to, from, bytes); }
 
     std::uint32_t close_gate(void* event) override {
         const CudaDevice::Current current(device_);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 
@@ -13,6 +14,8 @@ namespace decipher {
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr auto abandoned_after = std::chrono::hours(1);
 
 std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
 
@@ -67,10 +70,14 @@ void GraphCache::keep(const std::string& key, const std::string& content) const 
     file.write(header.data(), header.size());
     file.write(content.data(), static_cast<std::streamsize>(content.size()));
     file.close();
-    if (file)
-        fs::rename(staging, target, ignored);
-    else
-        fs::remove(staging, ignored);
+    std::error_code failed;
+    if (file) fs::rename(staging, target, failed);
+    if (!file || failed) fs::remove(staging, ignored);
+    // What was left by a process that ended while it wrote.
+    const std::string begin = target.filename().string() + ".";
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder_))
+        if (entry.path().filename().string().starts_with(begin) && entry.last_write_time(ignored) < fs::file_time_type::clock::now() - abandoned_after)
+            fs::remove(entry.path(), ignored);
 } catch (...) {  // no memory, no room: not kept
 }
 

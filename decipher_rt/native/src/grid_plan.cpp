@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
+
+#include "error.hpp"
 
 namespace decipher {
 
@@ -9,6 +12,8 @@ namespace {
 
 // An odd number of 1 mm slices on a 2 mm grid is a tie; noise of the affine must not decide it. In grid voxels.
 constexpr double tie_voxels = 1e-3;
+// How large a voxel of the grid can be, in acquired ones, and how small, as part of their axis.
+constexpr double largest_step = 1e4, least_part = 1e-6;
 
 // The graph branches on the place of the permutation among all six, in lexicographic order.
 std::int32_t case_of(const std::array<int, 3>& permutation) {
@@ -35,6 +40,10 @@ GridPlan plan_grid(const Affine& affine, const Shape& shape, const Preprocessing
         const auto acquired = static_cast<std::size_t>(order.permutation[axis]);
         const auto length = static_cast<double>(shape[acquired]);
         double step = spec.spacing_mm[axis] / affine.spacing(acquired);  // one grid voxel in acquired voxels
+        if (!(step >= least_part * length && step <= largest_step))
+            throw series_error(std::to_string(shape[acquired]) + " voxels of " + general(affine.spacing(acquired)) +
+                               " mm and a grid of " + general(spec.spacing_mm[axis]) +
+                               " mm: too far apart to be resampled; is the affine in millimetres?");
         // The grid bounds it before it becomes an integer: a huge quotient must not overflow.
         const double fitting = std::clamp(std::floor(length / step + 0.5 + tie_voxels), 1.0,
                                           static_cast<double>(spec.grid_shape[axis]));

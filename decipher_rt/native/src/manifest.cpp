@@ -7,6 +7,7 @@
 #include <set>
 
 #include "error.hpp"
+#include "geometry.hpp"
 
 namespace decipher {
 
@@ -134,16 +135,17 @@ private:
 
 void check(const Preprocessing& spec) {
     const auto& [grid, spacing, patch, buckets, percentiles, level, least, graphs] = spec;
-    bool multiple = true, positive = true;
+    bool multiple = true, sized = true;
     for (std::size_t i = 0; i < 3; ++i) {
         multiple = multiple && patch[i] >= 1 && grid[i] >= 1 && grid[i] <= largest_size && grid[i] % patch[i] == 0;
-        positive = positive && spacing[i] > 0;
+        sized = sized && spacing[i] >= least_spacing_mm && spacing[i] <= largest_spacing_mm;
     }
     if (!multiple)
         throw bundle_error("manifest.json: preprocessing.grid_shape " + list_text(grid) +
                            " must be a multiple of patch_shape " + list_text(patch));
-    if (!positive)
-        throw bundle_error("manifest.json: preprocessing.spacing_mm " + list_text(spacing) + " must be positive");
+    if (!sized)
+        throw bundle_error("manifest.json: preprocessing.spacing_mm " + list_text(spacing) + " must be " +
+                           number_text(least_spacing_mm) + " to " + number_text(largest_spacing_mm) + " mm");
     const bool ascending = std::adjacent_find(buckets.begin(), buckets.end(), std::greater_equal<>()) == buckets.end();
     if (buckets.empty() || !ascending || buckets.front() < 1 || buckets.back() != spec.patches())
         throw bundle_error("manifest.json: preprocessing.token_buckets " + list_text(buckets) +

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <charconv>
 #include <chrono>
 #include <future>
 #include <latch>
@@ -66,13 +65,6 @@ Histogram count_slices(const SeriesForm& form, const void* voxels, unsigned thre
     });
     for (std::size_t i = 1; i < parts.size(); ++i) parts[0].merge(parts[i]);
     return std::move(parts[0]);
-}
-
-// As Python's "%g" with three or six digits, whatever the locale.
-std::string general(double value, int digits) {
-    std::array<char, 64> text;
-    const auto end = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, digits).ptr;
-    return {text.data(), end};
 }
 
 constexpr double narrowest_window = 1e-6;  // the encoder divides by no less
@@ -329,13 +321,17 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     result.times.encode_ms = clock.stage();
     callbacks_.report(DRT_ENCODE, 1);
 
+    callbacks_.stop_if_cancelled("before the heads");
     callbacks_.report(DRT_HEADS, 0);
     arrays["patch"] = {Element::float32, {1, tokens, width}, result.patch.data()};
     arrays["embedding"] = {Element::float32, {1, result.embedding.size()}, result.embedding.data()};
     result.scope = judge_scope(form, arrays);
     if (result.scope.inside) {
         std::map<std::string, Outputs> given;
-        for (const auto& [file, graph] : head_graphs_) given[file] = graph->run(arrays, {});
+        for (const auto& [file, graph] : head_graphs_) {
+            callbacks_.stop_if_cancelled("before a head");
+            given[file] = graph->run(arrays, cancelled);
+        }
         for (const Head& head : description_.manifest.heads)
             result.heads[head.name] =
                 answer_of(head, given.at(head.file).at(head_output(head.kind)), spec, result.grid_affine, result.source);

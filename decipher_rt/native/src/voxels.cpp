@@ -1,6 +1,5 @@
 #include "voxels.hpp"
 
-#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -13,13 +12,6 @@ namespace {
 
 constexpr std::int64_t largest_axis = std::int64_t{1} << 16;
 constexpr std::int64_t largest_volume = std::int64_t{1} << 32;  // voxels
-// What the length of a voxel can be. Far below it DALI 2.4 divides by zero, which ends the process (found by fuzzing).
-constexpr double least_spacing_mm = 1e-3, largest_spacing_mm = 1e3;
-
-std::string number_text(double value) {
-    std::array<char, 32> text;
-    return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, 6).ptr};
-}
 
 template <class From, class To>
 void convert_rows(const SeriesForm& form, const SliceView& from, std::byte* to) {
@@ -125,8 +117,8 @@ SeriesForm check_form(drt_voxel_type type, const std::int64_t (&shape)[3], const
     for (std::size_t axis = 0; axis < 3; ++axis) {
         const double spacing = form.affine.spacing(axis);
         if (!(spacing >= least_spacing_mm && spacing <= largest_spacing_mm))
-            throw series_error("voxels of " + number_text(spacing) + " mm: expected " + number_text(least_spacing_mm) + " to " +
-                               number_text(largest_spacing_mm) + " mm along each axis; is the affine in millimetres?");
+            throw series_error("voxels of " + general(spacing) + " mm: expected " + general(least_spacing_mm) + " to " +
+                               general(largest_spacing_mm) + " mm along each axis; is the affine in millimetres?");
     }
     return form;
 }

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -17,7 +18,7 @@ namespace decipher {
 
 namespace {
 
-constexpr std::size_t control_bytes = 4096;
+constexpr std::size_t control_bytes = std::size_t{1} << 16;  // the largest page that Linux has: where a mapping can begin
 constexpr std::size_t growth_bytes = std::size_t{1} << 20;
 
 Error system_error(const std::string& what) { return {DRT_ERROR_MEMORY, what + ": " + std::strerror(errno)}; }
@@ -44,9 +45,9 @@ SharedMemory SharedMemory::create() {
     SharedMemory memory{Descriptor(memfd_create("decipher-rt", MFD_CLOEXEC | MFD_ALLOW_SEALING))};
     if (memory.descriptor() < 0) throw system_error("shared memory cannot be made");
     // A file that shrinks would kill whoever touches the lost pages.
-    if (ftruncate(memory.descriptor(), control_bytes) != 0 || fcntl(memory.descriptor(), F_ADD_SEALS, F_SEAL_SHRINK) != 0)
-        throw system_error("shared memory cannot be made");
-    memory.map(control_bytes);
+    if (fcntl(memory.descriptor(), F_ADD_SEALS, F_SEAL_SHRINK) != 0) throw system_error("shared memory cannot be made");
+    memory.grow(control_bytes);
+    memory.control_ = memory.map(0, control_bytes);
     pthread_mutexattr_t attributes;
     pthread_mutexattr_init(&attributes);
     pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
@@ -64,39 +65,56 @@ bool SharedMemory::is_life_lost() const {
 
 SharedMemory SharedMemory::attach(Descriptor descriptor) {
     SharedMemory memory(std::move(descriptor));
-    memory.map(control_bytes);
+    memory.control_ = memory.map(0, control_bytes);
     return memory;
 }
 
 SharedMemory::SharedMemory(SharedMemory&& other) noexcept
-    : descriptor_(std::move(other.descriptor_)), mapped_(std::exchange(other.mapped_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : descriptor_(std::move(other.descriptor_)), control_(std::exchange(other.control_, {})), area_(std::exchange(other.area_, {})) {}
 
 SharedMemory::~SharedMemory() {
-    if (mapped_ != nullptr) munmap(mapped_, size_);
+    for (const std::span<std::byte> mapped : {control_, area_})
+        if (!mapped.empty()) munmap(mapped.data(), mapped.size());
 }
 
 std::span<std::byte> SharedMemory::area(std::size_t bytes) {
-    if (control_bytes + bytes > size_) {
-        const std::size_t size = control_bytes + (bytes + growth_bytes - 1) / growth_bytes * growth_bytes;
-        struct stat now {};
-        if (fstat(descriptor(), &now) != 0) throw system_error("shared memory cannot be measured");
-        if (static_cast<std::size_t>(now.st_size) < size && ftruncate(descriptor(), static_cast<off_t>(size)) != 0)
-            throw system_error("shared memory cannot grow to " + std::to_string(size) + " bytes");
-        map(size);
+    if (bytes > area_.size()) {
+        const std::size_t size = (bytes + growth_bytes - 1) / growth_bytes * growth_bytes;
+        grow(control_bytes + size);
+        const std::span<std::byte> larger = map(control_bytes, size);
+        if (!area_.empty()) munmap(area_.data(), area_.size());
+        area_ = larger;
     }
-    return {mapped_ + control_bytes, bytes};
+    return area_.first(bytes);
 }
 
-void SharedMemory::map(std::size_t bytes) {
-    void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor(), 0);
+std::size_t SharedMemory::room() const {
+    struct stat now {};
+    if (fstat(descriptor(), &now) != 0) throw system_error("shared memory cannot be measured");
+    return static_cast<std::size_t>(now.st_size) - control_bytes;
+}
+
+std::span<std::byte> SharedMemory::map(std::size_t offset, std::size_t bytes) const {
+    void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor(), static_cast<off_t>(offset));
     if (address == MAP_FAILED) throw system_error("shared memory cannot be mapped");
-    if (mapped_ != nullptr) munmap(mapped_, size_);
-    mapped_ = static_cast<std::byte*>(address);
-    size_ = bytes;
+    return {static_cast<std::byte*>(address), bytes};
+}
+
+// The pages are taken here: where one is not to be had, touching it would kill who does. In pieces, as a signal makes the
+// kernel begin anew with each.
+void SharedMemory::grow(std::size_t bytes) const {
+    struct stat now {};
+    if (fstat(descriptor(), &now) != 0) throw system_error("shared memory cannot be measured");
+    for (auto at = static_cast<std::size_t>(now.st_size); at < bytes; at += growth_bytes)
+        while (fallocate(descriptor(), 0, static_cast<off_t>(at), static_cast<off_t>(std::min(growth_bytes, bytes - at))) != 0)
+            if (errno != EINTR) throw system_error("shared memory cannot grow to " + std::to_string(bytes) + " bytes");
 }
 
 bool send_message(int socket, const Message& message) {
-    if (message.content.size() > largest_message) throw Error(DRT_ERROR_INTERNAL, "a message to the worker is too long");
+    if (message.content.size() > largest_message)
+        throw argument_error("what the worker process must be told takes " + std::to_string(message.content.size()) +
+                             " bytes, it reads " + std::to_string(largest_message) +
+                             ": shorten the paths, the list of heads, or modality and body part");
     Header header{message.kind, message.shared_bytes};
     iovec parts[2] = {{&header, sizeof header}, {const_cast<std::byte*>(message.content.data()), message.content.size()}};
     msghdr packet{};

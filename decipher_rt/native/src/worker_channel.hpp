@@ -36,8 +36,10 @@ public:
     SharedMemory(SharedMemory&& other) noexcept;
     SharedMemory& operator=(SharedMemory&&) = delete;
 
-    // Behind the control page, at least `bytes` large.
+    // What is large, at least `bytes` of it; an area that was given before is gone.
     std::span<std::byte> area(std::size_t bytes);
+    // How large an area either process has asked for so far.
+    std::size_t room() const;
     std::atomic<std::uint32_t>& cancel() const { return control().cancel; }
     // The worker holds a robust lock while it lives. The kernel lets go of it the moment the worker's main thread dies,
     // well before it has freed the worker's memory and closed its socket.
@@ -50,14 +52,15 @@ private:
         std::atomic<std::uint32_t> cancel;
         pthread_mutex_t life;
     };
-    Control& control() const { return *reinterpret_cast<Control*>(mapped_); }
+    Control& control() const { return *reinterpret_cast<Control*>(control_.data()); }
 
     explicit SharedMemory(Descriptor descriptor) : descriptor_(std::move(descriptor)) {}
-    void map(std::size_t bytes);
+    std::span<std::byte> map(std::size_t offset, std::size_t bytes) const;
+    void grow(std::size_t bytes) const;
 
     Descriptor descriptor_;
-    std::byte* mapped_ = nullptr;
-    std::size_t size_ = 0;
+    std::span<std::byte> control_;  // never mapped anew: the kernel knows the lock by its address
+    std::span<std::byte> area_;
 };
 
 enum class MessageKind : std::uint32_t {

@@ -51,24 +51,14 @@ public:
 
     Message call(const Message& request) {
         if (!alive_) throw lost("the worker process is lost");
+        if (!process_.is_own()) throw lost("the worker process is that of the process that forked this one");
         memory_.cancel() = 0;
         if (!send_message(process_.socket(), request)) give_up("the worker process died");
-        auto heard = std::chrono::steady_clock::now();
-        for (Message message;;) {
-            const auto received = receive_message(process_.socket(), interval_ms, message);
-            const auto now = std::chrono::steady_clock::now();
-            if (received == Received::gone || (received == Received::nothing_yet && memory_.is_life_lost()))
-                give_up("the worker process died");
-            if (received == Received::nothing_yet) {
-                if (timeout_.count() > 0 && now - heard > timeout_)
-                    give_up("the worker process was silent for " + std::to_string(timeout_.count()) + " ms and was killed");
-                if (callbacks_.cancelled()) memory_.cancel() = 1;
-                continue;
-            }
-            heard = now;
-            if (message.kind == MessageKind::reply) return message;
-            handle(message);
-        }
+        Message answer = wait_for_answer();
+        if (answer.kind == MessageKind::reply) return answer;
+        ByteReader reader(answer.content);
+        const auto status = reader.get<drt_status>();
+        throw Error(status, reader.get_text());
     }
 
     Result result_of(const Message& reply) {
@@ -77,8 +67,7 @@ public:
     }
 
     std::span<const std::byte> shared(const Message& reply) {
-        constexpr std::uint64_t most = std::uint64_t{1} << 32;
-        if (reply.shared_bytes > most) give_up("the worker process sent nonsense and was killed");
+        if (reply.shared_bytes > memory_.room()) give_up("the worker process sent nonsense and was killed");
         return memory_.area(static_cast<std::size_t>(reply.shared_bytes));
     }
 
@@ -91,7 +80,31 @@ public:
     }
 
 private:
-    void handle(const Message& message) {
+    // A reply or a failure. Whatever is thrown instead, by a callback too, ends the worker: its answer, still to come, would
+    // be taken for that to the next call.
+    Message wait_for_answer() try {
+        auto heard = std::chrono::steady_clock::now();
+        for (Message message;;) {
+            const auto received = receive_message(process_.socket(), interval_ms, message);
+            const auto now = std::chrono::steady_clock::now();
+            if (received == Received::gone || (received == Received::nothing_yet && memory_.is_life_lost()))
+                throw lost("the worker process died");
+            if (received == Received::nothing_yet) {
+                if (timeout_.count() > 0 && now - heard > timeout_)
+                    throw lost("the worker process was silent for " + std::to_string(timeout_.count()) + " ms and was killed");
+                if (callbacks_.cancelled()) memory_.cancel() = 1;
+                continue;
+            }
+            heard = now;
+            if (message.kind == MessageKind::reply || message.kind == MessageKind::failure) return message;
+            pass_on(message);
+        }
+    } catch (...) {
+        end();
+        throw;
+    }
+
+    void pass_on(const Message& message) {
         ByteReader reader(message.content);
         switch (message.kind) {
             case MessageKind::progress: {
@@ -102,17 +115,17 @@ private:
                 const auto level = reader.get<drt_log_level>();
                 return callbacks_.say(level, reader.get_text());
             }
-            case MessageKind::failure: {
-                const auto status = reader.get<drt_status>();
-                throw Error(status, reader.get_text());
-            }
-            default: give_up("the worker process sent nonsense and was killed");
+            default: throw lost("the worker process sent nonsense and was killed");
         }
     }
 
-    [[noreturn]] void give_up(const std::string& why) {
+    void end() {
         alive_ = false;
         process_.kill();
+    }
+
+    [[noreturn]] void give_up(const std::string& why) {
+        end();
         throw lost(why);
     }
 
@@ -135,7 +148,7 @@ public:
     ~WorkerArrival() override {
         try {
             request(MessageKind::free_series, {}, 0);
-        } catch (const Error&) {  // a worker that is gone holds no series
+        } catch (...) {  // a worker that is gone holds no series
         }
     }
 

@@ -10,7 +10,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 
@@ -26,6 +28,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* worker_name = "decipher-rt-worker";
 constexpr int end_ms = 2000;  // for a worker to end by itself
+constexpr int pause_ms = 5;   // between two looks, where the kernel has no descriptors of processes
+constexpr auto descriptor_of_process = static_cast<idtype_t>(3);  // P_PIDFD, which glibc before 2.36 does not name
 
 std::string find_worker() {
     Dl_info self{};
@@ -42,7 +46,7 @@ std::string find_worker() {
 
 }  // namespace
 
-WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) {
+WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : owner_(getpid()) {
     const std::string program = path.empty() ? find_worker() : path;
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
@@ -82,25 +86,37 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) {
 }
 
 WorkerProcess::~WorkerProcess() {
-    socket_.close();
-    if (pid_ == 0 || wait(end_ms)) return;
-    kill();
-    wait(-1);
+    if (!is_own()) return;
+    shutdown(socket_.number(), SHUT_RDWR);  // a forked child's copy of it would stay open
+    while (!wait(end_ms)) kill();
 }
+
+bool WorkerProcess::is_own() const { return getpid() == owner_; }
 
 void WorkerProcess::kill() {
     if (process_.number() >= 0)
         syscall(SYS_pidfd_send_signal, process_.number(), SIGKILL, nullptr, 0);
-    else
+    else if (!has_ended())
         ::kill(pid_, SIGKILL);
 }
 
-bool WorkerProcess::wait(int milliseconds) {
-    pollfd ended{process_.number(), POLLIN, 0};
-    if (process_.number() >= 0 && poll(&ended, 1, milliseconds) <= 0) return false;
-    while (waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+// Leaves nothing of a worker that has. The host may have reaped it before.
+bool WorkerProcess::has_ended() const {
+    siginfo_t ended{};
+    const bool by_descriptor = process_.number() >= 0;
+    const auto number = static_cast<id_t>(by_descriptor ? process_.number() : pid_);
+    return waitid(by_descriptor ? descriptor_of_process : P_PID, number, &ended, WEXITED | WNOHANG) != 0 || ended.si_pid != 0;
+}
+
+bool WorkerProcess::wait(int milliseconds) const {
+    using namespace std::chrono;
+    const auto deadline = steady_clock::now() + std::chrono::milliseconds(milliseconds);
+    while (!has_ended()) {
+        const auto left = static_cast<int>(ceil<std::chrono::milliseconds>(deadline - steady_clock::now()).count());
+        if (left <= 0) return false;
+        pollfd ending{process_.number(), POLLIN, 0};  // without a descriptor, and where a signal comes, it only pauses
+        poll(&ending, 1, process_.number() >= 0 ? left : std::min(left, pause_ms));
     }
-    pid_ = 0;
     return true;
 }
 

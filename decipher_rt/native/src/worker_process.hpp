@@ -16,21 +16,24 @@ class WorkerProcess {
 public:
     // `path` is empty for the worker that was installed with the library.
     WorkerProcess(const std::string& path, int memory_descriptor);
-    // Closing the socket tells the worker to end; one that does not is killed.
+    // Closing the socket tells the worker to end; one that does not is killed. In a forked child nothing happens to it.
     ~WorkerProcess();
     WorkerProcess(const WorkerProcess&) = delete;
     WorkerProcess& operator=(const WorkerProcess&) = delete;
 
     int socket() const { return socket_.number(); }
     pid_t pid() const { return pid_; }
+    // Not in a child that this process forks.
+    bool is_own() const;
     // Does not wait for the end: freeing a large process takes the system a while. The destructor does.
     void kill();
 
 private:
-    bool wait(int milliseconds);
+    bool has_ended() const;
+    bool wait(int milliseconds) const;
 
     Descriptor socket_, process_;
-    pid_t pid_ = 0;
+    pid_t pid_ = 0, owner_ = 0;
 };
 
 }  // namespace decipher

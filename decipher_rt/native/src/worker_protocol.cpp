@@ -20,7 +20,7 @@ void put_options(ByteWriter& writer, const SessionOptions& options) {
     writer.put(options.library_folder);
     writer.put(options.threads);
     put_optional(writer, options.heads);
-    // Pointers of the host mean nothing in the worker: it has a context, a stream and memory of its own.
+    // No pointers: the worker has a context, a stream and memory of its own.
     writer.put(options.cuda.has_value());
     writer.put(options.cuda ? options.cuda->device : 0);
     writer.put(options.cuda ? options.cuda->priority : 0);

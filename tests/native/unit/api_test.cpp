@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <string>
 
 #include "check.hpp"
@@ -223,7 +224,9 @@ struct Seen {
     int logs = 0, calls_until_cancel = -1;
     double last = -1;
     drt_stage stage = DRT_OPEN;
-    bool monotone = true;
+    drt_stage cancel_stage = -1;  // once this one is so far done
+    double cancel_fraction = 0;
+    bool monotone = true, throws = false;
 };
 
 void callbacks(const char* bundle, const Sample& sample) {
@@ -239,7 +242,10 @@ void callbacks(const char* bundle, const Sample& sample) {
     };
     params.cancel = [](void* data) {
         auto& s = *static_cast<Seen*>(data);
-        return s.calls_until_cancel >= 0 && s.calls_until_cancel-- == 0 ? 1 : 0;
+        if (s.stage == s.cancel_stage && s.last == s.cancel_fraction) return 1;
+        const bool now = s.calls_until_cancel >= 0 && s.calls_until_cancel-- == 0;
+        if (now && s.throws) throw std::runtime_error("the host's own");
+        return now ? 1 : 0;
     };
     drt_session* session = nullptr;
     CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
@@ -247,15 +253,22 @@ void callbacks(const char* bundle, const Sample& sample) {
     CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
     CHECK(seen.monotone && seen.stage == DRT_HEADS && seen.last == 1);
     const std::vector<float> expected = embedding_of(session);
-    for (const int calls : {0, 1, 2}) {  // before preprocessing, before encoding, while encoding
-        seen.calls_until_cancel = calls;
-        seen.stage = DRT_OPEN;
-        const drt_status status = drt_session_run(session, &sample.volume);
-        // A fast encoder may be done before it is asked for the first time.
-        CHECK(status == DRT_ERROR_CANCELLED || (calls == 2 && status == DRT_OK));
-        seen.calls_until_cancel = -1;
-        CHECK(drt_session_run(session, &sample.volume) == DRT_OK && cosine(embedding_of(session), expected) > 1 - 1e-6);
-    }
+    drt_scope scope{};
+    scope.struct_size = sizeof scope;
+    CHECK(drt_scope_of_result(session, &scope) == DRT_OK);
+    for (const bool throws : {false, true})
+        for (const int calls : {0, 1, 2}) {  // before preprocessing, before encoding, while encoding
+            seen.throws = throws;
+            seen.calls_until_cancel = calls;
+            seen.stage = DRT_OPEN;
+            CHECK(drt_session_run(session, &sample.volume) == (throws ? DRT_ERROR_INTERNAL : DRT_ERROR_CANCELLED));
+            seen.calls_until_cancel = -1;
+            CHECK(drt_session_run(session, &sample.volume) == DRT_OK && cosine(embedding_of(session), expected) > 1 - 1e-6);
+        }
+    seen.cancel_stage = DRT_ENCODE, seen.cancel_fraction = 1;  // before the heads
+    CHECK(drt_session_run(session, &sample.volume) == DRT_ERROR_CANCELLED);
+    seen.cancel_stage = DRT_HEADS, seen.cancel_fraction = 0;  // before the first of them
+    CHECK(drt_session_run(session, &sample.volume) == (scope.inside != 0 ? DRT_ERROR_CANCELLED : DRT_OK));
     drt_session_close(session);
 }
 

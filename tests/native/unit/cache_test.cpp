@@ -1,8 +1,10 @@
 // Kept graphs: what comes back is what was kept, or nothing. And room in heaps costs no memory until it is used.
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 
 #include "check.hpp"
@@ -49,7 +51,22 @@ void kept_graphs(const fs::path& folder) {
         file.close();
         CHECK(!cache.find("key"));
     }
-    fs::remove(only_file(folder));
+
+    // What a process left that died while it wrote goes when it is old; what another may be writing stays.
+    const std::string name = only_file(folder).string();
+    const fs::path old = name + ".1.2", fresh = name + ".3.4", other = folder / "other.1.2";
+    for (const fs::path& file : {old, fresh, other}) std::ofstream(file) << "half";
+    for (const fs::path& file : {old, other}) fs::last_write_time(file, fs::file_time_type::clock::now() - std::chrono::hours(2));
+    cache.keep("key", content);
+    CHECK(!fs::exists(old) && fs::exists(fresh) && fs::exists(other));
+    for (const fs::path& file : {fresh, other}) fs::remove(file);
+    // Where it cannot be put in its place, nothing is left beside it.
+    fs::remove(name);
+    fs::create_directory(name);
+    cache.keep("key", content);
+    CHECK(only_file(folder) == name && std::distance(fs::directory_iterator(folder), {}) == 1);
+
+    fs::remove(name);
     fs::create_directory(folder / "empty");
     CHECK(!MappedFile::open(folder / "empty") && !MappedFile::open(folder / "absent"));
 }

@@ -53,6 +53,18 @@ void all_is_on_the_device(int ordinal, int architecture) {
     CHECK(state.retained[ordinal] == 0 && state.streams.empty() && state.current.empty() && state.wrong.empty());
 }
 
+void voxels_are_read_back_on_the_stream() {
+    Played& state = played();
+    {
+        CudaDevice device(folder, on(1));
+        const std::string voxels = "voxels";
+        std::string read(voxels.size(), ' ');
+        device.read_back(read.data(), voxels.data(), voxels.size());
+        CHECK(read == voxels && state.waiting.empty());
+    }
+    CHECK(state.current.empty() && state.wrong.empty());
+}
+
 void a_callers_context_says_which_device() {
     Played& state = played();
     CudaDevice owner(folder, on(1));
@@ -93,6 +105,7 @@ void a_worker_is_told_the_device() {
 int main() {
     all_is_on_the_device(0, 75);
     all_is_on_the_device(1, 89);
+    voxels_are_read_back_on_the_stream();
     a_callers_context_says_which_device();
     a_device_that_is_not_there_is_refused_in_a_line();
     a_worker_is_told_the_device();

@@ -97,6 +97,19 @@ void grid_is_centred_on_the_field_of_view() {
     CHECK(depth == spec.grid_shape[0]);
 }
 
+void sizes_too_far_apart_are_refused() {
+    const auto plan = [](double spacing_mm, double voxel_mm, std::int64_t voxels) {
+        Preprocessing spec;
+        spec.grid_shape = {96, 96, 96};
+        spec.spacing_mm = {spacing_mm, spacing_mm, spacing_mm};
+        return plan_grid(oriented({0, 1, 2}, {}, {voxel_mm, voxel_mm, voxel_mm}, 0), {voxels, voxels, voxels}, spec);
+    };
+    CHECK(plan(500, 0.1, 8).size[0] == 1 && plan(0.01, 1, 4096).size[0] == 96);
+    const std::string large = CHECK_ERROR(plan(1000, 0.05, 8), DRT_ERROR_SERIES);
+    CHECK(large.find("8 voxels of 0.05 mm and a grid of 1000 mm: too far apart") == 0);
+    CHECK_ERROR(plan(0.001, 1, 4096), DRT_ERROR_SERIES);
+}
+
 }  // namespace
 
 int main() {
@@ -104,4 +117,5 @@ int main() {
     at_45_degrees_storage_order_does_not_matter();
     bad_affines_are_refused();
     grid_is_centred_on_the_field_of_view();
+    sizes_too_far_apart_are_refused();
 }

@@ -123,15 +123,28 @@ CUresult cuMemFree(CUdeviceptr address) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuStreamSynchronize(CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
+// Nothing has come before the stream is waited for.
+CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+    if (needs("cuMemcpyDtoHAsync", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    played.waiting.push_back({stream, to, reinterpret_cast<const void*>(from), bytes});
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamSynchronize(CUstream stream) {
+    if (needs("cuStreamSynchronize", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    std::erase_if(played.waiting, [stream](const PlayedCopy& copy) {
+        if (copy.stream == stream) std::memcpy(copy.to, copy.from, copy.bytes);
+        return copy.stream == stream;
+    });
+    return CUDA_SUCCESS;
+}
+
 CUresult cuStreamWaitValue32(CUstream, CUdeviceptr, cuuint32_t, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuEventRecord(CUevent, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuMemHostAlloc(void**, std::size_t, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuMemFreeHost(void*) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuMemHostGetDevicePointer(CUdeviceptr*, void*, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuMemcpy(CUdeviceptr, CUdeviceptr, std::size_t) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr, const void*, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuMemcpyDtoHAsync(void*, CUdeviceptr, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuModuleLoadData(CUmodule*, const void*) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuModuleUnload(CUmodule) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*) { return CUDA_ERROR_NOT_SUPPORTED; }

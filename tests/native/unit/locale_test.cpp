@@ -1,0 +1,93 @@
+// A host with a decimal comma: its compiled graphs are read back as they were, and its locale stays as it is.
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <clocale>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+
+#include "check.hpp"
+#include "sample.hpp"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int skipped = 77;
+
+// What localedef writes for LC_NUMERIC (glibc, locale/localeinfo.h), so that no such locale need be installed.
+void write_comma_locale(const fs::path& folder) {
+    fs::create_directories(folder);
+    const std::uint32_t magic = 0x20031115U ^ LC_NUMERIC;
+    const std::uint32_t offsets[] = {magic, 6, 32, 34, 35, 36, 40, 44}, wide[] = {',', 0};
+    std::ofstream file(folder / "LC_NUMERIC", std::ios::binary);
+    file.write(reinterpret_cast<const char*>(offsets), sizeof offsets);
+    file.write(",\0\0", 4);
+    file.write(reinterpret_cast<const char*>(wide), sizeof wide);
+    file.write("UTF-8", 6);
+}
+
+std::string one_and_a_half() {
+    char text[8];
+    std::snprintf(text, sizeof text, "%.1f", 1.5);
+    return text;
+}
+
+struct Answer {
+    std::vector<float> embedding;
+    double score = 0;  // of a graph of its own: whether the series is in the model's scope
+};
+
+Answer answer(const char* bundle, const Sample& sample, const std::string& cache_folder) {
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.threads = 2;
+    params.cache_folder = cache_folder.empty() ? nullptr : cache_folder.c_str();
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
+    CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
+    drt_scope scope{};
+    scope.struct_size = sizeof scope;
+    CHECK(drt_scope_of_result(session, &scope) == DRT_OK);
+    const Answer found{embedding_of(session), scope.score};
+    drt_session_close(session);
+    return found;
+}
+
+void same(const Answer& a, const Answer& b) {
+    CHECK(cosine(a.embedding, b.embedding) > 1 - 1e-6);
+    CHECK(std::abs(a.score - b.score) < 1e-6);
+}
+
+std::map<fs::path, fs::file_time_type> files(const fs::path& folder) {
+    std::map<fs::path, fs::file_time_type> found;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) found[entry.path()] = entry.last_write_time();
+    return found;
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+    const fs::path folder = fs::temp_directory_path() / ("decipher_rt_locale_test_" + std::to_string(getpid()));
+    write_comma_locale(folder / "comma");
+    setenv("LOCPATH", folder.c_str(), 1);
+    if (std::setlocale(LC_NUMERIC, "comma") == nullptr || one_and_a_half() != "1,5") {
+        fs::remove_all(folder);
+        std::cout << "skipped: this C library reads no locale from LOCPATH\n";
+        return skipped;
+    }
+    const Sample sample;
+    const std::string cache = (folder / "cache").string();
+    const Answer expected = answer(argv[1], sample, "");
+    same(answer(argv[1], sample, cache), expected);
+    const auto kept = files(cache);
+    CHECK(!kept.empty());
+    same(answer(argv[1], sample, cache), expected);
+    CHECK(files(cache) == kept);  // all were read back, none compiled anew
+    CHECK(one_and_a_half() == "1,5");
+    fs::remove_all(folder);
+}

@@ -1,0 +1,126 @@
+// A worker process and the memory that it shares, without the work: this program is its own worker. How an end is noticed,
+// waited for, and left to whom it belongs.
+#include "worker_process.hpp"
+
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "check.hpp"
+#include "decipher_rt.h"
+
+using namespace decipher;
+using namespace std::chrono_literals;
+
+const char* drt_version(void) { return ""; }  // where the installed worker is looked for: not here
+
+namespace {
+
+constexpr std::size_t large = std::size_t{8} << 20;
+constexpr std::byte ended{1};
+
+// Answers with what it hears. When the host has closed its end it takes its time, and says that it was not killed.
+int play_worker() {
+    SharedMemory memory = SharedMemory::attach(Descriptor(worker_memory));
+    memory.hold_life();
+    std::byte& said = memory.area(large)[0];
+    Received received;
+    for (Message message; (received = receive_message(worker_socket, -1, message)) != Received::gone;)
+        if (received == Received::message) send_message(worker_socket, message);
+    std::this_thread::sleep_for(200ms);
+    said = ended;
+    return 0;
+}
+
+struct Played {
+    SharedMemory memory = SharedMemory::create();
+    std::unique_ptr<WorkerProcess> process = std::make_unique<WorkerProcess>("/proc/self/exe", memory.descriptor());
+
+    Played() { CHECK(answers()); }
+
+    bool answers() const {
+        Message message{MessageKind::missing, 0, {}};
+        return send_message(process->socket(), message) && receive_message(process->socket(), 10'000, message) == Received::message;
+    }
+    bool ended_by_itself() { return memory.area(1)[0] == ended; }
+};
+
+void memory_is_taken_when_it_grows() {
+    SharedMemory memory = SharedMemory::create();
+    memory.area(large);
+    struct stat state {};
+    CHECK(fstat(memory.descriptor(), &state) == 0);
+    CHECK(static_cast<std::size_t>(state.st_blocks) * 512 >= large && memory.room() >= large);
+}
+
+void death_is_noticed_at_once() {
+    Played played;
+    CHECK(!played.memory.is_life_lost());
+    played.process->kill();
+    siginfo_t death{};
+    CHECK(waitid(P_PID, static_cast<id_t>(played.process->pid()), &death, WEXITED | WNOWAIT) == 0);
+    CHECK(played.memory.is_life_lost());
+}
+
+void signals_do_not_cut_the_end_short() {
+    struct sigaction action {}, before {};
+    action.sa_handler = [](int) {};
+    CHECK(sigaction(SIGALRM, &action, &before) == 0);
+    Played played;
+    const pid_t pid = played.process->pid();
+    const itimerval often{{0, 5000}, {0, 5000}}, never{};
+    setitimer(ITIMER_REAL, &often, nullptr);
+    played.process.reset();
+    setitimer(ITIMER_REAL, &never, nullptr);
+    CHECK(played.ended_by_itself());
+    CHECK(waitpid(pid, nullptr, WNOHANG) < 0 && errno == ECHILD);
+    sigaction(SIGALRM, &before, nullptr);
+}
+
+void a_worker_that_the_host_has_reaped_is_not_waited_for() {
+    Played played;
+    played.process->kill();
+    CHECK(waitpid(played.process->pid(), nullptr, 0) > 0);
+    const auto start = std::chrono::steady_clock::now();
+    played.process.reset();
+    CHECK(std::chrono::steady_clock::now() - start < 1s);
+}
+
+void forked_children_change_nothing() {
+    Played played;
+    const pid_t closer = fork();
+    if (closer == 0) {
+        played.process.reset();
+        _exit(0);
+    }
+    CHECK(waitpid(closer, nullptr, 0) == closer && played.answers());
+    const pid_t holder = fork();
+    if (holder == 0) {
+        pause();
+        _exit(0);
+    }
+    const auto start = std::chrono::steady_clock::now();
+    played.process.reset();
+    CHECK(std::chrono::steady_clock::now() - start < 1500ms && played.ended_by_itself());
+    kill(holder, SIGKILL);
+    CHECK(waitpid(holder, nullptr, 0) == holder);
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+    if (std::string(argv[0]) == "decipher-rt-worker") return play_worker();
+    memory_is_taken_when_it_grows();
+    death_is_noticed_at_once();
+    signals_do_not_cut_the_end_short();
+    a_worker_that_the_host_has_reaped_is_not_waited_for();
+    forked_children_change_nothing();
+}

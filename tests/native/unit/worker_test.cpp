@@ -1,0 +1,108 @@
+// A session in a worker process, where the host does not behave: callbacks that throw, what is too long, what cannot be sent.
+
+#include <signal.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "check.hpp"
+#include "sample.hpp"
+
+namespace {
+
+struct Host {
+    bool progress_throws = false, cancel_throws = false;
+};
+
+drt_session_params worker_params(Host* host) {
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.mode = DRT_WORKER;
+    params.heads = "";
+    params.user_data = host;
+    params.progress = [](void* data, drt_stage, double) {
+        if (static_cast<Host*>(data)->progress_throws) throw std::runtime_error("the host's own");
+    };
+    params.cancel = [](void* data) -> int {
+        if (static_cast<Host*>(data)->cancel_throws) throw std::runtime_error("the host's own");
+        return 0;
+    };
+    return params;
+}
+
+drt_session* open(const char* bundle, Host* host) {
+    const drt_session_params params = worker_params(host);
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
+    return session;
+}
+
+bool said(const char* part) { return std::strstr(drt_last_error(), part) != nullptr; }
+
+void no_call_gets_the_answer_to_another(const char* bundle, const Sample& sample) {
+    Host host;
+    drt_session* session = open(bundle, &host);
+    host.progress_throws = true;
+    CHECK(drt_session_run(session, &sample.volume) == DRT_ERROR_INTERNAL && said("the host's own"));
+    host.progress_throws = false;
+    CHECK(drt_session_run(session, &sample.volume) == DRT_ERROR_WORKER_LOST);
+    drt_session_close(session);
+}
+
+void freeing_a_series_throws_nothing(const char* bundle, const Sample& sample) {
+    Host host;
+    drt_session* session = open(bundle, &host);
+    drt_series_geometry geometry;
+    drt_default_geometry(&geometry, sizeof geometry);
+    std::memcpy(geometry.shape, sample.volume.shape, sizeof geometry.shape);
+    std::memcpy(geometry.affine_lps_mm, sample.volume.affine_lps_mm, sizeof geometry.affine_lps_mm);
+    geometry.type = sample.volume.type;
+    drt_series* series = nullptr;
+    CHECK(drt_series_begin(session, &geometry, &series) == DRT_OK);
+    drt_session_info info{};
+    info.struct_size = sizeof info;
+    CHECK(drt_session_describe(session, &info) == DRT_OK);
+    kill(static_cast<pid_t>(info.worker_pid), SIGSTOP);  // so that the callback is asked
+    host.cancel_throws = true;
+    drt_series_free(series);
+    drt_session_close(session);
+}
+
+void what_is_too_long_is_said(const char* bundle, const Sample& sample) {
+    const std::string endless(10'000, 'x');
+    Host host;
+    drt_session_params params = worker_params(&host);
+    params.cache_folder = endless.c_str();
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_ERROR_ARGUMENT && said("shorten"));
+    session = open(bundle, &host);
+    drt_volume volume = sample.volume;
+    volume.modality = endless.c_str();
+    CHECK(drt_session_run(session, &volume) == DRT_ERROR_ARGUMENT && said("shorten"));
+    CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
+    drt_session_close(session);
+}
+
+void pointers_of_cuda_are_refused(const char* bundle) {
+    Host host;
+    drt_cuda_params cuda;
+    drt_cuda_default_params(&cuda, sizeof cuda);
+    drt_session_params params = worker_params(&host);
+    params.device = DRT_CUDA;
+    params.cuda = &cuda;
+    int handle = 0;
+    cuda.stream = &handle;
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_ERROR_UNSUPPORTED && said("do not reach a worker process"));
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+    const Sample sample;
+    no_call_gets_the_answer_to_another(argv[1], sample);
+    freeing_a_series_throws_nothing(argv[1], sample);
+    what_is_too_long_is_said(argv[1], sample);
+    pointers_of_cuda_are_refused(argv[1]);
+}
