@@ -152,10 +152,12 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
 
     Parameters
     ----------
-    figures : mapping
-        ``auroc``, ``presence_auroc``, ``r_squared`` or ``dice`` by label, as the evaluation gives them.
+    figures : mapping or None
+        ``auroc``, ``presence_auroc``, ``r_squared`` or ``dice`` by label, as the evaluation gives them; None where no
+        held-out series has the truth.
     """
-    figures = figures or {}
+    if figures is None:
+        return " NOT TO BE RELIED ON: not measured on held-out series."
     aurocs = [figures[name] for name in ("auroc", "presence_auroc") if figures.get(name) is not None]
     if aurocs and min(aurocs) < USEFUL_AUROC:
         return f" NOT TO BE RELIED ON: AUROC {min(aurocs):.2f} on held-out series, where chance gives 0.50."

@@ -24,7 +24,7 @@ from decipher_rt.text import TextTower
 from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
 from decipher_rt.verify import SCOPE, TEXT, TOLERANCES, VerifyRow, compare, run_case
 
-from .parts import PROMPTS, Parts, TextPart
+from .parts import PROMPTS, TOKENIZER, Parts, TextPart
 from .runnable import runnable_encoders, write_files
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -49,7 +49,13 @@ def _text_reference(text: TextPart) -> dict[str, NDArray[Any]]:
     """Embed the golden prompts with the torch tower, each alone, as the runtime does."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_buffer(text.tokenizer)
+    try:
+        tokenizer = Tokenizer.from_buffer(text.tokenizer)
+    except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+        raise EngineError(
+            f"{TOKENIZER} of the model's folder: not a tokenizer ({' '.join(str(error).split())[:100]}); copy it again "
+            "from the text stage"
+        ) from None
     tokenizer.no_padding()
     rows = []
     for prompt in PROMPTS:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_met_as: int | None = None  # number of this process in the last run of several, which may have parted
 
 
 def joined() -> bool:
@@ -27,21 +28,43 @@ def joined() -> bool:
 def rank() -> int:
     """Return the number of this process among all, from 0.
 
-    Before the processes have met it is what the launcher (torchrun, SLURM or Fabric's own) says in the environment.
+    Before the processes have met it is what the launcher (torchrun, SLURM or Fabric's own) says in the environment;
+    once they have parted, what it was.
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
+    if _met_as is not None:
+        return _met_as
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
+    if "LOCAL_RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
     # Fabric's launcher says no more than these two. Only whether it is the first matters before the processes meet.
     return int(os.environ.get("NODE_RANK", "0")) * int(os.environ.get("WORLD_SIZE", "1")) + int(
         os.environ.get("LOCAL_RANK", "0")
     )
 
 
+def remember_rank() -> None:
+    """Keep the number that this process has among those that have met, for when they have parted."""
+    global _met_as
+    if joined():
+        _met_as = dist.get_rank()
+
+
 def world_size() -> int:
     """Return how many processes compute together; 1 where none have met."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def started() -> int | None:
+    """Return how many processes torchrun or SLURM says that it starts; None where neither started this one."""
+    if dist.is_available() and dist.is_torchelastic_launched():
+        return int(os.environ["WORLD_SIZE"])
+    # Fabric takes jobs of these two names for a shell, in which nothing was started.
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    return int(os.environ["SLURM_NTASKS"]) if "SLURM_NTASKS" in os.environ else None
 
 
 def share(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:

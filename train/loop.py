@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
@@ -97,7 +98,14 @@ class Stage(Protocol):
         ...
 
 
-def run(stage: Stage, settings: RunConfig, folder: Path, config_text: str, progress: Progress) -> None:
+def run(
+    stage: Stage,
+    settings: RunConfig,
+    folder: Path,
+    config_text: str,
+    progress: Progress,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Optimise a stage, from the last checkpoint in ``folder`` if there is one, and leave a weights folder.
 
     Parameters
@@ -111,24 +119,26 @@ def run(stage: Stage, settings: RunConfig, folder: Path, config_text: str, progr
     config_text : str
         The whole configuration as YAML; a checkpoint of another one is refused.
     progress : Progress
+    metadata : mapping
+        What ``model.safetensors`` is to say of itself beside its provenance.
 
     Raises
     ------
     CheckpointError
         Where the folder holds a run of another configuration, or a damaged checkpoint.
     TrainingError
-        Where the gradient is not finite, or the machine is not what ``settings`` asks for.
+        Where the gradient is not finite, or the machine or its launcher is not what ``settings`` asks for.
     """
     if _finished(folder, config_text):
-        progress.say(f"{folder}: already trained")
+        progress.warn(f"{folder}: already trained")
         return
-    torch.set_num_threads(settings.threads)
     if (computed := precision_here(settings)) != settings.precision:
         progress.say(f"this CPU does not compute in {settings.precision}: {computed}")
-    fabric = _fabric(stage.model, settings)
-    fabric.launch()
+    fabric = _launched(stage.model, settings)
+    distributed.remember_rank()
+    torch.set_num_threads(settings.threads)  # after the launch, which sets another number
     try:
-        _optimise(stage, settings, folder, config_text, fabric, progress)
+        _optimise(stage, settings, folder, config_text, fabric, progress, metadata)
     finally:
         # Those that fail leave at once: the others would wait for them.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -147,6 +157,26 @@ def _finished(folder: Path, config_text: str) -> bool:
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder / WEIGHTS}: the run is finished, but this file is gone; remove {folder}")
     return True
+
+
+def _launched(model: nn.Module, settings: RunConfig) -> Fabric:
+    """Return Fabric, its processes started and met."""
+    asked = f"run.devices is {settings.devices} and run.nodes {settings.nodes}"
+    started = distributed.started()
+    if started is not None and started != settings.devices * settings.nodes:
+        raise TrainingError(
+            f"{asked}, but torchrun or SLURM starts {started} processes; set them to the processes of a machine and "
+            "the machines"
+        )
+    try:
+        fabric = _fabric(model, settings)
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise TrainingError(
+            f"{asked}: the processes do not come together ({reason}); have torchrun or srun start the same"
+        ) from None
+    return fabric
 
 
 def _fabric(model: nn.Module, settings: RunConfig) -> Fabric:
@@ -184,7 +214,13 @@ def precision_here(settings: RunConfig) -> Precision:
 
 
 def _optimise(
-    stage: Stage, settings: RunConfig, folder: Path, config_text: str, fabric: Fabric, progress: Progress
+    stage: Stage,
+    settings: RunConfig,
+    folder: Path,
+    config_text: str,
+    fabric: Fabric,
+    progress: Progress,
+    metadata: Mapping[str, Any],
 ) -> None:
     model, steps = stage.model, settings.steps
     if settings.checkpointing:
@@ -220,13 +256,13 @@ def _optimise(
             # Dropout follows from the step too, whatever was drawn before it.
             torch.manual_seed(settings.seed * 1_000_003 + step * settings.shares + distributed.rank())
             losses = _backward(fabric, module, batches, settings, step)
-            try:
-                norm = fabric.clip_gradients(module, fabric_optimiser, max_norm=settings.clip, error_if_nonfinite=True)
-            except RuntimeError as error:
+            # Fabric's own check is not made under FSDP.
+            norm = fabric.clip_gradients(module, fabric_optimiser, max_norm=settings.clip, error_if_nonfinite=False)
+            if norm is not None and not norm.isfinite():
                 raise TrainingError(
                     f"step {step}: the gradient is not finite; lower run.rate, lengthen run.warmup, or set "
-                    f"run.precision=fp32 ({' '.join(str(error).split())[:80]})"
-                ) from None
+                    "run.precision=fp32"
+                )
             fabric_optimiser.step()
             stage.after_step(step)
             if main:
@@ -258,7 +294,7 @@ def _optimise(
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         draw_curve(folder / "log.csv", folder / "curve.png", stage.curve)
-        write_tensors(folder / WEIGHTS, stage.weights(tensors), {"provenance": provenance})
+        write_tensors(folder / WEIGHTS, stage.weights(tensors), {**metadata, "provenance": provenance})
         write_text(folder / CONFIG, config_text)
         checkpoint.unlink(missing_ok=True)
     distributed.barrier()

@@ -30,7 +30,7 @@ class RunConfig:
     checkpointing : compute the members of every ``nn.ModuleList`` (transformer blocks) again in the backward pass
         instead of keeping what they gave (arXiv 1604.06174)
     devices, nodes : processes on each machine, one per GPU or on the CPU, and machines
-    strategy : "ddp" copies the model into every process, "fsdp" shards it (GPUs only)
+    strategy : "ddp" copies the model into every process, "fsdp" shards it (GPUs only, no distillation)
     threads : CPU threads of a process; results are bit-exact for the same number only
     loaders : threads of a process that make batches ahead, each one; more of them feed a GPU, and change no result
     checkpoint_every : steps

@@ -16,9 +16,10 @@ from .config import ConfigError, build_config, dump_config, load_config, read_do
 from .model.recipe import RecipeConfig, RecipeModel
 from .model.text import TextConfig
 from .model.vit import ViTConfig
-from .sources import SourceConfig
+from .sources import SourceConfig, Split, patients_of
 
 KIND = "model"  # key of ``config.yaml`` that a whole model has, and no single stage
+PATIENTS = "patients"  # key of the metadata: hashes of those that a stage, or one that it stands upon, was trained on
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def load_weights(folder: Path) -> Weights:
 
 
 def check_splits(source: SourceConfig, folder: Path) -> None:
-    """Raise ConfigError where a source would test on patients that the stage in a folder was trained on.
+    """Raise ConfigError where a source would test or validate on patients that a folder's stage was trained on.
 
     What was trained elsewhere, such as a BERT, says nothing of its patients.
     """
@@ -100,6 +101,33 @@ def check_splits(source: SourceConfig, folder: Path) -> None:
             source.check_splits(earlier, str(folder))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+    check_patients(source, stage_metadata(folder), str(folder), "validation", "test")
+
+
+def check_patients(source: SourceConfig, metadata: Mapping[str, Any], where: str, *splits: Split) -> None:
+    """Raise ConfigError where splits of a source hold patients that the metadata of a stage list as trained on."""
+    earlier = metadata.get(PATIENTS)
+    if earlier and (again := patients_of(source, *splits).intersection(earlier)):
+        raise ConfigError(
+            f"{source.path}: {len(again)} patients of its {' or '.join(splits)} split were trained on in {where}; list "
+            "them in split train, or leave them out"
+        )
+
+
+def stage_metadata(folder: Path) -> Mapping[str, Any]:
+    """Return the metadata of a stage's weights; none of what was trained elsewhere, such as a BERT."""
+    return read_tensors(folder / WEIGHTS)[1] if (folder / CONFIG).exists() else {}
+
+
+def trained_on(source: SourceConfig, *earlier: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the metadata that say whom a stage was trained on; empty where these are nobody, as the simulator's.
+
+    Parameters
+    ----------
+    earlier : metadata of the stages that it stands upon
+    """
+    found = patients_of(source, "train").union(*(metadata.get(PATIENTS, ()) for metadata in earlier))
+    return {PATIENTS: sorted(found)} if found else {}
 
 
 def load_stage(folder: Path) -> Stage:

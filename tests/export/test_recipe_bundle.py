@@ -21,6 +21,7 @@ from decipher_rt.export.bundle import export_bundle
 from decipher_rt.export.evaluate import evaluate_encoders
 from decipher_rt.export.known import KnownSeries
 from decipher_rt.export.parts import PROMPTS, parts_of, unreliable
+from decipher_rt.export.verify import reference_outputs
 from decipher_rt.session import Session
 from decipher_rt.text import TextTower
 from decipher_rt.train.decoders.contract import Known, seen_as_encoder
@@ -101,7 +102,7 @@ def test_the_manifest_says_what_the_decoders_are(bundle: Bundle, weights: Weight
         "classification", "classification", "regression", "segmentation", "localisation"
     ]  # fmt: skip
     assert heads["sequence"].labels == ("T1w", "T2w", "FLAIR")
-    assert heads["lesion"].description == "Weak: a coin."
+    assert heads["lesion"].description == "Weak: a coin. NOT TO BE RELIED ON: not measured on held-out series."
     assert heads["brain_volume_ml"].unit == "ml"
     assert (heads["tissue"].stride, heads["tissue"].labels[0]) == (2, "background")
     assert heads["lesion_box"].threshold == 0.375
@@ -326,6 +327,16 @@ def test_a_head_that_no_series_can_judge_is_named(
         evaluate_encoders(Encoded(), [], heads, iter(unknown))
 
 
+def test_half_a_tokenizer_is_refused_in_words(weights: Weights, tokenizer: bytes, case: GoldenCase) -> None:
+    inputs = {
+        "volume": torch.from_numpy(case.volume.astype(np.float32))[None, None],
+        "window": torch.from_numpy(case.window)[None],
+        "tokens": torch.from_numpy(case.tokens)[None],
+    }
+    with pytest.raises(EngineError, match=r"^tokenizer.json of the model's folder: not a tokenizer .*copy it again"):
+        reference_outputs(parts_of(weights, tokenizer[: len(tokenizer) // 2]), inputs)
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
     [
@@ -367,7 +378,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(
         ({"r_squared": 0.05}, "5% of the variance"),
         ({"r_squared": 0.8}, ""),
         ({"dice": {"grey": 0.6, "lesion": 0.02}}, "lesion (Dice 0.02)"),
-        (None, ""),
+        (None, "not measured on held-out series"),
     ],
 )
 def test_a_head_of_poor_figures_says_so_with_every_answer(figures: dict | None, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,15 @@ def test_sources_change_and_the_model_does_not() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             change_sources(config, [wrong])
+
+
+def test_recorded_patients_are_not_drawn_anew_to_be_tested_on() -> None:
+    recorded = SourceConfig(kind="manifest", path="a.csv", seed=20)
+    config = RecipeConfig("recipe", "m", "1.0.0", ViTConfig.PRESETS["tiny"], sources={"age": recorded})
+    for change in ("source.seed=1", "source.shares=[0.0, 0.0, 1.0]"):
+        with pytest.raises(ConfigError, match=r"source.seed is .*, but age was trained with 20 and \[0.8, 0.1, 0.1\]"):
+            change_sources(config, [change])
+    assert change_sources(config, ["source.path=b.csv"]).sources["age"].path == "b.csv"
+    simulated = dataclasses.replace(config, sources={"age": SourceConfig()})
+    changes = ["source.kind=manifest", "source.path=b.csv", "source.shares=[0.0, 0.0, 1.0]"]
+    assert change_sources(simulated, changes).sources["age"].shares == (0.0, 0.0, 1.0)

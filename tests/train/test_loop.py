@@ -8,6 +8,7 @@ import math
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,9 +172,69 @@ def test_a_cpu_without_bfloat16_computes_in_float32(
     assert read_tensors(tmp_path / "model.safetensors")[1]["provenance"]["precision"] == "fp32"
 
 
-def test_finished_runs_are_left_alone_and_others_refused(whole: Path) -> None:
+def test_processes_that_slurm_started_keep_their_number_and_threads(tmp_path: Path) -> None:
+    """What follows a run, such as figures, is for the first alone to write."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = (
+        "import runpy, torch; from decipher_rt.train.distributed import rank; before = rank(); "
+        f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__'); print(before, rank(), torch.get_num_threads())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONWARNINGS": "error", **SLURM}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), "devices=2", "steps=2", "threads=3"],
+            env={**environment, "SLURM_PROCID": number, "SLURM_LOCALID": number},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in ("0", "1")
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [out for out, _ in said] == ["0 0 3\n", "1 1 3\n"], said
+
+
+SLURM = {
+    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "said"),
+    [
+        (1, {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}, "is 1 and run.nodes 1, but torchrun or SLURM starts 4"),
+        (1, SLURM, "run.devices is 1 and run.nodes 1, but torchrun or SLURM starts 2 processes; set them"),
+        (4, SLURM, "run.devices is 4 and run.nodes 1, but torchrun or SLURM starts 2 processes; set them"),
+        (2, {"SLURM_NTASKS": "2"}, "the processes do not come together .*--ntasks-per-node"),
+        (
+            2,
+            {**SLURM, "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"},
+            "the processes do not come together .*tasks per",
+        ),
+    ],
+)
+def test_a_launcher_of_other_numbers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, environment: dict[str, str], said: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match=said):
+        train(tmp_path, devices=devices)
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_a_shell_that_slurm_gave_one_process_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SLURM, "SLURM_JOB_NAME": "bash"}.items():
+        monkeypatch.setenv(name, value)
+    train(tmp_path, steps=2)
+
+
+def test_finished_runs_are_left_alone_and_others_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(whole)
+    assert capsys.readouterr().err == f"decipher-rt: {whole}: already trained\n"
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
     with pytest.raises(CheckpointError, match=r"config.yaml: a run of another configuration"):
         train(whole, rate=0.5)

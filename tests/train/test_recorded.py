@@ -16,8 +16,9 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.series import find_series, read_series
 from decipher_rt.train.progress import Progress
-from decipher_rt.train.sources import Box, Examples, SourceConfig, open_source
+from decipher_rt.train.sources import Box, Examples, SourceConfig, open_source, patients_of, pinned, recorded
 from decipher_rt.train.sources.manifest import read_manifest
+from decipher_rt.train.sources.recorded import Recorded, rows_of_split
 from decipher_rt.train.sources.rows import SourceError, sentences
 
 SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
@@ -185,10 +186,12 @@ def test_masks_and_boxes_come_with_a_manifest(cohort: Path) -> None:
     ras = (np.c_[index, np.ones(len(index))] @ first.affine_lps_mm.T) * [-1, -1, 1, 1]
     inside = ras @ np.linalg.inv(TURNED).T[:, :3]
     nearest = np.rint(inside).astype(int)
-    clear = (np.abs(inside - nearest) < 0.49).all(1) & ((inside > 0) & (inside < np.array(labels.shape) - 1)).all(1)
+    there = ((nearest >= 0) & (nearest < labels.shape)).all(1)
+    clear = (np.abs(inside - nearest) < 0.49).all(1) & there
     assert clear.sum() > 500
+    assert (clear & ((inside < 0) | (inside > np.array(labels.shape) - 1)).any(1)).sum() > 50  # beyond the last centres
     assert np.array_equal(first.tissue.reshape(-1)[clear], labels[tuple(nearest[clear].T)])
-    outside = ((inside < -0.6) | (inside > np.array(labels.shape) - 0.4)).any(1)
+    outside = ((inside < -0.51) | (inside > np.array(labels.shape) - 0.49)).any(1)
     assert outside.any()
     assert not first.tissue.reshape(-1)[outside].any()
 
@@ -203,6 +206,37 @@ def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
     assert len(list((cohort / "cache").rglob("*.safetensors"))) == 1
     nibabel.save(nibabel.Nifti1Image(np.full((14, 16, 12), 2, np.uint8), TURNED), cohort / "mask.nii.gz")
     assert opened(config, cohort / "cache")[0].tissue.max() == 2  # type: ignore[union-attr]
+
+
+def test_other_images_or_masks_under_the_same_names_are_another_run(cohort: Path) -> None:
+    mask = cohort / "mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((14, 16, 12), np.uint8), TURNED), mask)
+    path = write_csv(cohort, "c.nii.gz,p,train,mask.nii.gz", "a,p,train,", header="path,patient,split,mask")
+    config = SourceConfig(kind="manifest", path=str(path))
+    first, words = pinned(config), pinned(config, images=False)
+    assert pinned(config) == first
+    nibabel.save(nibabel.Nifti1Image(np.eye(16, dtype=np.uint8)[..., None].repeat(12, 2), TURNED), mask)
+    second = pinned(config)
+    (cohort / "a" / sorted(p.name for p in (cohort / "a").iterdir())[0]).touch()
+    assert len({first.listed, second.listed, pinned(config).listed}) == 3
+    assert pinned(config, images=False) == words  # what looks at none is the same run
+
+
+def test_what_made_the_grids_names_their_folder(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of_split(SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS))), "train")
+    on_cpu, on_gpu = (Recorded(rows, PIECES, device).folder(cohort, "train") for device in ("cpu", "gpu"))
+    monkeypatch.setattr(recorded, "LAYOUT", recorded.LAYOUT + 1)
+    assert len({on_cpu, on_gpu, Recorded(rows, PIECES, "cpu").folder(cohort, "train")}) == 3
+
+
+def test_patients_are_known_by_short_hashes(cohort: Path) -> None:
+    path = write_csv(cohort, "a,001,train,,,,,", "b,sub-001,,,,,,", "c.nii.gz,002,test,,,,,0")
+    config = SourceConfig(kind="manifest", path=str(path), shares=(1.0, 0.0, 0.0))
+    train, test = patients_of(config, "train"), patients_of(config, "test")
+    assert len(train) == len(test) == 1  # with the prefix of BIDS or without, it is one
+    assert not train & test
+    assert patients_of(config, "train", "test") == train | test
+    assert patients_of(SourceConfig(), "train") == set()
 
 
 @pytest.mark.parametrize(

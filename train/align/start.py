@@ -53,8 +53,8 @@ def resolved(config: AlignConfig) -> AlignConfig:
             check_splits(config.source, Path(start))
     if config.encoder_from:
         encoder = _read_section(ViTConfig, Path(config.encoder_from), "encoder")
-        # Nothing that a series becomes may depend on the batch, or processes would differ.
-        encoder = dataclasses.replace(encoder, pool="fixed")
+    # Nothing that a series becomes may depend on the batch, or processes would differ.
+    encoder = dataclasses.replace(encoder, pool="fixed")
     if config.text_from:
         folder = Path(config.text_from)
         text = checked_bert_config(folder) if is_bert_folder(folder) else _read_section(TextConfig, folder, "text")
@@ -87,8 +87,7 @@ def start(model: AlignModel, config: AlignConfig, examples: Examples, tokenizer:
         load_encoder(model.encoder, Path(config.encoder_from))
     elif isinstance(model.encoder.patch_embed, nn.Linear):
         whiten(model.encoder.patch_embed, config, [examples[i].volume for i in members[:WHITENED_SERIES]])
-    if config.encoder.pool == "fixed":
-        fit_pool(model.encoder, (examples[i].volume for i in members))
+    fit_pool(model.encoder, (examples[i].volume for i in members))
     if config.text_from:
         folder = Path(config.text_from)
         load_state(model.text.encoder, load_text_encoder(folder, config.text), folder / WEIGHTS)

@@ -14,6 +14,7 @@ from ..loop import TRAINING, run
 from ..progress import Progress
 from ..sources import Examples, open_source
 from ..text.tokenizer import save_tokenizer
+from ..weights import stage_metadata, trained_on
 from .config import AlignConfig
 from .embed import embed_images, embed_texts
 from .retrieval import KS, Retrieval, retrieval
@@ -61,7 +62,9 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     if not (folder / TRAINING).exists() and not (folder / CONFIG).exists():
         progress.say("measuring pooled vectors")
         start(stage.network, config, examples, tokenizer)
-    run(stage, config.run, folder, dump_config(pinned_start(config)), progress)
+    earlier = (stage_metadata(Path(start)) for start in (config.encoder_from, config.text_from) if start)
+    whom = trained_on(config.source, *earlier)
+    run(stage, config.run, folder, dump_config(pinned_start(config)), progress, whom)
     if rank():
         return {}
     save_tokenizer(folder, tokenizer)

@@ -30,12 +30,14 @@ class Known:
         nobody looked
     kind : one of the simulator's ``KINDS``; "head" for real series
     tissue : whether the source has a tissue map for it
+    box_labels : of each box, empty where nobody said; none at all where nobody said of any
     """
 
     labels: Mapping[str, str | float]
     boxes: NDArray[np.float32] | None
     kind: str
     tissue: bool
+    box_labels: tuple[str, ...] = ()
 
 
 def label_text(label: str | float | None) -> str:

@@ -25,7 +25,7 @@ from ..progress import Progress
 from ..scope import ScopeConfig
 from ..sources import SourceConfig
 from ..text.tokenizer import load_tokenizer
-from ..weights import Weights
+from ..weights import Weights, check_patients
 from .contract import Decoder
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import answer_rows
@@ -39,14 +39,23 @@ def change_sources(config: RecipeConfig, overrides: Sequence[str]) -> RecipeConf
     Raises
     ------
     ConfigError
-        Naming the key.
+        Naming the key; also where recorded patients would be drawn into other splits than they were trained in.
     """
     for override in overrides:
         if not override.startswith("source."):
             raise ConfigError(f"{override!r}: expected source.KEY=VALUE; the model itself cannot be changed")
-    changed = {name: override_config(source, overrides, "source") for name, source in config.sources.items()}
-    scope = config.scope_source and override_config(config.scope_source, overrides, "source")
+    changed = {name: _changed(source, overrides, name) for name, source in config.sources.items()}
+    scope = config.scope_source and _changed(config.scope_source, overrides, "scope")
     return replace(config, sources=changed, scope_source=scope)
+
+
+def _changed(source: SourceConfig, overrides: Sequence[str], name: str) -> SourceConfig:
+    changed = override_config(source, overrides, "source")
+    try:
+        changed.check_splits(source, name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return changed
 
 
 def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, Any]:
@@ -60,6 +69,11 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
     cache_dir : Path
         Where series and tokens are kept; those that are not there are made.
     progress : Progress
+
+    Raises
+    ------
+    ConfigError
+        Where the model was trained on a patient of a test split.
     """
     model, config = weights.model, weights.config
     encoder = model.requires_grad_(False).eval().to(best_device()).encoder
@@ -68,6 +82,7 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
     def test_of(source: SourceConfig) -> EncodedSplit:
         key = repr(source)
         if key not in tests:
+            check_patients(source, weights.metadata, str(folder), "test")
             tests[key] = encode_split(encoder, source, "test", cache_dir, config.workers, progress)
         return tests[key]
 

@@ -151,11 +151,12 @@ def encode(encoder: ViT, volumes: Sequence[NDArray[np.float16]], batch: int = 8)
 
 def known_of(facts: Facts, affine_lps_mm: NDArray[np.float64], *, tissue: bool) -> Known:
     """Return what is known of a series on a grid, its boxes in grid voxels, largest first."""
-    boxes = None
-    if facts.boxes is not None:
-        found = [box_to_voxels(b.center_lps_mm, b.size_mm, affine_lps_mm) for b in facts.boxes]
-        boxes = np.array(sorted(found, key=lambda box: -float(box[3:].prod())), np.float32).reshape(-1, 6)
-    return Known(dict(facts.labels), boxes, facts.kind, tissue)
+    if facts.boxes is None:
+        return Known(dict(facts.labels), None, facts.kind, tissue)
+    found = [(box_to_voxels(b.center_lps_mm, b.size_mm, affine_lps_mm), b.label) for b in facts.boxes]
+    found.sort(key=lambda one: -float(one[0][3:].prod()))
+    boxes = np.array([box for box, _ in found], np.float32).reshape(-1, 6)
+    return Known(dict(facts.labels), boxes, facts.kind, tissue, tuple(label for _, label in found))
 
 
 def _encoded(encoder: ViT, examples: Sequence[Example], batch: int) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from decipher_rt.atomic import write_bytes
 from decipher_rt.errors import DecipherError
 from decipher_rt.manifest import Preprocessing
 
@@ -26,7 +26,7 @@ from ..progress import Progress
 from ..samples import SPLITS
 from ..scope import ScopeConfig, Seen, fit_scope
 from ..sources import pinned
-from ..weights import Stage, Weights, check_splits, load_stage, save_weights
+from ..weights import Stage, Weights, check_splits, load_stage, save_weights, trained_on
 from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
@@ -70,7 +70,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     CheckpointError
         If the folder holds a model of another encoder.
     ConfigError
-        Where no series has the truth that the decoder needs, or the scope cannot be fitted.
+        Where no series has the truth that the decoder needs, the scope cannot be fitted, or a patient would be tested
+        on whom the encoder, or what is in the folder, was trained on.
     """
     torch.set_num_threads(config.run.threads)
     source = Path(config.encoder)
@@ -78,7 +79,10 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     check_splits(config.source, source)
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
-    base = _grown(folder, before) or base
+    if grown := _grown(folder, before):
+        check_splits(config.source, folder)
+    whom = trained_on(config.source, base.metadata, grown.metadata if grown else {})
+    base = grown or base
     sight = _sight(config, base, source)
     try:
         check_listed(config.decoder, config.source, base.encoder, sight.size if sight else 0, progress)
@@ -100,7 +104,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     metrics = {**base.metadata.get("metrics", {}), config.decoder.name: decoder.figures(test) if test else None}
     model, left = compose(config, base, source, decoder)
     if left:
-        progress.say(f"{', '.join(left)} left out: upon another {config.decoder.name}; train again")
+        progress.warn(f"{', '.join(left)} left out: upon another {config.decoder.name}; train again")
         metrics = {name: figures for name, figures in metrics.items() if name not in left}
     if config.scope is not None:
         settings, seed, tests = config.scope, config.source.seed, [splits["test"]]
@@ -123,6 +127,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
             "provenance": {n: p for n, p in _provenance(base).items() if n not in left}
             | {config.decoder.name: provenance},
             "encoder_sha256": before,
+            **whom,
         },
     )
     save_weights(folder, written)
@@ -268,6 +273,6 @@ def _accompany(folder: Path, source: Path, spec: Preprocessing, seed: int) -> No
     """Put what an export needs beside the weights: the tokenizer of the text tower, and the golden case."""
     for name in (TOKENIZER, GOLDEN):
         if (source / name).exists() and not (folder / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            write_bytes(folder / name, (source / name).read_bytes())
     if not (folder / GOLDEN).exists():
         save_golden(folder, golden_case(spec, seed))

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from ..model.vit import ViTConfig
 from ..progress import Progress
+from ..samples import Split
 from ..sources import SourceConfig, listed_facts
 from .contract import Decoder, Known, label_text
 from .registry import DecoderConfig, build_decoder
 from .tokens import known_of
 
 MOST_NAMED, LONGEST_LABEL = 5, 40  # labels in a message, and characters of each
+HELD_OUT: dict[Split, str] = {"validation": "calibrated", "test": "measured"}  # what is done on each
 
 
 def known_series(decoder: Decoder, known: Sequence[Known]) -> NDArray[np.int64]:
@@ -43,12 +45,16 @@ def require_truth(decoder: Decoder, known: Sequence[Known]) -> NDArray[np.int64]
 def check_listed(
     config: DecoderConfig, source: SourceConfig, encoder: ViTConfig, beside: int, progress: Progress
 ) -> None:
-    """Check what a manifest or BIDS folder lists for training, which takes no time; say which labels teach nothing.
+    """Check what a manifest or BIDS folder lists, which takes no time; say which labels teach nothing.
+
+    Also say where the decoder can be neither calibrated (validation) nor measured (test).
 
     Raises
     ------
     ValueError
         As ``require_truth``, or where the decoder's configuration does not fit.
+    SourceError
+        Where a split has no series.
     """
     listed = listed_facts(source, "train")
     if listed is None:
@@ -64,6 +70,12 @@ def check_listed(
             f"decoder {config.name}: {others.total()} of {len(known)} series of the train split teach nothing, as "
             f"their {_label_name(decoder)!r} is another: {named}{more}"
         )
+    for split, what in HELD_OUT.items():
+        held_out = listed_facts(source, split) or []
+        if not any(decoder.knows(known_of(facts, np.eye(4), tissue=masked)) for facts, masked in held_out):
+            progress.warn(
+                f"decoder {config.name}: no series of the {split} split has the truth that it needs: it is not {what}"
+            )
 
 
 def _label_name(decoder: Decoder) -> str:

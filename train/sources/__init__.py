@@ -28,8 +28,10 @@ __all__ = [
     "Split",
     "listed_facts",
     "open_source",
+    "patients_of",
     "pinned",
 ]
+HASHED = 12  # hexadecimal digits of a patient's hash
 
 
 def open_source(
@@ -81,8 +83,29 @@ def listed_facts(config: SourceConfig, split: Split) -> list[tuple[Facts, bool]]
     return [(row.facts, row.mask is not None) for row in rows_of_split(config, split)]
 
 
-def pinned(config: SourceConfig) -> SourceConfig:
+def patients_of(config: SourceConfig, *splits: Split) -> set[str]:
+    """Return a short hash of the key of every patient in some splits; of the simulator, whose are nobody, none.
+
+    A participant of a BIDS folder, "sub-001", has the hash of a manifest's patient "001" as well.
+
+    Raises
+    ------
+    SourceError
+    """
+    if config.kind == "simulator":
+        return set()
+    from .recorded import list_rows
+    from .rows import share_out
+
+    shared = share_out(list_rows(config), config.seed, config.shares)
+    keys = {row.facts.patient.removeprefix("sub-") for split in splits for row in shared[split]}
+    return {hashlib.sha256(key.encode()).hexdigest()[:HASHED] for key in keys}
+
+
+def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
     """Return the source with a digest of all that it lists, so that a run of other labels is another run.
+
+    So is one of other images or masks under the same names, unless ``images`` is false: then none is looked at.
 
     Raises
     ------
@@ -90,7 +113,7 @@ def pinned(config: SourceConfig) -> SourceConfig:
     """
     if config.kind == "simulator":
         return config
-    from .recorded import list_rows
+    from .recorded import files_of, list_rows
 
-    listed = "\n".join(sorted(map(repr, list_rows(config))))
-    return replace(config, listed=hashlib.sha256(listed.encode()).hexdigest())
+    listed = sorted(repr((row, files_of(row)) if images else row) for row in list_rows(config))
+    return replace(config, listed=hashlib.sha256("\n".join(listed).encode()).hexdigest())

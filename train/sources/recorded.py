@@ -35,6 +35,7 @@ from .rows import Row, SourceError, share_out
 from .shards import ShardedExamples, make_shards
 
 Device = Literal["cpu", "gpu"]
+LAYOUT = 2  # of what is kept of a series; a change of how it is made needs another number
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Recorded:
         return Example(volume=unit, affine_lps_mm=grid.affine_lps_mm, tissue=labels, patient="")
 
     def folder(self, cache_dir: Path, split: Split) -> Path:
-        """Return where the shards lie: other files, or another grid, have another folder."""
+        """Return where the shards lie: other files, another grid or another maker have another folder."""
         spec = self.spec
-        digest = hashlib.sha256(json.dumps([spec.grid_shape, spec.spacing_mm, spec.window_percentiles]).encode())
+        decides = (LAYOUT, self.device, spec.grid_shape, spec.spacing_mm, spec.window_percentiles)
+        digest = hashlib.sha256(json.dumps(decides).encode())
         for row in self.rows:
-            files = [(str(path.resolve()), _state(path)) for path in (row.path, row.mask) if path]
-            digest.update(json.dumps([row.volume, *files]).encode())
+            digest.update(json.dumps([row.volume, *files_of(row)]).encode())
         return cache_dir / f"recorded-{split}-{digest.hexdigest()[:12]}"
 
 
@@ -121,6 +122,11 @@ def list_rows(config: SourceConfig) -> list[Row]:
     return read_manifest(path) if config.kind == "manifest" else read_bids(path, config.sequences)
 
 
+def files_of(row: Row) -> list[tuple[str, list[list[str | int]]]]:
+    """Return the paths of a series and of its mask, each with the state of its files."""
+    return [(str(path.resolve()), _state(path)) for path in (row.path, row.mask) if path]
+
+
 def rows_of_split(config: SourceConfig, split: Split) -> tuple[Row, ...]:
     """Return what is listed of a split; raise SourceError where the list is broken, or has nothing of it."""
     rows = list_rows(config)
@@ -151,7 +157,10 @@ def _label_map(path: Path, place: str, grid: Grid) -> NDArray[np.uint8]:
     if not np.array_equal(labels, values):
         raise SourceError(f"{where}: holds other values than the whole numbers 0 to 255; give a label image")
     turn = np.linalg.solve(mask.affine_lps_mm, grid.affine_lps_mm)  # grid index to mask index
-    found: NDArray[np.uint8] = affine_transform(labels, turn[:3, :3], turn[:3, 3], grid.volume.shape, order=0, cval=0)
+    # A voxel reaches half a step beyond its centre, those at the border too: plain "constant" would cut them there.
+    found: NDArray[np.uint8] = affine_transform(
+        labels, turn[:3, :3], turn[:3, 3], grid.volume.shape, order=0, mode="grid-constant", cval=0
+    )
     if labels.any() and not found.any():
         raise SourceError(f"{where}: none of its labels lies in the field of view of the series; is it of another one?")
     return found

@@ -121,6 +121,10 @@ class SSLConfig:
         self.source.check()
         self.run.check()
         self.augment.check()
+        if self.run.strategy == "fsdp" and self.method == "distillation":
+            raise ValueError(
+                "run.strategy is fsdp, which shards student and teacher apart, expected ddp with method distillation"
+            )
         crops, teaching, mae = self.crops, self.distillation, self.mae
         patches = self.encoder.preprocessing.patches
         for key, (low, high) in (

@@ -11,6 +11,7 @@ from ..config import dump_config
 from ..loop import TRAINING, run
 from ..progress import Progress
 from ..sources import open_source, pinned
+from ..weights import trained_on
 from .config import SSLConfig
 from .stage import SSLStage
 
@@ -32,4 +33,5 @@ def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progres
     stage = SSLStage(config, examples)
     if not (folder / TRAINING).exists():
         stage.start()
-    run(stage, config.scaled_run, folder, dump_config(replace(config, source=pinned(config.source))), progress)
+    identity = dump_config(replace(config, source=pinned(config.source)))
+    run(stage, config.scaled_run, folder, identity, progress, trained_on(config.source))

@@ -17,6 +17,7 @@ from ..loop import run
 from ..model.text import TextConfig
 from ..progress import Progress
 from ..sources import pinned
+from ..weights import trained_on
 from .bert_folder import checked_bert_config, is_bert_folder, read_bert_weights
 from .config import TextPretrainingConfig
 from .corpus import read_reports, texts_of
@@ -67,7 +68,7 @@ def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) ->
     stage = TextStage(config, reports, tokenizer)
     if config.text_from:
         start_from_bert(stage.network, Path(config.text_from), config.text)
-    run(stage, config.run, folder, dump_config(_pinned(config)), progress)
+    run(stage, config.run, folder, dump_config(_pinned(config)), progress, trained_on(config.source))
     if rank():
         return {}
     save_tokenizer(folder, tokenizer)
@@ -94,7 +95,7 @@ def resolved(config: TextPretrainingConfig) -> TextPretrainingConfig:
 def _pinned(config: TextPretrainingConfig) -> TextPretrainingConfig:
     """Return what a run belongs to: the reports that are listed, and weights wherever they lie."""
     start = config.text_from and folder_fingerprint(Path(config.text_from))
-    return dataclasses.replace(config, source=pinned(config.source), text_from=start)
+    return dataclasses.replace(config, source=pinned(config.source, images=False), text_from=start)
 
 
 def start_from_bert(model: MaskedLanguageModel, folder: Path, config: TextConfig) -> None:

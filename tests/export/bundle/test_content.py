@@ -27,7 +27,7 @@ def test_manifest_says_what_is_in_it(bundle: Bundle, weights: Weights) -> None:
     )
     assert manifest.metrics == {"lesion": {"auroc": 0.5}}
     descriptions = {head.name: head.description for head in manifest.heads}
-    assert descriptions["sequence"] == "Contrast."
+    assert descriptions["sequence"] == "Contrast. NOT TO BE RELIED ON: not measured on held-out series."
     assert descriptions["lesion"].startswith("Lesion. NOT TO BE RELIED ON: AUROC 0.50 on held-out series")
     assert manifest.provenance["config"]["encoder"]["width"] == 48
 

@@ -134,13 +134,13 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     common = {"name": "test", "version": "0", "source": simulator, "run": yaml.safe_load(run)}
     texts, pairs = tmp_path / "text.yaml", tmp_path / "align.yaml"
     texts.write_text(yaml.safe_dump({**common, "text": sizes, "reports": 80}))
-    encoder = yaml.safe_load(dump_config(settings().encoder))
+    encoder = {**yaml.safe_load(dump_config(settings().encoder)), "pool": "batch"}  # as the presets have it
     pairs.write_text(yaml.safe_dump({**common, "encoder": encoder, "tokens": [16, 24], "pool_series": 8, "workers": 1}))
 
     def call(command: Any, *arguments: str | Path) -> str:
         result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        return str(result.output)
+        return str(result.stdout)
 
     figures = json.loads(call(text, texts, "-o", tmp_path / "text", "--json"))
     assert 1 < figures["perplexity"] < 400
@@ -158,6 +158,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         }
     again = load_config(AlignConfig, tmp_path / "align" / "config.yaml")
     assert (again.text.width, again.text.vocabulary) == (32, 400)  # of the folder that it started from
+    assert again.encoder.pool == "fixed"
     written = (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns
     assert json.loads(call(align, *arguments)) == recall
     assert (tmp_path / "align" / "model.safetensors").stat().st_mtime_ns == written

@@ -22,8 +22,10 @@ from decipher_rt.train.decoders import kinds
 from decipher_rt.train.decoders.contract import Decoder, Known
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, read_batch
+from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.decoders.truth import known_series
 from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.sources import Box, Facts
 
 from .learning import learn
 
@@ -267,6 +269,21 @@ def test_targets_of_localisation_name_the_token_of_the_box(vit_config: ViTConfig
     assert target["box"][2] == pytest.approx(boxes[1])
     shifted = dataclasses.replace(known, boxes=boxes + np.array([0, 0, 1, 0, 0, 0], np.float32))
     assert decoder.target(shifted, None, tokens)["positive"].tolist() == [1.0, -1.0, 1.0, 0.0]
+
+
+def test_localisation_learns_the_boxes_of_its_target(vit_config: ViTConfig) -> None:
+    """In the order of their labels the boxes lie in patches (1, 1, 1), (3, 0, 0) and (0, 0, 0)."""
+    places = ((5.5, 5.5, 5.5), (13.5, 1.5, 1.5), (1.5, 1.5, 1.5))
+    boxes = tuple(Box(p, (4.0, 4.0, 4.0), label) for p, label in zip(places, ("plaque", "cyst", ""), strict=True))
+    known = known_of(Facts(patient="p", boxes=boxes), np.eye(4), tissue=False)
+    tokens = np.array([0, 21, 48])
+    for target, expected in (("plaque", [1, 1, 0]), ("cyst", [1, 0, 1]), ("lesion", [1, 1, 1]), ("tumour", [1, 0, 0])):
+        decoder = build_decoder(dataclasses.replace(BOX, target=target), vit_config)
+        assert decoder.target(known, None, tokens)["positive"].tolist() == expected, target
+        decoder.check_truth([known])
+    labelled = known_of(Facts(patient="p", boxes=boxes[:2]), np.eye(4), tissue=False)
+    with pytest.raises(ValueError, match=r"decoder.target is 'tumour', which no box .*: cyst, plaque; 'lesion' takes"):
+        build_decoder(dataclasses.replace(BOX, target="tumour"), vit_config).check_truth([labelled])
 
 
 def test_labels_of_a_mask_have_the_values_that_the_configuration_says(vit_config: ViTConfig) -> None:

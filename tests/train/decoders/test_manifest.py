@@ -13,13 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, write_tensors
-from decipher_rt.train.cli import train
+from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, read_tensors, write_tensors
+from decipher_rt.train.cli import evaluate, train
 from decipher_rt.train.config import ConfigError, dump_config
 from decipher_rt.train.decoders import train as training
 from decipher_rt.train.model.vit import ViT, ViTConfig
-from decipher_rt.train.sources import SourceConfig
-from decipher_rt.train.weights import load_weights
+from decipher_rt.train.sources import SourceConfig, patients_of
+from decipher_rt.train.sources.rows import SourceError
+from decipher_rt.train.weights import load_weights, trained_on
 
 CONFIGS = Path(training.__file__).resolve().parents[1] / "configs" / "tiny"
 AFFINE = np.diag([12.0, 12.0, 12.0, 1.0])
@@ -112,7 +113,68 @@ def test_demographics_masks_and_boxes_of_recorded_series(cohort: Path, stage: Pa
     assert 0 < tested < PATIENTS / 2
     assert figures["age"]["series"] == figures["cyst"]["series"] == figures["lesion_box"]["series"] == tested
     assert figures["cyst"]["dice"].keys() == {"cyst"}
-    assert sorted(load_weights(cohort / "model").config.sources) == ["age", "cyst", "lesion_box", "sex"]
+    model = load_weights(cohort / "model")
+    assert sorted(model.config.sources) == ["age", "cyst", "lesion_box", "sex"]
+    assert model.metadata["patients"] == sorted(patients_of(model.config.sources["age"], "train"))
+    rows = (cohort / "manifest.csv").read_text().splitlines()
+    all_test = cohort / "all_test.csv"
+    all_test.write_text("\n".join([f"{rows[0]},split", *(f"{row},test" for row in rows[1:])]))
+    trained = len(model.metadata["patients"])
+    with pytest.raises(
+        ConfigError, match=rf"all_test.csv: {trained} patients of its test split were trained on in .*model"
+    ):
+        CliRunner().invoke(evaluate, [str(cohort / "model"), f"source.path={all_test}"], catch_exceptions=False)
+
+
+def test_patients_of_an_earlier_stage_are_not_tested_on(cohort: Path, stage: Path) -> None:
+    """Their split is listed, or their keys are spelt otherwise: seed and shares say nothing then."""
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    tensors, _ = read_tensors(stage / WEIGHTS)
+    manifest = str(cohort / "manifest.csv")
+    everybody = trained_on(SourceConfig(kind="manifest", path=manifest, shares=(1.0, 0.0, 0.0)))
+    assert len(everybody["patients"]) == PATIENTS
+    assert trained_on(SourceConfig(), everybody) == everybody  # a stage on the simulator passes them on
+    write_tensors(stage / WEIGHTS, tensors, everybody)
+    sex = CONFIGS / "decoder-sex.yaml"
+    with pytest.raises(
+        ConfigError, match=r"manifest.csv: \d+ patients of its validation or test split were trained on"
+    ):
+        train_decoder(sex, cohort, stage)
+    (cohort / "manifest.csv").write_text(Path(manifest).read_text().replace("gz,p", "gz,sub-p"))
+    with pytest.raises(
+        ConfigError, match=r"validation or test split were trained on in .*ssl; list them in split train"
+    ):
+        train_decoder(sex, cohort, stage)
+    assert not (cohort / "cache").exists()
+
+
+def test_patients_of_what_the_output_has_are_not_tested_on(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    train_decoder(cohort / "mask.yaml", cohort, stage)
+    upon = ("source.kind=manifest", "source.seed=0", "decoder.upon=cyst")
+    with pytest.raises(ConfigError, match=r"source.seed is 0 .*model was trained with 20"):
+        train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon)
+
+
+def test_splits_without_truth_are_told_and_empty_ones_refused(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    manifest = cohort / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+    listed = [(row, ("train", "validation", "test")[max(0, n - 9) // 5]) for n, row in enumerate(rows)]
+    unknown = [row if split == "train" else row.replace(",0,5", ",,5").replace(",1,5", ",,5") for row, split in listed]
+    lines = [f"{row},{split}" for row, (_, split) in zip(unknown, listed, strict=True)]
+    manifest.write_text("\n".join([f"{header},split", *lines]) + "\n")
+    heads = "decoder.options={labels: ['0', '1'], pool: linear}"
+    ran = run_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
+    assert json.loads(ran.stdout) == {"sex": None}
+    assert ran.stderr == "".join(
+        f"decipher-rt: decoder sex: no series of the {split} split has the truth that it needs: it is not {what}\n"
+        for split, what in (("validation", "calibrated"), ("test", "measured"))
+    )
+    manifest.write_text(manifest.read_text().replace(",test", ",train"))
+    with pytest.raises(SourceError, match=r"none of its 24 series is of the split test"):
+        run_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads, "--cache", str(cohort / "none"))
+    assert not (cohort / "none").exists()  # it is said before anything is read
 
 
 def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:

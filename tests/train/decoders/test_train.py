@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +179,26 @@ def test_a_decoder_is_trained_anew_in_place_of_the_old(aligned: Path, tmp_path: 
     assert [d.options["pool"] for d in weights.config.decoders] == ["attention"]
 
 
+def test_companions_are_whole_or_not_there(aligned: Path, encoder: ViT, tmp_path: Path) -> None:
+    """A disk that is full in the middle of a file stands for the moment at which a run is killed."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    limit = (aligned / "tokenizer.json").stat().st_size // 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            training._accompany(folder, aligned, encoder.config.preprocessing, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert not list(folder.iterdir())
+    training._accompany(folder, aligned, encoder.config.preprocessing, 0)
+    for name in ("tokenizer.json", "golden.npz"):
+        assert (folder / name).read_bytes() == (aligned / name).read_bytes()
+
+
 def test_an_output_of_another_encoder_is_not_touched(aligned: Path, tmp_path: Path) -> None:
     tensors, metadata = read_tensors(aligned / WEIGHTS)
     tensors["encoder.norm.bias"][0] += 1
@@ -308,22 +330,21 @@ def test_a_decoder_stands_upon_a_segmentation_of_the_model(aligned: Path, tmp_pa
 
 
 def test_a_segmentation_that_is_trained_again_loses_what_stands_upon_it(
-    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
     for config in (TISSUE, SEEN, BALL):
         _train(_config(aligned, config), folder, cache)
     same = _train(_config(aligned, TISSUE), folder, cache)
     assert [d.name for d in same.config.decoders] == ["tissue", "lesion", "ball"], "nothing was trained: all stays"
-    said: list[str] = []
-    monkeypatch.setattr(Progress, "say", lambda _, line: said.append(line))
+    capsys.readouterr()
     other = dataclasses.replace(TISSUE, options={"channels": [8, 12], "skips": True})
     shutil.rmtree(folder / "decoders" / "tissue")
     changed = _train(_config(aligned, other), folder, cache)
     assert [d.name for d in changed.config.decoders] == ["ball", "tissue"]
     assert set(changed.metadata["metrics"]) == {"recall", "tissue", "ball"}
     assert set(changed.metadata["provenance"]) == {"encoder", "tissue", "ball"}
-    assert "lesion left out: upon another tissue; train again" in said
+    assert capsys.readouterr().err == "decipher-rt: lesion left out: upon another tissue; train again\n"
     load_weights(folder)
     with pytest.raises(CheckpointError, match="another configuration"):
         _train(_config(aligned, SEEN), folder, cache)

@@ -70,6 +70,7 @@ def test_dump_and_load_give_the_same(tmp_path: Path) -> None:
         ("run.steps=0", "run.steps"),
         ("source.kind=bids", "source.path"),
         ("pool_series=1", "pool_series"),
+        ("run.strategy=fsdp", "run.strategy is fsdp"),
     ],
 )
 def test_errors_name_the_key(override: str, key: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..boxes import generalised_iou, overlap, patch_centres
 from ..contract import Decoder, Known, Rows
 from ..pooling import Odds
 
+ANY = "lesion"  # the target that every box is of, whatever its label: the simulator's say which kind of lesion it is
 TRUE_BOXES = 8  # of a series that the figures look at, the largest first
 CLEAR = 0.5  # a token is a positive when it holds at least this share of what the token that holds most of the box does
 SUPPRESSED = -30.0  # added to the logit of a token beside a stronger one, and that of a place without a token
@@ -129,9 +130,26 @@ class Localisation(Decoder):
         """Whether somebody looked for findings in this head."""
         return known.boxes is not None and known.kind == "head"
 
+    def check_truth(self, known: Sequence[Known]) -> None:
+        """Raise ValueError where boxes have labels, and none is of the target."""
+        labels = sorted({label for one in known for label in one.box_labels if label})
+        if labels and not any(len(self.wanted(one)) for one in known):
+            raise ValueError(
+                f"decoder.target is {self.name!r}, which no box of the train split has as its label; those that there "
+                f"are: {', '.join(labels)[:80]}; {ANY!r} takes them all"
+            )
+
+    def wanted(self, known: Known) -> NDArray[np.float32]:
+        """Return the boxes of the target, (M, 6): those with its label, and those without any."""
+        if known.boxes is None:
+            return np.zeros((0, 6), np.float32)
+        if self.name == ANY or not known.box_labels:
+            return known.boxes
+        return known.boxes[[label in ("", self.name) for label in known.box_labels]]
+
     def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:  # noqa: ARG002
         """Return ``positive`` (K,) of each token, -1 where not clear, and its ``box`` (K, 6); ``truth`` (8, 6)."""
-        boxes = np.zeros((0, 6), np.float32) if known.boxes is None else known.boxes
+        boxes = self.wanted(known)
         centres = self.centres.cpu().numpy()[tokens]
         patch = tuple(int(p) for p in self.patch.tolist())
         positive = np.zeros(len(tokens), np.float32)
