@@ -81,6 +81,7 @@ evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model o
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --also "without alignment=$(RUNS)/ssl"
 	$(BIN)/python benchmarks/evidence/decoders.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/segmentation.py $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/pretraining.py $(TINY)/ssl.yaml $(CACHED)
 	$(BIN)/python benchmarks/evidence/ablations.py $(TINY)/align.yaml --ssl $(RUNS)/ssl --text $(RUNS)/text $(CACHED)
 	@test -e $(CH2) || { echo "no $(CH2): apt-get install mricron-data for the figures on another brain"; exit 1; }
 	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json source.anatomy=$(CH2) > $(RUNS)/ch2.json
