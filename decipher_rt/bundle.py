@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from decipher_rt.atomic import require_place, whole_folder
 from decipher_rt.errors import BundleError
@@ -103,7 +104,7 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -
     _check_listing(folder, sums)
     _check_sum(folder, MANIFEST, sums[MANIFEST])
     try:
-        document = json.loads(_read_text(folder, MANIFEST))
+        document = json.loads(_read_text(folder, MANIFEST), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); export the bundle again") from None
     if _nesting(document) > DEEPEST_NESTING:
@@ -239,6 +240,10 @@ def _check_names(manifest: Manifest, sums: Mapping[str, str]) -> None:
             raise BundleError(
                 f"{MANIFEST}: two heads of one kind share {file}, whose graph has one output for each kind"
             )
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _nesting(document: object) -> int:

@@ -30,6 +30,13 @@ def dense_files(heads: Iterable[Head]) -> frozenset[str]:
     return frozenset(head.file for head in heads if head.kind in DENSE)
 
 
+def output_of(outputs: Features, name: str, graph: str) -> NDArray[Any]:
+    """Return an output of a graph, or raise BundleError where it gives none of that name."""
+    if name not in outputs:
+        raise BundleError(f"{graph} gives no output {name}; export the bundle again")
+    return outputs[name]
+
+
 class HeadGraphs:
     """Heads, ready to run.
 
@@ -67,13 +74,10 @@ class HeadGraphs:
             If a graph takes what is not there, or does not give the output of a head.
         """
         given = {file: engine.run(wanted(engine, features)) for file, engine in self._engines.items()}
-        outputs = {}
-        for head in self._heads:
-            name = OUTPUTS[head.kind]
-            if name not in given[head.file]:
-                raise BundleError(f"head {head.name}: {head.file} gives no output {name}; export the bundle again")
-            outputs[head.name] = given[head.file][name]
-        return outputs
+        return {
+            head.name: output_of(given[head.file], OUTPUTS[head.kind], f"head {head.name}: {head.file}")
+            for head in self._heads
+        }
 
 
 def load_heads(bundle: Bundle, engine: str, threads: int, dense: Iterable[str] | None = None) -> HeadGraphs:

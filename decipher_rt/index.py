@@ -12,9 +12,7 @@ import fcntl
 import io
 import json
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.archives import DAMAGE
 from decipher_rt.atomic import write_bytes
 from decipher_rt.bundle import Bundle
 from decipher_rt.errors import DecipherError
@@ -32,20 +31,6 @@ from decipher_rt.result import Result
 SCHEMA = "decipher-rt/index/1"
 UNIT_TOLERANCE = 1e-2
 MAX_BYTES = 8 << 30  # of the file; a row of 512 values is 2 KiB
-# What reading an archive can raise where bytes of it are other than they were written.
-DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 ADVICE = "make it again with 'decipher-rt embed'"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ HeadKind = Literal["classification", "regression", "segmentation", "localisation
 # What the length of a voxel can be, in mm, of a volume's and of the grid's. Far below it DALI 2.4 divides by zero,
 # which ends the process.
 SPACING_RANGE_MM = (1e-3, 1e3)
+LARGEST_AXIS = 1 << 20  # voxels of the grid: products stay far from overflow
 MOST_LABELS = 256  # of a segmentation: its map is uint8
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # a segmentation is written to a file named after its head
 
@@ -66,7 +68,8 @@ class Preprocessing:
 
     def check(self) -> None:
         """Raise BundleError where the numbers contradict each other."""
-        if any(p < 1 or g < 1 or g % p for g, p in zip(self.grid_shape, self.patch_shape, strict=True)):
+        sizes = list(zip(self.grid_shape, self.patch_shape, strict=True))
+        if any(patch < 1 or not 1 <= grid <= LARGEST_AXIS or grid % patch for grid, patch in sizes):
             raise BundleError(
                 f"manifest.json: preprocessing.grid_shape {self.grid_shape} must be a multiple of patch_shape "
                 f"{self.patch_shape}"
@@ -125,6 +128,8 @@ class Head:
     def check(self, spec: Preprocessing) -> None:
         """Raise BundleError where a head cannot be what it says."""
         where = f"manifest.json: head {self.name}"
+        if self.kind == "classification" and not self.labels:
+            raise BundleError(f"{where} has no labels")
         if self.kind == "segmentation":
             if not 2 <= len(self.labels) <= MOST_LABELS:
                 raise BundleError(f"{where} has {len(self.labels)} labels, expected 2 to {MOST_LABELS}")
@@ -291,7 +296,9 @@ def _build(expected: Any, value: object, key: str) -> Any:
     if expected is Any:
         return value
     if expected is float:
-        return float(_expect(isinstance(value, int | float) and not isinstance(value, bool), value, key, "a number"))
+        number = _expect(isinstance(value, int | float) and not isinstance(value, bool), value, key, "a number")
+        _expect(abs(number) <= sys.float_info.max, value, key, "a finite number")
+        return float(number)
     good = isinstance(value, expected) and not (expected is int and isinstance(value, bool))
     return _expect(good, value, key, f"a {expected.__name__}")
 

@@ -21,7 +21,7 @@ from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError, one_line
-from decipher_rt.head_graphs import dense_files, load_heads, wanted
+from decipher_rt.head_graphs import dense_files, load_heads, output_of, wanted
 from decipher_rt.heads import answer_of
 from decipher_rt.manifest import Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
@@ -327,7 +327,9 @@ class Session:
         volume_in: Any = grid.device if on_device else grid.volume[None, None]
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")
-        embedding = encoded["embedding"][0].astype(np.float32)
+        embedding = output_of(encoded, "embedding", "the encoder")[0].astype(np.float32)
+        if embedding.shape != (self.bundle.manifest.encoder.embedding_size,):
+            raise BundleError(f"{self.bundle.path}: the encoder gives an embedding of shape {embedding.shape}")
         if not np.isfinite(embedding).all():
             raise EngineError(
                 f"{self.bundle.path}: the encoder gave an embedding that is not finite; use another precision"
@@ -360,7 +362,7 @@ class Session:
             return ScopeAnswer(True, None, "the bundle sets no scope")
         if reason := _against_header(volume.series.acquisition, scope):
             return ScopeAnswer(False, None, reason)
-        score = float(self._scope.run(wanted(self._scope, features))["score"][0])
+        score = float(output_of(self._scope.run(wanted(self._scope, features)), "score", "the scope")[0])
         if not np.isfinite(score):
             return ScopeAnswer(False, None, f"the {scope.method} score is not finite")
         comparison = "at least" if score >= scope.threshold else "below"

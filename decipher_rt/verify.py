@@ -8,7 +8,6 @@ head and ``scope``; where the bundle has a text tower also ``prompts``, an array
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.archives import DAMAGE
 from decipher_rt.bundle import Bundle
 from decipher_rt.encoder import cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
-from decipher_rt.head_graphs import HeadGraphs, load_heads
+from decipher_rt.head_graphs import HeadGraphs, load_heads, output_of
 from decipher_rt.manifest import EngineFile, Head, Manifest, Precision, Preprocessing
 
 CASE = "case.npz"
@@ -192,7 +192,7 @@ def read_case(bundle: Bundle) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             case = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+    except DAMAGE as error:
         raise BundleError(
             f"bundle {bundle.path}: {name} is not an archive of arrays ({error}); export it again"
         ) from None
@@ -202,6 +202,8 @@ def read_case(bundle: Bundle) -> dict[str, NDArray[Any]]:
     for key in expected:
         if key not in case:
             raise BundleError(f"bundle {bundle.path}: {name} has no array {key}; export it again")
+        if case[key].dtype.kind not in ("U" if key == PROMPTS else "biuf"):
+            raise BundleError(f"bundle {bundle.path}: {name} has a {key} of {case[key].dtype}; export it again")
     return case | {"volume": case["volume"].astype(np.float32)}
 
 
@@ -209,10 +211,10 @@ def run_case(case: Arrays, encoder: Engine, heads: HeadGraphs, scope: Engine | N
     """Run encoder, heads and scope on a case's inputs; the outputs are named as in the case."""
     encoded = encoder.run({name: case[name] for name in INPUTS})
     features = {name: case[name] for name in INPUTS} | encoded
-    outputs = {"patch": encoded["patch"], "embedding": encoded["embedding"]}
+    outputs = {name: output_of(encoded, name, "the encoder") for name in ("patch", "embedding")}
     outputs |= {f"heads.{name}": output for name, output in heads.run(features).items()}
     if scope is not None:
-        (outputs[SCOPE],) = scope.run({key: features[key] for key in scope.inputs}).values()
+        outputs[SCOPE] = output_of(scope.run({key: features[key] for key in scope.inputs}), "score", "the scope")
     return outputs
 
 
@@ -273,7 +275,10 @@ def _error(head: Head | None, output: NDArray[Any], reference: NDArray[Any], spe
 
 def _answer(head: Head, output: NDArray[Any]) -> str:
     """Say what a user would be told, for each of the batch; nothing where numbers alone are told."""
-    if head.kind == "classification" and head.labels:
+    if head.kind == "classification":
+        if output.shape[-1] != len(head.labels):
+            found = f"{output.shape[-1]} probabilities for {len(head.labels)} labels"
+            raise BundleError(f"head {head.name} gives {found}; export the bundle again")
         return ", ".join(head.labels[i] for i in output.argmax(axis=-1))
     if head.kind == "localisation":
         return ", ".join(f"{int(n)} found" for n in (output[..., 0] >= head.threshold).sum(axis=-1))

@@ -78,3 +78,15 @@ def test_without_a_cache_it_is_asked_every_time(bundle, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     accepted.accept(bundle, ENTRY, ENGINE)
     assert not accepted.is_accepted(bundle, ENTRY, ENGINE)
+
+
+@pytest.mark.parametrize("folder", [None, "x" * 300])
+def test_a_cache_that_cannot_be_used_is_no_error(bundle, tmp_path, monkeypatch, folder):
+    """As that of another account, whose folder cannot be entered: here its name is too long."""
+    monkeypatch.delenv("HOME", raising=False)
+    if folder:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    accepted.accept(bundle, ENTRY, ENGINE)
+    assert not accepted.is_accepted(bundle, ENTRY, ENGINE)

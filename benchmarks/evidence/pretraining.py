@@ -2,7 +2,7 @@
 
     python benchmarks/evidence/pretraining.py train/configs/tiny/ssl.yaml --cache runs/tiny/cache
 
-Every arm is ``decipher-rt train ssl`` with some keys changed, for ``--steps`` steps and every seed, and goes on where it
+Every arm is ``decipher-rt train ssl`` with keys changed, for ``--steps`` steps and every seed, and goes on where it
 was killed. A step of a masked autoencoder takes half as long, so that it gets ``--mae-steps``. Probes are those of
 ``probe.py``, each seed's on its own labelled series; beside them is the encoder as training finds it.
 """

@@ -46,13 +46,16 @@ class BundleKernel:
     def __init__(self, folder: Path, driver: Driver, name: str) -> None:
         entry = find_kernel(folder, driver.architecture, name)
         self._launch_data = entry
-        self._kernel = Kernel(
-            driver,
-            (folder / entry["cubin"]).read_bytes(),
-            entry["entry"],
-            entry["shared_memory_bytes"],
-            raise_limit=entry["raise_shared_memory_limit"],
-        )
+        try:
+            code = _inside(folder, entry["cubin"]).read_bytes()
+            symbol, shared, raise_limit = (
+                entry[k] for k in ("entry", "shared_memory_bytes", "raise_shared_memory_limit")
+            )
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise EngineError(
+                f"{folder}: no usable {name} ({type(error).__name__}: {error}); export the bundle again"
+            ) from None
+        self._kernel = Kernel(driver, code, symbol, shared, raise_limit=raise_limit)
 
     def bind(self, given: Mapping[str, DeviceArray], sizes: Mapping[str, int]) -> Launch:
         """Return the launch on arrays, by the names of the launch data, and sizes (``batch``, ``tokens``, ``rows``).
@@ -66,6 +69,13 @@ class BundleKernel:
         x, y, z = (evaluate(axis, sizes) for axis in data["grid"])
         arguments = tuple(argument(data["kernel"], item, given, sizes) for item in data["arguments"])
         return Launch(self._kernel, (x, y, z), data["threads"], arguments)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} is not in the bundle")
+    return path
 
 
 def find_kernel(folder: Path, architecture: int, name: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from decipher_rt.errors import EngineError
 
 # onnxruntime's exceptions have no base of their own.
 ORT_ERRORS = tuple(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+# A provider that does not start says so in one of Python's own.
+LOAD_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, ValueError)
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 FATAL = 4  # its errors come as exceptions too: one report is enough
 # The encoder contract and the heads know these as inputs, in any precision.
@@ -60,8 +62,9 @@ class OnnxRuntimeEngine:
         if exact_int8:
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session = ort.InferenceSession(graph, options, providers=providers)
-        except ORT_ERRORS as error:
+            # Left to itself it prints what went wrong, and goes on with the CPU.
+            self._session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        except LOAD_ERRORS as error:
             raise EngineError(f"{graph.name}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}") from error
         if card is not None and self._session.get_providers()[0] != CUDA_PROVIDER:
             # onnxruntime goes on with the CPU and only logs why.

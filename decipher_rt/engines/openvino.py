@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.frontend import FrontEndManager
 
+from decipher_rt.caches import cache_folder
 from decipher_rt.engines.signature import Input, check_inputs
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
@@ -42,7 +44,7 @@ class OpenVinoEngine:
             # Where the CPU has bfloat16, OpenVINO takes it for fp32 graphs: answers would depend on the CPU.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        cache = _cache_folder()
+        cache = _cache_folder(graph)
         if cache is not None:
             properties["CACHE_DIR"] = os.fspath(cache)
         try:
@@ -87,10 +89,14 @@ def _describe(port: Any) -> Input:
     return Input(np.dtype(port.get_element_type().to_dtype()), shape)
 
 
-def _cache_folder() -> Path | None:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "decipher-rt" / "openvino"
+def _cache_folder(graph: Path) -> Path | None:
+    """Return a folder of this very graph: OpenVINO tells files by path, size and whole seconds alone."""
+    base = cache_folder("openvino")
+    if base is None:
+        return None
     try:
+        with graph.open("rb") as file:
+            folder = base / hashlib.file_digest(file, "sha256").hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         return None

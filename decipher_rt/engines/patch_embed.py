@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from decipher_rt.archives import DAMAGE
 from decipher_rt.device_array import DeviceArray
 from decipher_rt.engines.bundle_kernel import BundleKernel
 from decipher_rt.engines.cuda import Buffer, Driver, Launch
+from decipher_rt.errors import EngineError
 
 CONSTANTS = "patch_embed3d.npz"
 
@@ -32,12 +34,16 @@ class PatchEmbed:
     def __init__(self, folder: Path, driver: Driver) -> None:
         self._kernel = BundleKernel(folder, driver, "patch_embed3d")
         self._constants = {}
-        with np.load(folder / CONSTANTS, allow_pickle=False) as stored:
-            for name in ("weight", "bias", "position"):
-                buffer = Buffer(driver, stored[name].shape, stored[name].dtype)
-                buffer.host[...] = stored[name]
-                buffer.upload(driver.stream)
-                self._constants[name] = buffer
+        try:
+            with np.load(folder / CONSTANTS, allow_pickle=False) as stored:
+                constants = {name: np.asarray(stored[name]) for name in ("weight", "bias", "position")}
+        except DAMAGE as error:
+            raise EngineError(f"{folder / CONSTANTS}: cannot be read ({error}); export the bundle again") from None
+        for name, array in constants.items():
+            buffer = Buffer(driver, array.shape, array.dtype)
+            buffer.host[...] = array
+            buffer.upload(driver.stream)
+            self._constants[name] = buffer
         driver.synchronize()
 
     @property

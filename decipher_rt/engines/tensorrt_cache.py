@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+from decipher_rt.caches import cache_folder
 
 
 class Cache(Protocol):
@@ -57,8 +60,9 @@ class RuntimeCache:
         self._configs.append(config)
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            if self._path is not None and self._path.is_file():
-                self.found = bool(self._cache.deserialize(self._path.read_bytes()))
+            with suppress(OSError):  # not there, or not for this account: it is compiled anew
+                if self._path is not None:
+                    self.found = bool(self._cache.deserialize(self._path.read_bytes()))
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
@@ -77,5 +81,5 @@ class RuntimeCache:
 def cache_file(plan_sha256: str, library_version: str, driver_version: str, card: str) -> Path | None:
     """Return where the runtime cache of an engine lies; another engine, library, driver or card has another file."""
     key = hashlib.sha256("\n".join((plan_sha256, library_version, driver_version, card)).encode()).hexdigest()
-    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and f"{os.environ['HOME']}/.cache")
-    return Path(base) / "decipher-rt" / "tensorrt-rtx" / f"{key[:32]}.cache" if base else None
+    folder = cache_folder("tensorrt-rtx")
+    return folder and folder / f"{key[:32]}.cache"

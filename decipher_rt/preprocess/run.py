@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,8 @@ class Preprocessor:
         wanted = CPU_SLABS if device == "cpu" else 1  # on the GPU a sample is parallel in itself
         self._slabs = max(n for n in range(1, wanted + 1) if spec.grid_shape[0] % n == 0)
         self._threads = min(threads, self._slabs)
+        # DALI's graphs serve one thread at a time; the next series may be prepared while the caller asks for another.
+        self._turn = threading.Lock()
         self._pipelines: dict[np.dtype[np.generic], DaliGraph] = {}
         self._unused: DaliGraph | None = self._new_pipeline()  # made while loading, taken by the first type of voxel
         if device == "gpu":
@@ -97,12 +100,13 @@ class Preprocessor:
         arguments = graph_inputs(grid_plan, self._spec.grid_shape, self._slabs)
         inputs = {name: [values[slab, ...] for slab in range(self._slabs)] for name, values in arguments.items()}
         inputs["voxels"] = [voxels] * self._slabs
-        pipeline = self._pipeline(voxels.dtype)
-        try:
-            grid = self._run(pipeline, inputs)
-        except EngineError:
-            del self._pipelines[voxels.dtype]  # DALI does not go on after an error
-            raise
+        with self._turn:
+            pipeline = self._pipeline(voxels.dtype)
+            try:
+                grid = self._run(pipeline, inputs)
+            except EngineError:
+                del self._pipelines[voxels.dtype]  # DALI does not go on after an error
+                raise
         return Grid(grid, np.asarray(grid_plan.window, np.float32), grid_plan.affine_lps_mm)
 
     def _warm_up(self) -> None:

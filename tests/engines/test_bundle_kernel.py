@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from decipher_rt.engines.bundle_kernel import find_kernel
+from decipher_rt.engines.bundle_kernel import BundleKernel, find_kernel
 from decipher_rt.errors import EngineError
 
 
@@ -49,3 +50,15 @@ def test_a_bundle_without_a_kernel_is_to_be_exported_again(tmp_path: Path) -> No
     (tmp_path / "kernels.json").write_text('{"schema": "other"}')
     with pytest.raises(EngineError, match="schema is 'other', this runtime reads 'decipher-rt/kernels/1'"):
         find_kernel(tmp_path, 89, "patch_embed3d")
+
+
+def test_a_cubin_outside_the_bundle_is_never_loaded(tmp_path: Path) -> None:
+    folder, outside = kernels_json(tmp_path / "kernels", "sm_90a"), tmp_path / "x.cubin"
+    outside.touch()
+    document = json.loads((folder / "kernels.json").read_text())
+    document["kernels"][0] |= {"cubin": str(outside), "entry": "main", "shared_memory_bytes": 0}
+    (folder / "kernels.json").write_text(json.dumps(document))
+    driver = Mock(architecture=90)
+    with pytest.raises(EngineError, match="no usable patch_embed3d"):
+        BundleKernel(folder, driver, "patch_embed3d")
+    assert driver.mock_calls == []

@@ -139,7 +139,9 @@ class PlayedOnnxRuntime:
     cards: int = 2
     made: list[dict[str, dict[str, str]]]
 
-    def __init__(self, graph: Any, options: Any = None, providers: Any = None, provider_options: Any = None) -> None:
+    def __init__(
+        self, graph: Any, options: Any = None, providers: Any = None, provider_options: Any = None, **_: Any
+    ) -> None:
         known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         self._names, settings = check_and_normalize_provider_args(providers, provider_options, known)
         self._options = dict(zip(self._names, settings, strict=True))

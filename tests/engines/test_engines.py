@@ -309,3 +309,33 @@ def test_names_are_those_of_the_file_whatever_lies_beside_them(name: str, within
         assert engine.inputs == ("embedding",)
         outputs = engine.run({"embedding": np.array([[1, 2, 3, 6]], np.float32)})
         assert {key: value.item() for key, value in outputs.items()} == {"value": 3.0}
+
+
+def test_another_graph_of_the_same_name_size_and_time_is_not_taken_for_the_first(tmp_path: Path) -> None:
+    """As a bundle that is unpacked over another one with the times of its archive."""
+    require_openvino()
+    path = tmp_path / "a.onnx"
+    for factor in (2.0, 3.0):
+        constant = numpy_helper.from_array(np.array([factor], np.float32), "factor")
+        ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+        graph = helper.make_graph(
+            [helper.make_node("Mul", ["x", "factor"], ["y"])], "g", ports[:1], ports[1:], [constant]
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+        os.utime(path, (1e9, 1e9))
+        engine = load_engine("openvino", path, precision="fp32", threads=1)
+        assert engine.run({"x": np.ones(1, np.float32)})["y"] == factor
+
+
+def test_a_card_that_does_not_start_is_one_line_and_nothing_is_printed(tmp_path, monkeypatch, capsys) -> None:
+    import onnxruntime
+
+    def fail(*_: object, **given: object) -> None:
+        assert given["enable_fallback"] == 0  # which prints, and takes the CPU
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    (tmp_path / "a.onnx").touch()
+    with pytest.raises(EngineError, match=r"a\.onnx: onnxruntime .* refuses it: CUDA failure 100"):
+        load_engine("onnxruntime", tmp_path / "a.onnx", precision="fp32", threads=1)
+    assert capsys.readouterr() == ("", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,13 @@ BAD_MANIFESTS: dict[str, Change] = {
     "scope threshold is text": lambda m: m["scope"].update(threshold="0"),
     "scope modalities": lambda m: m["scope"].update(modalities="MR"),
     "scope body parts": lambda m: m["scope"].update(body_parts=[7]),
+    "classification without labels": lambda m: m["heads"][0].update(kind="classification", labels=[]),
+    "a threshold that is no number": lambda m: m["scope"].update(threshold=math.nan),
+    "a threshold without end": lambda m: m["scope"].update(threshold=math.inf),
+    "a number of 400 digits": lambda m: m["scope"].update(threshold=10**400),
+    "a grid that no memory holds": lambda m: m["preprocessing"].update(
+        grid_shape=[1 << 40] * 3, patch_shape=[1 << 40] * 3
+    ),
     "segmentation of one label": lambda m: m["heads"][0].update(SEGMENTATION, labels=["background"]),
     "segmentation of 257 labels": lambda m: m["heads"][0].update(SEGMENTATION, labels=[str(i) for i in range(257)]),
     "segmentation of no stride": lambda m: m["heads"][0].update(SEGMENTATION, stride=0),

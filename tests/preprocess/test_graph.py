@@ -6,6 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +191,17 @@ def test_a_fresh_process_needs_no_dali_in_python_and_ends_quietly(tmp_path: Path
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_two_threads_that_ask_at_once_get_their_own_grids() -> None:
+    """As one does that asks for a series while the next of many is prepared ahead."""
+    preprocessor, bright = Preprocessor(GRAPH, SPEC), make_volume()
+    dark = replace(bright, voxels=bright.voxels // 2 * 2)
+    expected = {id(volume): preprocessor(volume).volume.copy() for volume in (bright, dark)}
+
+    def ask(volume: Volume) -> bool:
+        return all(np.array_equal(preprocessor(volume).volume, expected[id(volume)]) for _ in range(100))
+
+    assert not np.array_equal(expected[id(bright)], expected[id(dark)])
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(ask, (bright, dark)))

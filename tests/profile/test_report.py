@@ -183,6 +183,18 @@ def test_a_stage_made_twice_as_slow_is_found(report):
     assert "slow.json" in text
 
 
+def test_a_stage_that_took_no_time_in_some_runs_has_no_ratio(report):
+    """As reading, where loading the bundle hid it."""
+    hidden = copy.deepcopy(report)
+    row = hidden["cold"]["stages"]["read"]
+    row["runs_ms"] = [0.0, *row["runs_ms"][1:]]
+    row["min_ms"], row["p50_ms"] = 0.0, 1.0
+    for reports in ((report, hidden), (hidden, report)):
+        rows = compare_reports(*reports)
+        assert "read" not in {row.stage for row in rows if row.section == "cold"}
+        assert "nan%" not in html_comparison(*reports, ("a.json", "b.json"))
+
+
 def test_pages_are_whole_and_name_everything(report):
     one, two = html_report(report), html_comparison(report, report, ("a.json", "b.json"))
     for html in (one, two):

@@ -157,6 +157,7 @@ void check(const Preprocessing& spec) {
 
 void check(const Head& head, const Preprocessing& spec) {
     const std::string where = "manifest.json: head " + head.name;
+    if (head.kind == HeadKind::classification && head.labels.empty()) throw bundle_error(where + " has no labels");
     if (head.kind == HeadKind::segmentation) {
         if (head.labels.size() < 2 || head.labels.size() > most_labels)
             throw bundle_error(where + " has " + std::to_string(head.labels.size()) + " labels, expected 2 to " +

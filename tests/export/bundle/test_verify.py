@@ -13,7 +13,7 @@ import pytest
 from decipher_rt.bundle import Bundle, open_bundle
 from decipher_rt.errors import BundleError
 from decipher_rt.manifest import Precision
-from decipher_rt.verify import verify_bundle
+from decipher_rt.verify import read_case, verify_bundle
 
 Case = dict[str, np.ndarray]
 
@@ -64,3 +64,22 @@ def test_verify_refuses_pickled_arrays(damaged: Callable[..., Bundle]) -> None:
 
     with pytest.raises(BundleError, match="not an archive of arrays"):
         verify_bundle(damaged(change), "onnxruntime", "fp32")
+
+
+def test_a_golden_case_that_is_no_archive_is_one_line(
+    bundle: Bundle, tmp_path: Path, rewrite_bundle: Callable[..., Path]
+) -> None:
+    plain = io.BytesIO()
+    np.save(plain, np.zeros(3))
+    whole = bundle.file("golden/case.npz").read_bytes()
+    for number, content in enumerate((b"", plain.getvalue(), whole[:1000], b"PK\x03\x04" + bytes(100))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        broken = open_bundle(rewrite_bundle(bundle.path, folder, {"golden/case.npz": content}))
+        with pytest.raises(BundleError, match="not an archive of arrays"):
+            read_case(broken)
+
+
+def test_a_golden_case_of_text_is_one_line(damaged: Callable[..., Bundle]) -> None:
+    with pytest.raises(BundleError, match="has a volume of <U1"):
+        read_case(damaged(lambda case: case.update(volume=np.array(["a"]))))
