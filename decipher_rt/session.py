@@ -329,7 +329,8 @@ class Session:
         clock.finish("encode")
         embedding = output_of(encoded, "embedding", "the encoder")[0].astype(np.float32)
         if embedding.shape != (self.bundle.manifest.encoder.embedding_size,):
-            raise BundleError(f"{self.bundle.path}: the encoder gives an embedding of shape {embedding.shape}")
+            found = f"an embedding of shape {embedding.shape}"
+            raise BundleError(f"{self.bundle.path}: the encoder gives {found}; export the bundle again")
         if not np.isfinite(embedding).all():
             raise EngineError(
                 f"{self.bundle.path}: the encoder gave an embedding that is not finite; use another precision"
