@@ -25,6 +25,8 @@ from .answering import Answering
 
 TEXT_GRAPH, TOKENIZER = "text.onnx", "tokenizer.json"
 USEFUL_AUROC, USEFUL_R_SQUARED, USEFUL_DICE = 0.7, 0.2, 0.3  # a head below them is described with a warning
+JUDGED = ("auroc", "presence_auroc", "r_squared")  # beside the Dice of each label
+NOT_MEASURED = " NOT TO BE RELIED ON: not measured on held-out series."
 SCOPE_GRAPH = "scope.onnx"
 # What the golden case says of the text tower; words that any report of a head holds.
 PROMPTS = (
@@ -154,21 +156,24 @@ def unreliable(figures: Mapping[str, Any] | None) -> str:
     ----------
     figures : mapping or None
         ``auroc``, ``presence_auroc``, ``r_squared`` or ``dice`` by label, as the evaluation gives them; None where no
-        held-out series has the truth.
+        held-out series has the truth, or for a figure where what they have cannot tell it, as one label alone.
     """
     if figures is None:
-        return " NOT TO BE RELIED ON: not measured on held-out series."
+        return NOT_MEASURED
+    by_label = figures.get("dice")
+    dices = by_label if isinstance(by_label, Mapping) else {}
+    judged = [figures[name] for name in JUDGED if name in figures] + [*dices.values()]
+    if judged and all(figure is None for figure in judged):
+        return NOT_MEASURED
     aurocs = [figures[name] for name in ("auroc", "presence_auroc") if figures.get(name) is not None]
     if aurocs and min(aurocs) < USEFUL_AUROC:
         return f" NOT TO BE RELIED ON: AUROC {min(aurocs):.2f} on held-out series, where chance gives 0.50."
     explained = figures.get("r_squared")
     if explained is not None and explained < USEFUL_R_SQUARED:
         return f" NOT TO BE RELIED ON: explains {max(explained, 0):.0%} of the variance of held-out series."
-    by_label = figures.get("dice")
-    dices = by_label if isinstance(by_label, Mapping) else {}
     poor = {label: dice for label, dice in dices.items() if dice is None or dice < USEFUL_DICE}
     if poor:
-        said = ", ".join(f"{label} (Dice {dice or 0:.2f})" for label, dice in poor.items())
+        said = ", ".join(f"{x} ({'not measured' if d is None else f'Dice {d:.2f}'})" for x, d in poor.items())
         return f" NOT TO BE RELIED ON for {said} on held-out series."
     return ""
 

@@ -378,7 +378,12 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(
         ({"r_squared": 0.05}, "5% of the variance"),
         ({"r_squared": 0.8}, ""),
         ({"dice": {"grey": 0.6, "lesion": 0.02}}, "lesion (Dice 0.02)"),
+        ({"dice": {"grey": 0.6, "lesion": None}}, "lesion (not measured)"),
         (None, "not measured on held-out series"),
+        ({"series": 5, "presence_auroc": None, "iou": 0.4}, "not measured on held-out series"),  # all have the lesion
+        ({"series": 5, "accuracy": 1.0, "auroc": None}, "not measured on held-out series"),
+        ({"series": 1, "mae": 0.2, "r_squared": None}, "not measured on held-out series"),
+        ({"dice": {"lesion": None}}, "not measured on held-out series"),
     ],
 )
 def test_a_head_of_poor_figures_says_so_with_every_answer(figures: dict | None, said: str) -> None:
