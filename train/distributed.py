@@ -37,7 +37,7 @@ def rank() -> int:
         return _met_as
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
-    if "LOCAL_RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+    if "LOCAL_RANK" not in os.environ and "SLURM_PROCID" in os.environ and not _in_shell():
         return int(os.environ["SLURM_PROCID"])
     # Fabric's launcher says no more than these two. Only whether it is the first matters before the processes meet.
     return int(os.environ.get("NODE_RANK", "0")) * int(os.environ.get("WORLD_SIZE", "1")) + int(
@@ -57,14 +57,22 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def started() -> int | None:
-    """Return how many processes torchrun or SLURM says that it starts; None where neither started this one."""
+def started(asked: int) -> int | None:
+    """Return how many processes torchrun or SLURM starts as one run; None where neither started this one.
+
+    SLURM's script itself is run once, whatever number of tasks its job has: one process that is ``asked`` for in it,
+    and not by srun, is alone.
+    """
     if dist.is_available() and dist.is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
-    # Fabric takes jobs of these two names for a shell, in which nothing was started.
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+    if _in_shell() or (asked == 1 and "SLURM_STEP_ID" not in os.environ):
         return None
     return int(os.environ["SLURM_NTASKS"]) if "SLURM_NTASKS" in os.environ else None
+
+
+def _in_shell() -> bool:
+    """Whether Fabric takes SLURM's job, by its name, for a shell in which nothing was started."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
 
 def share(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:

@@ -162,11 +162,11 @@ def _finished(folder: Path, config_text: str) -> bool:
 def _launched(model: nn.Module, settings: RunConfig) -> Fabric:
     """Return Fabric, its processes started and met."""
     asked = f"run.devices is {settings.devices} and run.nodes {settings.nodes}"
-    started = distributed.started()
+    started = distributed.started(settings.devices * settings.nodes)
     if started is not None and started != settings.devices * settings.nodes:
         raise TrainingError(
             f"{asked}, but torchrun or SLURM starts {started} processes; set them to the processes of a machine and "
-            "the machines"
+            "the machines, or start each of several runs by itself (srun --ntasks=1)"
         )
     try:
         fabric = _fabric(model, settings)
@@ -181,6 +181,7 @@ def _launched(model: nn.Module, settings: RunConfig) -> Fabric:
 
 def _fabric(model: nn.Module, settings: RunConfig) -> Fabric:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who joined whom is no news
@@ -203,6 +204,8 @@ def _fabric(model: nn.Module, settings: RunConfig) -> Fabric:
         devices=settings.devices,
         num_nodes=settings.nodes,
         strategy=strategy,
+        # One alone asks no launcher: SLURM's variables are in a script that is run once as well.
+        plugins=[LightningEnvironment()] if settings.devices * settings.nodes == 1 else None,
         precision=PRECISIONS[precision_here(settings)],
     )
 

@@ -67,12 +67,13 @@ def test_shares_in_order_are_everything() -> None:
         ({"LOCAL_RANK": "2", "WORLD_SIZE": "4"}, 2),
         ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, 3),
         ({"SLURM_PROCID": "0", "LOCAL_RANK": "2"}, 2),  # Fabric's launcher in a shell that SLURM gave
+        ({"SLURM_PROCID": "3", "SLURM_JOB_NAME": "interactive"}, 0),  # each is a run of its own there
     ],
 )
 def test_before_they_meet_the_launcher_says_who_is_first(
     environment: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID"):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -197,16 +197,18 @@ def test_processes_that_slurm_started_keep_their_number_and_threads(tmp_path: Pa
 
 SLURM = {
     "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
-    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train",
 }  # fmt: skip
+SCRIPT = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}  # of sbatch, which runs it once
 
 
 @pytest.mark.parametrize(
     ("devices", "environment", "said"),
     [
         (1, {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}, "is 1 and run.nodes 1, but torchrun or SLURM starts 4"),
-        (1, SLURM, "run.devices is 1 and run.nodes 1, but torchrun or SLURM starts 2 processes; set them"),
+        (1, SLURM, "run.devices is 1 and run.nodes 1, but torchrun or SLURM starts 2 processes; set them .*srun"),
         (4, SLURM, "run.devices is 4 and run.nodes 1, but torchrun or SLURM starts 2 processes; set them"),
+        (2, {**SCRIPT, "SLURM_NTASKS": "4"}, "run.devices is 2 and run.nodes 1, but torchrun or SLURM starts 4"),
         (2, {"SLURM_NTASKS": "2"}, "the processes do not come together .*--ntasks-per-node"),
         (
             2,
@@ -225,10 +227,22 @@ def test_a_launcher_of_other_numbers_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_in_a_shell_that_slurm_gave_one_process_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**SLURM, "SLURM_JOB_NAME": "bash"}.items():
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {**SLURM, "SLURM_JOB_NAME": "bash"},
+        {**SLURM, "SLURM_JOB_NAME": "interactive", "SLURM_PROCID": "1"},  # one of several that srun starts, each alone
+        SCRIPT,
+        {name: value for name, value in SCRIPT.items() if name != "SLURM_NTASKS_PER_NODE"},
+    ],
+)
+def test_where_slurm_starts_no_run_of_several_one_process_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     train(tmp_path, steps=2)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_finished_runs_are_left_alone_and_others_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
