@@ -116,7 +116,7 @@ class Session:
             self._heads = load_heads(bundle, small, threads, dense)
             scope = manifest.scope
             self._scope = load_engine(small, bundle.file(scope.file), precision="fp32", threads=1) if scope else None
-            if precision != "fp32":
+            if precision != "fp32" or self.encoder.name not in CPU_ENGINES:
                 self._require_golden(threads)
             self.preprocessor = self._loaded(loading, threads, where)
 
@@ -124,7 +124,7 @@ class Session:
         self.encoder, self._entry, self.fallback = encoder.engine, encoder.entry, encoder.fallback
 
     def _require_golden(self, threads: int) -> None:
-        """Go back to fp32 where a reduced precision answers the golden case otherwise on this machine.
+        """Go back to fp32 on the CPU where a GPU or a reduced precision answers the golden case otherwise here.
 
         One that was found by ``auto`` gives way also where it fails on it.
         """

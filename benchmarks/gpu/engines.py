@@ -71,14 +71,16 @@ def onnxruntime(provider: str) -> list[Row]:
     import onnxruntime as ort
 
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+    from decipher_rt.engines.onnxruntime import CUDA_PROVIDER, cuda_provider, why_no_cuda
 
     bundle = open_bundle(DEFAULT_BUNDLE)
     if provider not in ort.get_available_providers():
         return [Row("onnxruntime", provider, not_run=f"onnxruntime {ort.__version__} is built without {provider}")]
     manifest = bundle.manifest
-    session = ort.InferenceSession(bundle.file(manifest.engine_file("onnx", "fp32").file), providers=[provider])
+    providers = [cuda_provider(0) if provider == CUDA_PROVIDER else provider]
+    session = ort.InferenceSession(bundle.file(manifest.engine_file("onnx", "fp32").file), providers=providers)
     if session.get_providers()[0] != provider:
-        return [Row("onnxruntime", provider, not_run=f"{provider} did not load; see onnxruntime's log")]
+        return [Row("onnxruntime", provider, not_run=f"{provider} did not load: {why_no_cuda()}")]
     random = np.random.default_rng(0)
     grid = manifest.preprocessing.grid_shape
     volume = (random.random((1, 1, *grid)) * 1500).astype(np.float32)

@@ -42,6 +42,7 @@ def _precision(provider: str, precision: Precision, ceilings: Ceilings, deadline
     import onnxruntime as ort
     import torch
 
+    from decipher_rt.engines.onnxruntime import CUDA_PROVIDER, cuda_provider, why_no_cuda
     from decipher_rt.export.onnx import encoder_graph
     from decipher_rt.train.model.vit import ViT
 
@@ -59,9 +60,10 @@ def _precision(provider: str, precision: Precision, ceilings: Ceilings, deadline
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.onnx"
         path.write_bytes(encoder_graph(model, example, precision))
-        session = ort.InferenceSession(path, providers=[provider])
+        providers = [cuda_provider(0) if provider == CUDA_PROVIDER else provider]
+        session = ort.InferenceSession(path, providers=providers)
     if session.get_providers()[0] != provider:
-        return [Row(f"ViT-Base {precision}", provider, not_run=f"{provider} did not load; see onnxruntime's log")]
+        return [Row(f"ViT-Base {precision}", provider, not_run=f"{provider} did not load: {why_no_cuda()}")]
     device = "cuda" if provider.startswith("CUDA") else "cpu"
     grid = ort.OrtValue.ortvalue_from_numpy(volume, device, 0)
     rows = []

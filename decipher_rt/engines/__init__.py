@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from decipher_rt.errors import EngineError
 
 __all__ = ["Availability", "Engine", "available", "load_engine"]
 
+# Both wheels of onnxruntime fill one folder, and the one that was installed last is what is imported.
+CUDA_ADVICE = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 # Engine name, the distributions that can provide it, and how to install it. The first is the default.
 ENGINES = {
     "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"),
     "openvino": (("openvino",), "pip install 'decipher-rt[openvino]'"),
-    "onnxruntime-cuda": (("onnxruntime-gpu",), "pip install 'decipher-rt[gpu]'"),
-    "tensorrt": (("tensorrt",), "pip install tensorrt"),
+    "onnxruntime-cuda": (("onnxruntime-gpu",), CUDA_ADVICE),
+    "tensorrt": (("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "pip install tensorrt"),
     "tensorrt-rtx": (("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"), "pip install 'decipher-rt[tensorrt-rtx]'"),
 }
 CPU_ENGINES = ("onnxruntime", "openvino")
@@ -100,7 +103,23 @@ def _look_up(name: str) -> Availability:
     distributions, advice = ENGINES[name]
     for distribution in distributions:
         try:
-            return Availability(name, True, f"{distribution} {version(distribution)}")
+            found = f"{distribution} {version(distribution)}"
         except PackageNotFoundError:
             continue
+        if distribution == "onnxruntime-gpu" and name == "onnxruntime-cuda" and _installed_last() == "onnxruntime":
+            return Availability(name, False, f"{found}, overwritten by onnxruntime: {advice}")
+        return Availability(name, True, found)
     return Availability(name, False, f"not installed: {advice}")
+
+
+def _installed_last() -> str:
+    """Return which wheel the folder ``onnxruntime`` is of, without importing it; empty where it does not say."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        about = (Path(spec.origin).parent / "capi" / "build_and_package_info.py").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    said = re.search(r"^package_name = '([^']+)'", about, re.MULTILINE)
+    return said[1] if said else ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from decipher_rt.engines import CUDA_ADVICE
 from decipher_rt.engines.signature import Input, check_inputs
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
@@ -47,7 +51,7 @@ class OnnxRuntimeEngine:
         exact_int8: bool = False,
     ) -> None:
         self.name = "onnxruntime" if card is None else "onnxruntime-cuda"
-        providers: list[Any] = [CPU_PROVIDER] if card is None else [(CUDA_PROVIDER, {"device_id": card}), CPU_PROVIDER]
+        providers: list[Any] = [CPU_PROVIDER] if card is None else [cuda_provider(card), CPU_PROVIDER]
         self.precision = precision
         self.threads = threads or usable_cores()
         options = ort.SessionOptions()
@@ -68,7 +72,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"{graph.name}: onnxruntime {ort.__version__} refuses it: {_one_line(error)}") from error
         if card is not None and self._session.get_providers()[0] != CUDA_PROVIDER:
             # onnxruntime goes on with the CPU and only logs why.
-            raise EngineError(f"onnxruntime {ort.__version__} has no usable CUDA: pip install 'decipher-rt[gpu]'")
+            raise EngineError(f"onnxruntime {ort.__version__} has no usable CUDA ({why_no_cuda()}): {CUDA_ADVICE}")
         self.device = "cpu" if card is None else _label(card)
         self._graph = graph.name
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -93,6 +97,27 @@ class OnnxRuntimeEngine:
         except ORT_ERRORS as error:
             raise EngineError(f"{self._graph}: onnxruntime failed: {_one_line(error)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+
+def cuda_provider(card: int) -> tuple[str, dict[str, str]]:
+    """Return the CUDA provider on a card as a session takes it, with the libraries loaded that pip installed for it.
+
+    Float32 stays what it is: left to itself the provider multiplies it as TF32, which has ten bits of mantissa.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        ort.preload_dlls(directory="")
+    return CUDA_PROVIDER, {"device_id": str(card), "use_tf32": "0"}
+
+
+def why_no_cuda() -> str:
+    """Say in a line why the CUDA provider does not start; onnxruntime itself only logs it."""
+    if CUDA_PROVIDER not in ort.get_available_providers():
+        return "it is built without CUDA"
+    try:
+        ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return _one_line(error)
+    return "its provider loads but does not start: the driver may be too old for it, see 'decipher-rt doctor'"
 
 
 def _label(card: int) -> str:

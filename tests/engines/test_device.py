@@ -18,7 +18,7 @@ import decipher_rt
 from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
 from decipher_rt.cli import _COMMANDS, cli, main
 from decipher_rt.encoder import load_encoder
-from decipher_rt.engines import cuda, driver_release, tensorrt
+from decipher_rt.engines import available, cuda, driver_release, tensorrt
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO_ORDER
 from decipher_rt.errors import EngineError
@@ -130,13 +130,18 @@ def test_reasons_are_those_of_the_card_that_was_asked_for(two: Any, monkeypatch:
 
 # --- onnxruntime's CUDA provider -------------------------------------------------------------------------------------
 
-CUDA_OPTIONS = {"device_id", "gpu_mem_limit", "cudnn_conv_algo_search", "do_copy_in_default_stream"}  # of the provider
+CUDA_OPTIONS = {"device_id", "gpu_mem_limit", "cudnn_conv_algo_search", "do_copy_in_default_stream", "use_tf32"}
 
 
 class PlayedOnnxRuntime:
-    """``InferenceSession`` of an onnxruntime with CUDA: the real one's reading of its arguments, on the CPU."""
+    """``InferenceSession`` of an onnxruntime with CUDA: the real one's reading of its arguments, on the CPU.
+
+    The provider starts only once the libraries that pip installed were loaded, and multiplies float32 as TF32 unless it
+    is told not to: what comes out has ten bits of mantissa.
+    """
 
     cards: int = 2
+    preloaded: bool
     made: list[dict[str, dict[str, str]]]
 
     def __init__(
@@ -149,14 +154,32 @@ class PlayedOnnxRuntime:
         assert set(given) <= CUDA_OPTIONS, "the real one refuses options that it does not know"
         if int(given.get("device_id", 0)) >= self.cards:
             raise RuntimeError("CUDA failure 101: invalid device ordinal")
+        self._tf32 = bool(given) and given.get("use_tf32", "1") != "0"
+        if given and not self.preloaded:
+            self._names = ["CPUExecutionProvider"]
         self._session = ort_session(graph, options, providers=["CPUExecutionProvider"])
         PlayedOnnxRuntime.made.append(self._options)
 
     def get_providers(self) -> list[str]:
         return self._names
 
+    def run(self, names: Any, inputs: Any) -> list[Any]:
+        outputs = self._session.run(names, inputs)
+        return [_ten_bits(output) for output in outputs] if self._tf32 else outputs
+
+    @classmethod
+    def preload_dlls(cls, directory: str | None = None) -> None:
+        assert directory == "", "PyTorch's libraries may be of another CUDA"
+        print("Failed to load libcufft.so.12")
+        cls.preloaded = True
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
+
+
+def _ten_bits(values: np.ndarray) -> np.ndarray:
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa * 2**11) / 2**11, exponent).astype(values.dtype)
 
 
 ort_session = ort.InferenceSession
@@ -165,21 +188,67 @@ ort_session = ort.InferenceSession
 @pytest.fixture
 def played_onnxruntime(two: Any, monkeypatch: pytest.MonkeyPatch) -> type[PlayedOnnxRuntime]:
     monkeypatch.setattr(ort, "InferenceSession", PlayedOnnxRuntime)
+    monkeypatch.setattr(ort, "preload_dlls", PlayedOnnxRuntime.preload_dlls)
     monkeypatch.setattr("decipher_rt.engines.ENGINES", dict.fromkeys(AUTO_ORDER, (("onnxruntime",), "")))
-    PlayedOnnxRuntime.made = []
+    PlayedOnnxRuntime.made, PlayedOnnxRuntime.preloaded = [], False
     return PlayedOnnxRuntime
 
 
 @pytest.mark.parametrize(("device", "expected"), [(None, "cuda:0 Fake Turing"), ("GPU-3f0cd", "cuda:1 Fake Ada")])
 @pytest.mark.parametrize("engine", ["onnxruntime-cuda", "auto"])
 def test_onnxruntime_is_given_the_card(
-    played_onnxruntime: type[PlayedOnnxRuntime], engine: str, device: str | None, expected: str
+    played_onnxruntime: type[PlayedOnnxRuntime],
+    capsys: pytest.CaptureFixture[str],
+    engine: str,
+    device: str | None,
+    expected: str,
 ) -> None:
     session = decipher_rt.load(engine=engine, device=device, threads=1)
     asked = [made["CUDAExecutionProvider"] for made in played_onnxruntime.made if "CUDAExecutionProvider" in made]
-    assert asked == [{"device_id": expected[5]}]  # the encoder alone: heads run on the CPU
+    # The encoder alone: heads run on the CPU.
+    assert asked == [{"device_id": expected[5], "use_tf32": "0"}]
+    assert capsys.readouterr().out == ""
     described = session.infer(DEFAULT_BUNDLE.parent / "demo_series").engine
     assert (described["name"], described["device"]) == ("onnxruntime-cuda", expected)
+
+
+def test_what_a_card_multiplies_in_less_than_fp32_gives_way(
+    played_onnxruntime: type[PlayedOnnxRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_tf32 = ("CUDAExecutionProvider", {"device_id": "0"})
+    monkeypatch.setattr("decipher_rt.engines.onnxruntime.cuda_provider", lambda card: with_tf32)
+    PlayedOnnxRuntime.preloaded = True
+    session = decipher_rt.load(engine="onnxruntime-cuda", threads=1)
+    assert (session.encoder.name, session.encoder.device) == ("onnxruntime", "cpu")
+    assert session.fallback is not None
+    assert session.fallback.startswith("onnxruntime-cuda fp32 was asked for: on the golden case patch differs by 0.00")
+
+
+def test_a_provider_that_does_not_start_says_why(
+    played_onnxruntime: type[PlayedOnnxRuntime], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where libcublas is nowhere: onnxruntime goes on with the CPU and logs it."""
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"no library")
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda **_: None)
+    with pytest.raises(
+        EngineError, match=r"has no usable CUDA \(.*(file too short|invalid ELF header)\): pip uninstall"
+    ):
+        decipher_rt.load(engine="onnxruntime-cuda", threads=1)
+
+
+def test_a_wheel_for_the_cpu_that_overwrote_the_other_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both fill the folder ``onnxruntime``; here it is the CPU's, whatever the other's metadata say."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.31.1")
+    found = {item.name: item for item in available()}
+    assert found["onnxruntime"].available
+    assert not found["onnxruntime-cuda"].available
+    assert found["onnxruntime-cuda"].detail == (
+        "onnxruntime-gpu 1.31.1, overwritten by onnxruntime: pip uninstall -y onnxruntime onnxruntime-gpu && "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
 
 
 def test_verify_runs_on_the_card_and_names_it(played_onnxruntime: type[PlayedOnnxRuntime]) -> None:
