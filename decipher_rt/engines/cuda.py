@@ -93,19 +93,28 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+class DeviceMemory:
+    """Memory on the GPU alone, freed with the object."""
+
+    def __init__(self, driver: Driver, nbytes: int) -> None:
+        device = c_void_p()
+        driver.call("cuMemAlloc_v2", byref(device), nbytes)
+        weakref.finalize(self, driver.free, "cuMemFree_v2", device)
+        assert device.value is not None  # noqa: S101 - the call succeeded
+        self.pointer, self.nbytes = device.value, nbytes
+
+
 class Buffer:
     """Memory on the GPU with its page-locked counterpart on the host, made once and freed with the object."""
 
     def __init__(self, driver: Driver, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         self._driver = driver
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        device, host = c_void_p(), c_void_p()
-        driver.call("cuMemAlloc_v2", byref(device), nbytes)
-        weakref.finalize(self, driver.free, "cuMemFree_v2", device)
+        self._device, host = DeviceMemory(driver, nbytes), c_void_p()
         driver.call("cuMemAllocHost_v2", byref(host), nbytes)
         weakref.finalize(self, driver.free, "cuMemFreeHost", host)
-        assert device.value is not None and host.value is not None  # noqa: S101, PT018 - the calls succeeded
-        self.array = DeviceArray(device.value, tuple(shape), dtype)
+        assert host.value is not None  # noqa: S101 - the call succeeded
+        self.array = DeviceArray(self._device.pointer, tuple(shape), dtype)
         memory = (ctypes.c_uint8 * nbytes).from_address(host.value)
         self.host: NDArray[Any] = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 

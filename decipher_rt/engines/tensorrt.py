@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.device_array import DeviceArray
-from decipher_rt.engines.cuda import Buffer, Driver, Launch
+from decipher_rt.engines.cuda import Buffer, DeviceMemory, Driver, Launch
 from decipher_rt.engines.cuda_graph import GridStep
 from decipher_rt.engines.driver_release import driver_release
 from decipher_rt.engines.patch_embed import PatchEmbed
@@ -128,8 +128,9 @@ class TensorRtEngine:
         self._buckets: dict[int, _Bucket] = {}
         self._engines: list[trt.ICudaEngine] = []
         self._caches: list[RuntimeCache] = []
+        self._scratch: list[DeviceMemory] = []
         # In the card's context: in a thread without one the library would start the first card to free what is here.
-        weakref.finalize(self, _free, self.driver, self._buckets, self._engines, self._caches)
+        weakref.finalize(self, _free, self.driver, self._buckets, self._engines, self._caches, self._scratch)
         self._log = message_log(self._trt)
         self.not_recorded: str | None = None
         with self.driver.current():
@@ -144,7 +145,7 @@ class TensorRtEngine:
             for plan in plans:
                 self._load(plan, embedding_size)
         # What the card's first load takes is no measure of the others: it compiles.
-        self.compiled = any(not cache.found for cache in self._caches)
+        self.compiled = any(cache.compiled for cache in self._caches)
         self.load_ms = (time.perf_counter() - start) * 1e3
 
     def run(self, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, NDArray[Any]]:
@@ -228,11 +229,17 @@ class TensorRtEngine:
         self._engines.append(engine)
         # TensorRT has runtime configurations as well, but theirs know no cache: it compiles nothing at loading.
         cache = self._cache(plan) if self.name == "tensorrt-rtx" else None
+        scratch = None
         if cache is not None:
             self._caches.append(cache)
+            sizes = [engine.get_device_memory_size_for_profile_v2(profile) for profile in range(len(plan.tokens))]
+            scratch = DeviceMemory(self.driver, max(1, *sizes))  # one bucket at a time runs: they share it
+            self._scratch.append(scratch)
         for profile, tokens in enumerate(plan.tokens):
             context = self._context(engine, cache)
             self._buckets[tokens] = self._bucket(plan.sha256, context, profile, tokens, embedding_size)
+            if scratch is not None:
+                context.set_device_memory(scratch.pointer, scratch.nbytes)
             self._warm_up(self._buckets[tokens])
         if cache is not None:
             cache.save()
@@ -258,9 +265,16 @@ class TensorRtEngine:
         if cache is None:
             context = engine.create_execution_context()
         else:
-            config = engine.create_runtime_config()
-            cache.attach(cast("CachingConfig", config))  # the stubs are TensorRT's, this one is TensorRT-RTX's
-            context = engine.create_execution_context(config)
+            runtime_config = engine.create_runtime_config()
+            config = cast("CachingConfig", runtime_config)  # the stubs are TensorRT's, this one is TensorRT-RTX's
+            # Left to itself it compiles in the background, and what is recorded first are fallback kernels, for ever.
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            # What is captured may not allocate, and plans that are built for that want their memory from here.
+            config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            cache.attach(config)
+            context = engine.create_execution_context(runtime_config)
         if context is None:
             raise failure(f"{self.name}: no memory for the engine on {self.device}", self._log)
         return context

@@ -6,7 +6,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from decipher_rt.caches import cache_folder
 
@@ -24,7 +24,13 @@ class Cache(Protocol):
 
 
 class CachingConfig(Protocol):
-    """``IRuntimeConfig`` of TensorRT-RTX; TensorRT's own has neither function."""
+    """``IRuntimeConfig`` of TensorRT-RTX; TensorRT's own has neither function, and compiles nothing at loading."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any
+
+    def set_execution_context_allocation_strategy(self, strategy: Any, /) -> None:
+        """Say who gives the memory of the contexts."""
+        ...
 
     def create_runtime_cache(self) -> Cache:
         """Make an empty cache."""
@@ -45,15 +51,16 @@ class RuntimeCache:
 
     Attributes
     ----------
-    found : bool
-        Whether the file was there and the library took it.
+    compiled : bool
+        Whether the library compiled what the file did not hold; known once it is saved.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._configs: list[CachingConfig] = []
         self._cache: Cache | None = None
-        self.found = False
+        self._read = b""
+        self.compiled = False
 
     def attach(self, config: CachingConfig) -> None:
         """Let a runtime configuration use the cache."""
@@ -61,18 +68,22 @@ class RuntimeCache:
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             with suppress(OSError):  # not there, or not for this account: it is compiled anew
-                if self._path is not None:
-                    self.found = bool(self._cache.deserialize(self._path.read_bytes()))
+                if self._path is not None and self._cache.deserialize(content := self._path.read_bytes()):
+                    self._read = content
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the cache beside its place and rename it; a machine without a writable cache compiles each time."""
-        if self._path is None or self.found or self._cache is None:
+        """Write what grew beside its place and rename it; a machine without a writable cache compiles each time."""
+        if self._cache is None:
+            return
+        content = bytes(self._cache.serialize())
+        self.compiled = len(content) > len(self._read)
+        if self._path is None or not self.compiled:
             return
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside.write_bytes(bytes(self._cache.serialize()))
+            beside.write_bytes(content)
             beside.replace(self._path)
         except OSError:
             beside.unlink(missing_ok=True)

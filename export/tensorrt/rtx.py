@@ -57,6 +57,8 @@ def build_engine(model: ModelProto, token_buckets: Sequence[int], architectures:
     if not parser.parse(model.SerializeToString()):
         raise failure("TensorRT-RTX refuses the graph", log)
     config = builder.create_builder_config()
+    # What is captured into a CUDA graph may not allocate: the runtime gives the memory.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     width = network.get_input(0).shape[-1]
     for tokens in token_buckets:
         profile, shape = builder.create_optimization_profile(), (1, tokens, width)

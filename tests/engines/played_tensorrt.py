@@ -14,6 +14,8 @@ import onnxruntime as ort
 from .played_cuda import FakeCuda
 from .played_kernels import view
 
+SCRATCH = 4096  # bytes that a context of the first profile needs
+
 
 class FakeLogger:
     """``ILogger``."""
@@ -26,7 +28,8 @@ class FakeLibrary:
     """The module of either flavour.
 
     With ``refuses_capture`` no context runs while its stream is captured; with ``says_so`` it can be asked before.
-    ``contexts`` and ``caches`` are weak references: the library owns neither.
+    ``contexts`` and ``caches`` are weak references: the library owns neither. ``fallback_kernels`` are the shapes that
+    were recorded before their own kernels were compiled.
     """
 
     driver: FakeCuda
@@ -35,6 +38,9 @@ class FakeLibrary:
     says_so: bool = False
     contexts: list[weakref.ref[FakeContext]] = field(default_factory=list)
     caches: list[weakref.ref[FakeCache]] = field(default_factory=list)
+    fallback_kernels: list[str] = field(default_factory=list)
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager", NONE="none")
+    ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="static", USER_MANAGED="user managed")
     ILogger = FakeLogger
     __version__ = "1.7.1"
 
@@ -87,8 +93,15 @@ class FakeEngine(Owned):
         super().__init__(library)
         self._session, self._log = ort.InferenceSession(content, providers=["CPUExecutionProvider"]), log
 
-    def create_execution_context(self, runtime_config: FakeConfig | None = None) -> FakeContext:
+    def create_execution_context(self, runtime_config: FakeConfig | None = None) -> FakeContext | None:
         assert isinstance(runtime_config, FakeConfig) == self._library.rtx, "RTX would compile without a cache"
+        if runtime_config is not None and runtime_config.allocation != "user managed":
+            self._log.log(
+                FakeLogger.Severity.ERROR,
+                "Engine was built with BuilderFlag::kREQUIRE_USER_ALLOCATION. Execution context creation requires "
+                "ExecutionContextAllocationStrategy::kUSER_MANAGED allocation strategy.",
+            )
+            return None
         assert self._driver.current() == self._card, "an engine is of the card that it was read on"
         made = (FakeRtxContext if self._library.rtx else FakeContext)(
             self._library, self._session, runtime_config, self._log
@@ -103,6 +116,9 @@ class FakeRtxEngine(FakeEngine):
     def create_runtime_config(self) -> FakeConfig:
         return FakeConfig(self._library)
 
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return SCRATCH * (profile_index + 1)
+
 
 class FakeConfig(Owned):
     """``IRuntimeConfig`` of TensorRT-RTX; TensorRT's knows of no cache."""
@@ -112,6 +128,10 @@ class FakeConfig(Owned):
     def __init__(self, library: FakeLibrary) -> None:
         super().__init__(library)
         self._cache: weakref.ref[FakeCache] | None = None
+        self.dynamic_shapes_kernel_specialization_strategy, self.allocation = "lazy", "static"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
 
     def create_runtime_cache(self) -> FakeCache:
         cache = FakeCache(self._library)
@@ -128,21 +148,24 @@ class FakeConfig(Owned):
 
 
 class FakeCache(Owned):
-    """``IRuntimeCache``."""
+    """``IRuntimeCache``: the shapes whose kernels are compiled."""
 
     kind = "cache"
 
     def __init__(self, library: FakeLibrary) -> None:
         super().__init__(library)
-        self.content: bytes | None = None
+        self.shapes: set[str] = set()
 
     def deserialize(self, blob: bytes) -> bool:
         assert self._driver.current() is not None, "the cache compares itself with the current context's device"
-        self.content = blob
-        return blob == b"compiled"
+        magic, _, shapes = blob.decode().partition(":")
+        if magic != "compiled":
+            return False
+        self.shapes = set(shapes.split(";"))
+        return True
 
     def serialize(self) -> memoryview:
-        return memoryview(b"compiled")
+        return memoryview(f"compiled:{';'.join(sorted(self.shapes))}".encode())
 
 
 class FakeContext(Owned):
@@ -202,7 +225,33 @@ class FakeContext(Owned):
 
 
 class FakeRtxContext(FakeContext):
-    """TensorRT-RTX alone can be asked before."""
+    """TensorRT-RTX alone can be asked before, compiles, and is given its memory.
+
+    Left to itself it compiles behind the first runs, which take a kernel that is there for every shape; what is recorded
+    of those is never replaced, and what is written of the cache lacks it.
+    """
+
+    memory: tuple[int, int] | None = None
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert self._driver.owner[memory] == self._card, "memory of another card"
+        self.memory = memory, size
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        config = None if self._config is None else self._config()
+        assert config is not None
+        if self.memory is None or self.memory[1] < SCRATCH * ((self.profile or 0) + 1):
+            self._log.log(FakeLogger.Severity.ERROR, "IExecutionContext::setDeviceMemoryV2 should be called before")
+            return False
+        assert self.memory[0] in self._driver.live, "its memory was freed"
+        cache = config._attached()
+        if config.dynamic_shapes_kernel_specialization_strategy == "eager":
+            assert cache is not None
+            assert str(self.shape) in cache.shapes or self._driver.recording is None, "nothing compiles in a capture"
+            cache.shapes.add(str(self.shape))
+        elif self._driver.recording is not None:
+            self._library.fallback_kernels.append(str(self.shape))
+        return super().execute_async_v3(stream_handle)
 
     def is_stream_capturable(self, stream: int) -> bool:
         assert stream in self._driver.handles

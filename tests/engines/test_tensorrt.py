@@ -372,7 +372,33 @@ def test_rtx_compiles_once_for_a_card(load) -> None:
     assert (first.compiled, second.compiled) == (True, False)
     caches = module.require_library("tensorrt-rtx").caches
     assert len(caches) == 1  # one for all contexts of an engine
-    assert caches[0]().content == b"compiled"
+    assert caches[0]().shapes == {"(1, 24, 48)", "(1, 96, 48)"}
+
+
+def test_rtx_compiles_before_a_graph_is_recorded_and_before_the_cache_is_written(load, tmp_path) -> None:
+    engine = load()
+    assert engine.not_recorded is None
+    assert module.require_library("tensorrt-rtx").fallback_kernels == []
+    (written,) = (tmp_path / "cache").rglob("*.cache")
+    assert written.read_bytes() == b"compiled:(1, 24, 48);(1, 96, 48)"
+
+
+def test_what_the_file_of_the_cache_lacks_is_written_too(load, tmp_path) -> None:
+    load()
+    (written,) = (tmp_path / "cache").rglob("*.cache")
+    whole = written.read_bytes()
+    written.write_bytes(b"compiled:(1, 24, 48)")  # as of a process that ended early
+    assert load().compiled
+    assert written.read_bytes() == whole
+    written.write_bytes(b"of another machine")
+    assert load().compiled
+    assert written.read_bytes() == whole
+
+
+def test_contexts_of_rtx_share_memory_that_is_large_enough_for_each(load) -> None:
+    engine = load()
+    contexts = [made() for made in module.require_library("tensorrt-rtx").contexts]
+    assert {context.memory for context in contexts} == {(engine._scratch[0].pointer, 2 * 4096)}
 
 
 def test_another_release_of_the_driver_compiles_again(load, monkeypatch) -> None:

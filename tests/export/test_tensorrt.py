@@ -174,6 +174,21 @@ def test_cards_without_bfloat16_are_left_out_of_its_plan(encoder: ViT, monkeypat
 
 
 @needs_rtx
+def test_plans_can_be_recorded(model: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX 1.2's release notes: the flag is required when using CUDA stream capture."""
+    trt, configs = rtx._library(), []
+
+    class Watched(trt.Builder):  # type: ignore[misc, name-defined]
+        def create_builder_config(self) -> Any:
+            configs.append(super().create_builder_config())
+            return configs[-1]
+
+    monkeypatch.setattr(trt, "Builder", Watched)
+    rtx.build_engine(model, (32,), (89,))
+    assert [config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION) for config in configs] == [True]
+
+
+@needs_rtx
 def test_more_cards_hardly_make_the_file_larger(model: ModelProto) -> None:
     one, four = (len(rtx.build_engine(model, (32,), cards)) for cards in ((89,), ARCHITECTURES))
     assert four < 1.2 * one
