@@ -48,8 +48,9 @@ AXES = {
 }
 EXAMPLE_TOKENS = 8  # of the text that the tower is traced with: their number stays free
 GRAPHS = {"cpu": "preprocess.cpu.dali", "gpu": "preprocess.gpu.dali"}
-INTENDED_USE = "Research on MR series of the head. Not a medical device; no decision about a patient may rest on it."
-LICENCE = "Apache-2.0"
+# Of a model whose configuration does not say.
+INTENDED_USE = "Research. Not a medical device; no decision about a patient may rest on it."
+LICENCE = "not stated"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "nvidia-dali-cuda130")
 
 
@@ -191,8 +192,8 @@ def _manifest(parts: Parts, engines: Sequence[EngineFile]) -> Manifest:
     return Manifest(
         name=parts.name,
         version=parts.version,
-        intended_use=INTENDED_USE,
-        licence=LICENCE,
+        intended_use=parts.intended_use or INTENDED_USE,
+        licence=parts.licence or LICENCE,
         preprocessing=replace(parts.spec, graphs=GRAPHS),
         encoder=parts.described,
         engines=tuple(engines),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from decipher_rt.train.cli import cache_option
+from decipher_rt.train.cli import cache_of, cache_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,8 @@ EVALUATED, EVALUATED_HALF = 512, 320
 @click.option(
     "--int8",
     is_flag=True,
-    help="Add 8-bit encoders for CPUs (and for the --engine), calibrated and judged on simulated series.",
+    help="Add 8-bit encoders for CPUs (and for the --engine), calibrated on up to 32 training series of each source of "
+    "the decoders, simulated or recorded, and judged on test series.",
 )
 @click.option(
     "--calibrate",
@@ -87,7 +88,7 @@ def export(
     series: tuple[Path, ...],
     evaluated: int | None,
     max_drop: float,
-    cache: Path,
+    cache: Path | None,
     engine: str | None,
     architectures: tuple[str, ...],
     as_json: bool,
@@ -103,7 +104,7 @@ def export(
     from decipher_rt.train.progress import Progress
     from decipher_rt.train.weights import load_weights
 
-    from .bundle import export_bundle
+    from .bundle import LICENCE, export_bundle
     from .evaluate import Judge
     from .known import calibration_inputs, known_series
     from .parts import TOKENIZER
@@ -113,15 +114,15 @@ def export(
     plans = parse_wanted(engine, architectures, fp16=fp16, bf16=bf16, int8=int8)
     checkpoint = checkpoint or DEFAULT_WEIGHTS
     weights, tokenizer = load_weights(checkpoint), checkpoint / TOKENIZER
-    config, progress = weights.config, Progress()
+    config, progress, samples = weights.config, Progress(), cache_of(checkpoint, cache)
     count = evaluated if evaluated is not None else _evaluated(fp16 or bf16, int8, engine)
     numerics = export_bundle(
         weights,
         load_golden(checkpoint),
         output,
         fp16=fp16,
-        int8=calibration_inputs(config, series, cache, progress) if int8 else None,
-        judge=Judge(lambda: known_series(config, "test", count, cache, progress), max_drop) if count else None,
+        int8=calibration_inputs(config, series, samples, progress) if int8 else None,
+        judge=Judge(lambda: known_series(config, "test", count, samples, progress), max_drop) if count else None,
         plans=plans,
         tokenizer=tokenizer.read_bytes() if tokenizer.is_file() else None,
     )
@@ -137,7 +138,8 @@ def export(
             highlight=False,
         )
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    console.print(f"wrote {output} ({size / 1e6:.1f} MB)", highlight=False)
+    about = f"{config.name} {config.version}, licence {config.licence or LICENCE}"
+    console.print(f"wrote {output} ({size / 1e6:.1f} MB): {about}", highlight=False)
 
 
 def _evaluated(half: bool, int8: bool, engine: str | None) -> int:

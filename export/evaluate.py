@@ -53,12 +53,15 @@ class Figures:
     patch_max_error : float
     metrics : mapping
         In points of a hundred, as ``points`` says.
+    series : mapping
+        Number of those that each metric is of.
     """
 
     embedding_cosine: float
     patch_cosine: float
     patch_max_error: float
     metrics: Mapping[str, float]
+    series: Mapping[str, int]
 
 
 def judge_encoders(
@@ -150,7 +153,7 @@ def evaluate_encoders(
     figures = []
     for seen, found in zip(differences, rows, strict=True):
         embedding, patch, error = zip(*seen, strict=True)
-        figures.append(Figures(min(embedding), min(patch), max(error), _metrics(heads, found)))
+        figures.append(Figures(min(embedding), min(patch), max(error), *_metrics(heads, found)))
     return figures[0], tuple(figures[1:])
 
 
@@ -175,8 +178,10 @@ def points(decoder: Decoder, figures: Mapping[str, Any]) -> dict[str, float]:
     return {name: 100 * value for name, value in found.items() if value is not None}
 
 
-def _metrics(heads: Sequence[HeadPart], rows: Mapping[str, Sequence[Rows]]) -> dict[str, float]:
+def _metrics(heads: Sequence[HeadPart], rows: Mapping[str, Sequence[Rows]]) -> tuple[dict[str, float], dict[str, int]]:
+    """Return every metric, and the number of series that it is of."""
     metrics: dict[str, float] = {}
+    series: dict[str, int] = {}
     for part in heads:
         name, of_head = part.entry.name, rows[part.entry.name]
         joined = {key: np.concatenate([row[key] for row in of_head]) for key in (of_head[0] if of_head else ())}
@@ -187,7 +192,8 @@ def _metrics(heads: Sequence[HeadPart], rows: Mapping[str, Sequence[Rows]]) -> d
                 "none with --evaluate 0"
             )
         metrics |= {f"{name}{what}": value for what, value in told.items()}
-    return metrics
+        series |= {f"{name}{what}": len(of_head) for what in told}
+    return metrics, series
 
 
 class _Given:
@@ -234,14 +240,16 @@ def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _refuse(encoder: str, reference: Figures, figures: Figures, max_drop: float) -> None:
     lost = [
-        f"{name} falls from {before:.2f} to {figures.metrics[name]:.2f} % (allowed {max_drop:g} points)"
+        f"{name} falls from {before:.2f} to {figures.metrics[name]:.2f} % on {figures.series[name]} series (allowed "
+        f"{max_drop:g} points)"
         for name, before in reference.metrics.items()
         if before - figures.metrics[name] > max_drop
     ]
+    hint = "; --max-drop allows more, --evaluate 0 judges nothing" if lost else ""
     if figures.embedding_cosine < MIN_EMBEDDING_COSINE:
         lost.append(f"an embedding has cosine {figures.embedding_cosine:.4f} to fp32 (at least {MIN_EMBEDDING_COSINE})")
     if lost:
-        raise EngineError(f"the {encoder} encoder loses too much, no bundle was written: {'; '.join(lost)}")
+        raise EngineError(f"the {encoder} encoder loses too much, no bundle was written: {'; '.join(lost)}{hint}")
 
 
 def _difference(encoded: Arrays, exact: Arrays) -> tuple[float, float, float]:

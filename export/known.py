@@ -25,7 +25,7 @@ from decipher_rt.train.views import UNIT_WINDOW
 
 Arrays = Mapping[str, NDArray[Any]]
 
-CALIBRATION_SERIES = SHARD  # they are simulated by the shard
+CALIBRATION_SERIES = SHARD  # of each source; they are made by the shard
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, cast
 
 import yaml
@@ -85,7 +86,7 @@ class Parts:
 
     Attributes
     ----------
-    name, version : of the model
+    name, version, licence, intended_use : of the model; the last two empty where they are not stated
     spec : Preprocessing, without graphs
     encoder, described : the module, and its entry in the manifest
     heads, scope, text : what else there is
@@ -96,6 +97,8 @@ class Parts:
 
     name: str
     version: str
+    licence: str
+    intended_use: str
     spec: Preprocessing
     encoder: ViT
     described: Encoder
@@ -129,6 +132,8 @@ def parts_of(weights: Weights, tokenizer: bytes | None = None, *, text_tolerance
     return Parts(
         name=config.name,
         version=config.version,
+        licence=config.licence,
+        intended_use=config.intended_use,
         spec=config.encoder.preprocessing,
         encoder=encoder,
         described=Encoder(
@@ -143,10 +148,18 @@ def parts_of(weights: Weights, tokenizer: bytes | None = None, *, text_tolerance
         text=_text(model, config, tokenizer, text_tolerance),
         metrics=metrics,
         provenance={
-            "config": yaml.safe_load(dump_config(config)),
+            "config": _told(config),
             "training": weights.metadata.get("provenance", {}),
         },
     )
+
+
+def _told(config: RecipeConfig) -> dict[str, Any]:
+    """Return a configuration as plain JSON types; of files of this machine it tells the name, not where they lie."""
+    document: dict[str, Any] = yaml.safe_load(dump_config(config))
+    for source in (*document["sources"].values(), document["scope_source"] or {}):
+        source |= {key: PurePath(source[key]).name for key in ("path", "anatomy") if key in source}
+    return document
 
 
 def unreliable(figures: Mapping[str, Any] | None) -> str:
@@ -217,7 +230,7 @@ def _scope(model: RecipeModel, config: RecipeConfig) -> ScopePart | None:
         return None
     distance = {"mahalanobis": "Mahalanobis", "nearest": "nearest-neighbour"}[config.scope.method]
     method = f"mean of {distance} and outlier-exposure margins" if config.scope.outliers else f"{distance} margin"
-    entry = Scope(SCOPE_GRAPH, method, 0.0, body_parts=config.scope.body_parts, subject="heads")
+    entry = Scope(SCOPE_GRAPH, method, 0.0, body_parts=config.scope.body_parts, subject=config.subject)
     return ScopePart(entry, model.scope)
 
 

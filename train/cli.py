@@ -14,14 +14,19 @@ from .decoders.cli import decoder
 from .ssl.cli import ssl
 from .text.cli import text
 
-# Of evaluate and export, so that what one of them simulates the other finds.
+# Of evaluate and export, so that what one of them makes the other finds.
 cache_option = click.option(
     "--cache",
-    default=".cache/samples",
-    show_default=True,
     type=click.Path(path_type=Path),
-    help="Where simulated series are kept (about 2 MB each).",
+    help="Where series are kept on the grid, recorded ones too (2 to 6 MB each), and their tokens. Default: "
+    "WEIGHTS/samples, where 'train decoder' kept them there; else .cache/samples.",
 )
+
+
+def cache_of(folder: Path, cache: Path | None) -> Path:
+    """Return where the series of a weights folder are kept; ``cache`` where that is given."""
+    own = folder / "samples"
+    return cache or (own if own.is_dir() else Path(".cache/samples"))
 
 
 @click.group(epilog="Example: decipher-rt train ssl train/configs/tiny/ssl.yaml -o runs/ssl")
@@ -41,10 +46,11 @@ train.add_command(decoder)
 @click.argument("arguments", nargs=-1, metavar="[WEIGHTS] [source.KEY=VALUE]...")
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
+def evaluate(arguments: tuple[str, ...], cache: Path | None, as_json: bool) -> None:
     """Say how well WEIGHTS (default: the model that ships) does on the test series of what it was trained on.
 
-    source.KEY=VALUE changes that: another anatomy under the simulator's heads, more series, a manifest.
+    source.KEY=VALUE changes that: another anatomy under the simulator's heads, more series, a manifest. A segmentation
+    of the simulator's tissues is not measured on a manifest's masks.
     """
     folders = [Path(a) for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]
@@ -61,7 +67,7 @@ def evaluate(arguments: tuple[str, ...], cache: Path, as_json: bool) -> None:
     loaded = load_weights(folder)
     torch.set_num_threads(loaded.config.threads)
     weights = replace(loaded, config=change_sources(loaded.config, overrides))
-    show(evaluate_model(weights, folder, cache, Progress()), as_json)
+    show(evaluate_model(weights, folder, cache_of(folder, cache), Progress()), as_json)
 
 
 @click.command(epilog="\b\nExample:\n  decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -105,9 +105,13 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def dump_config(config: Any) -> str:
-    """Return a configuration as YAML, presets written out, that ``load_config`` reads back to an equal one."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+def dump_config(config: Any, *, but: Collection[str] = ()) -> str:
+    """Return a configuration as YAML, presets written out, that ``load_config`` reads back to an equal one.
+
+    The keys ``but`` are left out.
+    """
+    document = {name: value for name, value in dataclasses.asdict(config).items() if name not in but}
+    return yaml.safe_dump(_plain(document), sort_keys=False)
 
 
 def _plain(value: Any) -> Any:
@@ -153,7 +157,7 @@ def _build(expected: Any, value: Any, key: str) -> Any:
         return tuple(_build(a, v, f"{key}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
     if origin is not None and issubclass(origin, Mapping):
         _expect(isinstance(value, dict), value, key, "keys and values")
-        return {str(k): _build(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
+        return {str(k): _build(arguments[1], _text(arguments[1], v), f"{key}.{k}") for k, v in value.items()}
     if expected is float:
         if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
             try:
@@ -189,7 +193,13 @@ def _build_dataclass(expected: Any, value: Any, key: str) -> Any:
     for name, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         _expect(not required or name in value or name in start, None, _join(key, name), "missing", found=False)
-    return expected(**start | {name: _build(hints[name], item, _join(key, name)) for name, item in value.items()})
+    given = {name: _text(hints[name], item) if fields[name].default == "" else item for name, item in value.items()}
+    return expected(**start | {name: _build(hints[name], item, _join(key, name)) for name, item in given.items()})
+
+
+def _text(expected: Any, value: Any) -> Any:
+    """Return a value that may be empty text: ``key=`` with nothing after it is null to YAML."""
+    return "" if expected is str and value is None else value
 
 
 def _join(key: str, name: str) -> str:

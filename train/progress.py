@@ -20,6 +20,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
+        self._warned: set[str] = set()
         self._speaks = self._console.is_terminal and rank() == 0
 
     def say(self, line: str) -> None:
@@ -28,8 +29,9 @@ class Progress:
             self._console.print(line, highlight=False)
 
     def warn(self, line: str) -> None:
-        """Say what somebody has to know, also in a pipe."""
-        if rank() == 0:
+        """Say what somebody has to know, also in a pipe; what was said already is not said again."""
+        if rank() == 0 and line not in self._warned:
+            self._warned.add(line)
             sys.stderr.write(f"decipher-rt: {one_line(line)}\n")
 
     @contextlib.contextmanager

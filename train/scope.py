@@ -95,8 +95,8 @@ def fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[Scope
     least = config.neighbours + 1
     if len(heads) < least or len(inside) < least:
         raise ValueError(
-            f"scope: {len(heads)} training and {len(inside)} validation heads are too few; raise source.train and "
-            f"source.validation to give {least} or more each"
+            f"scope: {len(heads)} training and {len(inside)} validation heads are too few, expected {least} or more of "
+            "each"
         )
     if config.method == "nearest":
         references, groups = heads[: config.among], min(config.among, len(heads))

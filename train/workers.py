@@ -21,8 +21,8 @@ class WorkerError(DecipherError):
 
 def run_jobs(
     function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], Any]
-) -> None:
-    """Call a function for every job's arguments.
+) -> list[Any]:
+    """Call a function for every job's arguments, and return what it returned, in the order of the jobs.
 
     Parameters
     ----------
@@ -39,20 +39,23 @@ def run_jobs(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in the order of the workers' own, whoever computes
         try:
+            results = []
             for number, job in enumerate(jobs):
-                function(*job)
+                results.append(function(*job))
                 done(number)
+            return results
         finally:
             torch.set_num_threads(threads)
-        return
     # "spawn": a fork of a process that has run torch can hang in its thread pool.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=start_worker) as pool:
-        numbers = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
+        submitted = [pool.submit(function, *job) for job in jobs]
+        numbers = {future: number for number, future in enumerate(submitted)}
         try:
             for future in as_completed(numbers):
                 future.result()
                 done(numbers[future])
+            return [future.result() for future in submitted]
         except BrokenProcessPool:
             raise WorkerError(
                 "a worker process was ended from outside, as for want of memory; set workers to fewer, or give this "

@@ -56,7 +56,7 @@ def settings_of(folder: Path, configs: Path) -> dict[str, Any]:
     stage = load_stage(folder)
     upon = [f"decoders.{d.name}." for d in (stage.recipe.decoders if stage.recipe else ()) if d.kind == SEGMENTATION]
     found = [load_config(DecoderRunConfig, path, ["encoder=RUN"]) for path in sorted(configs.glob("decoder-*.yaml"))]
-    texts = {one.decoder.name: dump_config(one) for one in found if one.decoder.kind != SEGMENTATION}
+    texts = {one.decoder.name: dump_config(one, but=one.UNTRAINED) for one in found if one.decoder.kind != SEGMENTATION}
     return {
         "encoder": fingerprint(load_encoder(stage, folder).state_dict()),
         "segmentations": fingerprint({n: t for n, t in stage.tensors.items() if n.startswith(tuple(upon))}),

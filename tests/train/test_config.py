@@ -101,6 +101,21 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         load_config(SSLConfig, tmp_path / "absent.yaml")
 
 
+def test_nothing_after_the_equals_sign_is_empty_text(config: Path) -> None:
+    changed = load_config(SSLConfig, config, ["source.listed=", "source.sequences.FLAIR="])
+    assert (changed.source.listed, changed.source.sequences) == ("", {"FLAIR": ""})
+    for override, said in (("name=", "name is None, expected text"), ("source.kind=", "source.kind is None")):
+        with pytest.raises(ConfigError, match=said):
+            load_config(SSLConfig, config, [override])
+
+
+def test_files_of_a_source_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = SourceConfig(kind="manifest", path="a/b.csv", anatomy="other.nii.gz").located()
+    assert (source.path, source.anatomy) == (str(tmp_path / "a/b.csv"), str(tmp_path / "other.nii.gz"))
+    assert SourceConfig().located() == SourceConfig()
+
+
 def test_sources_change_and_the_model_does_not() -> None:
     source = SourceConfig(test=512)
     config = RecipeConfig("recipe", "m", "1.0.0", ViTConfig.PRESETS["tiny"], sources={"a": source}, scope_source=source)

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.series import find_series, read_series
+from decipher_rt.train import shards as layout
+from decipher_rt.train.config import override_config
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import Box, Examples, SourceConfig, open_source, patients_of, pinned, recorded
 from decipher_rt.train.sources.manifest import read_manifest
@@ -119,7 +121,7 @@ def test_jsonl_says_the_same(cohort: Path) -> None:
         (",p2,,,,,,", r"line 3, column path: is empty"),
         ("b,,,,,,,", r"line 3, column patient: is empty"),
         ("b,p2,val,,,,,", r"line 3, column split: 'val', expected one of train, validation, test"),
-        ("b,p2,,,nan,,,", r"line 3, column age: 'nan', expected a finite number"),
+        ("b,p2,,,inf,,,", r"line 3, column age: 'inf', expected a finite number"),
         ("b,p2,,,,,,-1", r"line 3, column volume: '-1', expected a whole number"),
         ("b,p2,,,,Normal, but,,", r"line 3: 9 columns, expected 8 .*put text with commas in double quotes"),
         ("a,p2,,,,,,", r"line 3, column path: the same series as .*line 2; list it once"),
@@ -143,8 +145,30 @@ def test_broken_rows_are_named(cohort: Path, row: str, said: str) -> None:
 
 def test_all_broken_rows_are_counted(cohort: Path) -> None:
     path = write_csv(cohort, "a,p1,x,,,,,", "b,p2,,,,,,", "absent,p3,,,,,,")
-    with pytest.raises(SourceError, match=r"line 2, column split.* \(and 1 more broken rows\)"):
+    with pytest.raises(SourceError, match=r"line 2, column split.* \(and 1 more broken rows: line 4, column path\)$"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_series_that_cannot_be_read_are_said_together(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Whatever shard they are in; those that could be read are kept."""
+    monkeypatch.setattr(layout, "SHARD", 1)
+    (cohort / "cut.nii.gz").write_bytes((cohort / "c.nii.gz").read_bytes()[:60])
+    rows = ("cut.nii.gz,p1,train,,,,,", "a,p1,train,,,,,", "c.nii.gz,p2,train,,,,,7", "b,p2,train,,,,,9")
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *rows)))
+    more = r"\(and 2 more series that cannot be read: line 4, column path; line 5, column path\)$"
+    with pytest.raises(SourceError, match=r"cohort.csv, line 2, column path: .*cut.nii.gz: .* " + more):
+        open_source(config, PIECES, "train", cohort / "cache", workers, Progress())
+    assert [path.name for path in (cohort / "cache").rglob("*.safetensors")] == ["00001.safetensors"]
+
+
+@pytest.mark.parametrize("unknown", ["", "n/a", "null", "NULL", "NA", "NaN"])
+def test_a_cell_that_says_nothing_turns_no_column_to_text(cohort: Path, unknown: str) -> None:
+    path = write_csv(cohort, "a,p1,train,T1w,61,,,", f"b,p2,,{unknown},{unknown},,,", "c.nii.gz,p3,,none,7,,,")
+    labels = [row.facts.labels for row in read_manifest(path)]
+    assert labels == [{"sequence": "T1w", "age": 61.0}, {}, {"sequence": "none", "age": 7.0}]
 
 
 @pytest.mark.parametrize(
@@ -402,6 +426,21 @@ def test_a_bids_folder_is_read(bids: Path, tmp_path: Path) -> None:
     assert examples[1].volume.shape == PIECES.grid_shape
 
 
+def test_suffixes_are_added_and_what_is_left_out_is_counted_once(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, progress = SourceConfig(kind="bids", path=str(bids)), Progress()
+    for _ in ("once", "again"):
+        assert len(open_source(config, PIECES, "train", tmp_path / "cache", 1, progress)) == 2
+    said = f"decipher-rt: {bids}: images whose suffix source.sequences lacks are left out: 1 (angio 1)\n"
+    assert capsys.readouterr().err == said
+    more = override_config(config, ["source.sequences.angio=TOF", "source.sequences.T2starw="], "source")
+    labels = [row.facts.labels["sequence"] for row in rows_of_split(more, "train")]
+    assert labels == ["T1w", "TOF"]
+    opened(more, tmp_path / "cache")
+    assert "left out: 1 (T2starw 1)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -430,7 +469,9 @@ def test_broken_bids_folders_are_refused(bids: Path, tmp_path: Path) -> None:
     (bids / "sub-01/anat/sub-01_T2w.nii").symlink_to("../../.git/annex/objects/x")
     with pytest.raises(SourceError, match=r"sub-01_T2w.nii: a link to nothing; fetch what it stands for"):
         opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
-    with pytest.raises(SourceError, match="with one of the suffixes bold"):
+    for image in bids.glob("sub-*/**/anat/*_T*"):
+        image.unlink()
+    with pytest.raises(SourceError, match="with one of the suffixes T1w, T2w, PDw, FLAIR, T2starw, bold"):
         opened(SourceConfig(kind="bids", path=str(bids), sequences={"bold": "T2*w"}), tmp_path / "cache")
     (bids / "dataset_description.json").unlink()
     with pytest.raises(SourceError, match="give the root of a BIDS dataset"):

@@ -118,10 +118,12 @@ def test_workers_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Without a process of its own each: what matters is that jobs may end in any order."""
     monkeypatch.setattr(layout, "SHARD", 2)
 
-    def backwards(function: Any, jobs: Any, workers: int, done: Callable[[int], Any]) -> None:
+    def backwards(function: Any, jobs: Any, workers: int, done: Callable[[int], Any]) -> list[Any]:
+        results = []
         for number in reversed(range(len(jobs))):
-            function(*jobs[number])
+            results.append(function(*jobs[number]))
             done(number)
+        return results[::-1]
 
     monkeypatch.setattr(shards, "run_jobs", backwards)
     told: list[int] = []

@@ -32,12 +32,14 @@ def align(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | 
     import json
 
     from ..config import load_config
+    from ..output import sole_writer
     from ..progress import Progress
     from .config import AlignConfig
     from .train import align as train_alignment
 
     settings = load_config(AlignConfig, config, overrides)
-    figures = train_alignment(settings, output, cache or output / "samples", Progress())
+    with sole_writer(output):
+        figures = train_alignment(settings, output, cache or output / "samples", Progress())
     if not figures:  # one of several processes, not the first
         return
     if as_json:

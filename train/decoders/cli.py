@@ -37,6 +37,7 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..cli import show
     from ..config import load_config
+    from ..output import sole_writer
     from ..progress import Progress
     from .config import DecoderRunConfig
     from .train import train_decoder
@@ -47,8 +48,9 @@ def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_jso
             "several processes (run.devices, run.nodes) train one decoder at a time: give one CONFIG"
         )
     weights = None
-    for one in settings:
-        weights = train_decoder(one, output, cache or output / "samples", Progress())
+    with sole_writer(output):
+        for one in settings:
+            weights = train_decoder(one, output, cache or output / "samples", Progress())
     if weights is None:  # a process that helped
         return
     show(weights.metadata["metrics"], as_json)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..run_config import RunConfig
 from ..scope import ScopeConfig
 from ..sources import SourceConfig
-from .registry import DecoderConfig
+from .registry import SEGMENTATION, DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,13 @@ class DecoderRunConfig:
     encoder : weights folder of the frozen encoder, of any stage; decoders that it has are kept
     workers : processes that simulate or resample series
     scope : given where the model's scope is to be fitted to this source too
+    licence, intended_use : of the model, as its bundle says; empty: not stated
+    subject : with ``scope``: what it was fitted to, in the plural ("heads"); empty: not stated
+    without : decoders of the encoder's folder, or of the output, that the model is not to have; nor what is upon them
     """
+
+    # What the model is called and holds beside this decoder: to change it trains nothing again.
+    UNTRAINED: ClassVar[tuple[str, ...]] = ("licence", "intended_use", "subject", "without")
 
     name: str
     version: str
@@ -33,6 +40,10 @@ class DecoderRunConfig:
     encoder: str = ""
     workers: int = 2
     scope: ScopeConfig | None = None
+    licence: str = ""
+    intended_use: str = ""
+    subject: str = ""
+    without: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""
@@ -42,11 +53,11 @@ class DecoderRunConfig:
             raise ValueError(f"workers is {self.workers}, expected 1 or more")
         self.decoder.check()
         self.source.check()
-        simulated = self.source.kind == "simulator"
-        if self.decoder.kind == "segmentation" and self.decoder.target != ("tissue" if simulated else "mask"):
+        if self.decoder.kind == SEGMENTATION and self.decoder.target != self.source.label_map:
+            simulated = self.source.kind == "simulator"
             raise ValueError(
-                f"decoder.target is {self.decoder.target!r}, expected "
-                + ("'tissue', the simulator's map" if simulated else "'mask', the manifest's column")
+                f"decoder.target is {self.decoder.target!r}, expected {self.source.label_map!r}, "
+                + ("the simulator's map" if simulated else "the manifest's column")
             )
         self.run.check()
         if self.scope is not None:

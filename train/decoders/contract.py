@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -111,6 +111,9 @@ class Decoder(nn.Module, ABC):
 
     def check_truth(self, known: Sequence[Known]) -> None:
         """Raise ValueError, naming the key, where series whose truth is known cannot teach what the options ask for."""
+
+    def check_maps(self, maps: Iterable[NDArray[np.uint8] | None]) -> None:
+        """Raise ValueError, naming the key, where the maps of those series lack what the options ask for."""
 
     @abstractmethod
     def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:

@@ -27,6 +27,7 @@ from ..sources import SourceConfig
 from ..text.tokenizer import load_tokenizer
 from ..weights import Weights, check_patients
 from .contract import Decoder
+from .registry import SEGMENTATION
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import answer_rows
 
@@ -87,7 +88,16 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
         return tests[key]
 
     figures: dict[str, Any] = {}
-    for name, source in config.sources.items():
+    for described in config.decoders:
+        name = described.name
+        source = config.sources[name]
+        if described.kind == SEGMENTATION and described.target != source.label_map:
+            progress.warn(
+                f"{name}: not measured: its target is {described.target!r}, and what the source has is "
+                f"{source.label_map!r}"
+            )
+            figures[name] = None
+            continue
         test, sight = test_of(source), model.sights.get(name)
         if sight:
             test = test.sighted(sight, cache_dir, progress)

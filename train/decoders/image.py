@@ -76,16 +76,16 @@ class Block(nn.Module):
 
 def doublings(patch_shape: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
     """Return the factors of each step from a patch to ``stride``; an axis with fewer doublings begins later."""
-    factors = []
-    for p in patch_shape:
-        times, rest = divmod(p, stride) if stride >= 1 else (0, 1)
-        if rest or times < 1 or times & (times - 1):
-            raise ValueError(
-                f"decoder.options.stride is {stride}, expected one that patches of {patch_shape} are powers of 2 of"
-            )
-        factors.append(times.bit_length() - 1)
+    fitting = [
+        s for s in range(1, max(patch_shape)) if all(p % s == 0 and (p // s).bit_count() == 1 for p in patch_shape)
+    ]
+    if stride not in fitting:
+        expected = " or ".join(map(str, fitting)) or "another encoder.patch_shape"
+        raise ValueError(
+            f"decoder.options.stride is {stride}, expected {expected}: the sides of a patch, {patch_shape} voxels, are "
+            "powers of 2 times the stride"
+        )
+    factors = [(p // stride).bit_length() - 1 for p in patch_shape]
     steps = max(factors)
-    if steps == 0:
-        raise ValueError(f"decoder.options.stride is {stride}, expected less than the patch {patch_shape}")
     d, h, w = ([1] * (steps - n) + [2] * n for n in factors)
     return list(zip(d, h, w, strict=True))

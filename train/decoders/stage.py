@@ -32,9 +32,10 @@ class LossModule(nn.Module):
         self.decoder = decoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:  # noqa: ARG002 - the loop's signature
-        """Return the losses of a batch."""
+        """Return the losses of a batch; ``loss`` counts each series of the step once, however often it is in it."""
         raw = self.decoder.raw(batch["patch"], batch["tokens"], batch["embedding"], batch.get("image"))
-        return self.decoder.losses(raw.float(), batch["target"], batch["tokens"])
+        losses = self.decoder.losses(raw.float(), batch["target"], batch["tokens"])
+        return {**losses, "loss": losses["loss"] * batch["share"]}
 
 
 class DecoderStage:
@@ -61,6 +62,7 @@ class DecoderStage:
         self.model = LossModule(decoder)
         self.decoder, self.tokens, self.examples, self.seed = decoder, tokens, examples, seed
         self.known = require_truth(decoder, tokens.known)
+        decoder.check_maps(examples[int(i)].tissue for i in self.known)
         # Series of one number of tokens go together: nothing is padded, as at inference.
         groups = np.zeros(len(self.known), int) if decoder.needs_mean_only else tokens.count[self.known]
         self._groups = [self.known[groups == K] for K in np.unique(groups)]
@@ -78,15 +80,20 @@ class DecoderStage:
         self.decoder.start({**pooled, "count": self.tokens.count[kept]}, [self.tokens.known[i] for i in kept])
 
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
-        """Return this process's share of a step, from the seed and the step alone."""
-        indices = share(self.indices(step), rank, world_size)
+        """Return this process's share of a step, from the seed and the step alone.
+
+        Its ``share`` is that of the step's series that are no copies, in every process.
+        """
+        everything = self.indices(step)
+        indices = share(everything, rank, world_size)
         rngs = [np.random.default_rng([self.seed, CROPS, step, i]) for i in indices]
-        return read_batch(self.decoder, self.tokens, self.examples, indices, rngs)
+        batch = read_batch(self.decoder, self.tokens, self.examples, indices, rngs)
+        return {**batch, "share": len(set(everything)) / len(everything)}
 
     def indices(self, step: int) -> list[int]:
         """Return the series of a step: an epoch is every series once, in batches of one number of tokens.
 
-        The last batch of a group is filled with its first series.
+        The last batch of a group is filled with copies of its own series.
         """
         chunks = sum(-(-len(group) // self._size) for group in self._groups)
         epoch, place = divmod(step, chunks)
@@ -94,7 +101,8 @@ class DecoderStage:
         batches: list[NDArray[np.int64]] = []
         for group in self._groups:
             order = rng.permutation(group)
-            batches += list(np.resize(order, (-(-len(order) // self._size), self._size)))
+            firsts = range(0, len(order), self._size)
+            batches += [np.resize(order[first : first + self._size], self._size) for first in firsts]
         return [int(i) for i in batches[int(rng.permutation(chunks)[place])]]
 
     def parameter_groups(self) -> list[ParameterGroup]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -82,7 +82,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     if grown := _grown(folder, before):
         check_splits(config.source, folder)
     whom = trained_on(config.source, base.metadata, grown.metadata if grown else {})
-    base = grown or base
+    base = leave_out(grown or base, config.without, progress)
     sight = _sight(config, base, source)
     try:
         check_listed(config.decoder, config.source, base.encoder, sight.size if sight else 0, progress)
@@ -109,6 +109,11 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     if config.scope is not None:
         settings, seed, tests = config.scope, config.source.seed, [splits["test"]]
         train = splits["train"].seen(settings.label)
+        if settings.others and config.source.kind != "simulator":
+            progress.warn(
+                f"scope.others is {settings.others}: they are simulated and the heads recorded, and the scope learns "
+                "that difference as well; set scope.others=0"
+            )
         if settings.others:
             train += encode_others(encoder, settings.others, seed, "train", cache_dir, config.workers, progress).seen(
                 ""
@@ -116,8 +121,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
             tests.append(
                 encode_others(encoder, test_count(settings), seed, "test", cache_dir, config.workers, progress)
             )
-        found, model.scope = _fit_scope(settings, train, splits["validation"].seen(settings.label))
-        model.config = replace(model.config, scope=found, scope_source=config.source)
+        found, model.scope = _fit_scope(config, settings, train, splits["validation"].seen(settings.label))
+        model.config = replace(model.config, scope=found, scope_source=config.source.located(), subject=config.subject)
         metrics["scope"] = scope_figures(model.scope, tests)
     written = Weights(
         model,
@@ -192,17 +197,36 @@ def compose(
         encoder=base.encoder,
         text=base.text,
         decoders=decoders,
-        sources={d.name: recipe.sources[d.name] for d in decoders if recipe and d.name != name} | {name: config.source},
+        sources={d.name: recipe.sources[d.name] for d in decoders if recipe and d.name != name}
+        | {name: config.source.located()},
         scope=recipe.scope if recipe else None,
         scope_source=recipe.scope_source if recipe else None,
         threads=config.run.threads,
         workers=config.workers,
+        licence=config.licence,
+        intended_use=config.intended_use,
+        subject=recipe.subject if recipe else "",
     )
     model = RecipeModel(composed)
     wanted = model.state_dict()
     kept = {n: t for n, t in base.tensors.items() if n in wanted and not n.startswith(prefix)}
     load_state(model, kept | added, source / WEIGHTS)
     return model.eval(), left
+
+
+def leave_out(stage: Stage, names: Sequence[str], progress: Progress) -> Stage:
+    """Return a stage without some of its decoders, and without those that stand upon them."""
+    if unknown := set(names).difference(d.name for d in (stage.recipe.decoders if stage.recipe else ())):
+        progress.warn(f"without: the model has no decoder {', '.join(sorted(unknown))}")
+    if stage.recipe is None:
+        return stage
+    gone = {d.name for d in stage.recipe.decoders if d.name in names or d.upon in names}
+    kept = tuple(d for d in stage.recipe.decoders if d.name not in gone)
+    about = {
+        key: {n: v for n, v in value.items() if n not in gone} if key in ("metrics", "provenance") else value
+        for key, value in stage.metadata.items()
+    }
+    return replace(stage, recipe=replace(stage.recipe, decoders=kept), metadata=about)
 
 
 def _sight(config: DecoderRunConfig, base: Stage, source: Path) -> Sight | None:
@@ -247,7 +271,7 @@ def _optimise(
     identity = replace(
         config, encoder=before, decoder=replace(config.decoder, upon=below), source=pinned(config.source)
     )
-    run(stage, config.run, run_folder, dump_config(identity), progress)
+    run(stage, config.run, run_folder, dump_config(identity, but=config.UNTRAINED), progress)
     if distributed.rank() != 0:
         return decoder, {}
     tensors, metadata = read_tensors(run_folder / WEIGHTS)
@@ -256,11 +280,15 @@ def _optimise(
     return trained.eval().to(best_device()), metadata.get("provenance", {})
 
 
-def _fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
+def _fit_scope(
+    config: DecoderRunConfig, settings: ScopeConfig, train: Seen, validation: Seen
+) -> tuple[ScopeConfig, Scope]:
     try:
-        return fit_scope(config, train, validation)
+        return fit_scope(settings, train, validation)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        simulated = config.source.kind == "simulator"
+        more = "raise source.train and source.validation" if simulated else "list more series, or change source.shares"
+        raise ConfigError(f"{error}; {more}") from None
 
 
 def _provenance(base: Stage) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..model.vit import ViTConfig
 from ..progress import Progress
 from ..samples import Split
-from ..sources import SourceConfig, listed_facts
+from ..sources import Row, SourceConfig, listed_rows
+from ..sources.rows import number
 from .contract import Decoder, Known, label_text
 from .registry import DecoderConfig, build_decoder
 from .tokens import known_of
@@ -56,12 +57,15 @@ def check_listed(
     SourceError
         Where a split has no series.
     """
-    listed = listed_facts(source, "train")
+    listed = listed_rows(source, "train")
     if listed is None:
         return
     decoder = build_decoder(config, encoder, beside)
-    known = [known_of(facts, np.eye(4), tissue=masked) for facts, masked in listed]
-    require_truth(decoder, known)
+    known = [_known(row) for row in listed]
+    try:
+        require_truth(decoder, known)
+    except ValueError as error:
+        raise ValueError(f"{error}{_why_text(decoder, source)}") from None
     others = _labels(decoder, [one for one in known if not decoder.knows(one)])
     if others:
         named = ", ".join(f"{label[:LONGEST_LABEL]!r} ({count})" for label, count in others.most_common(MOST_NAMED))
@@ -71,11 +75,30 @@ def check_listed(
             f"their {_label_name(decoder)!r} is another: {named}{more}"
         )
     for split, what in HELD_OUT.items():
-        held_out = listed_facts(source, split) or []
-        if not any(decoder.knows(known_of(facts, np.eye(4), tissue=masked)) for facts, masked in held_out):
+        if not any(decoder.knows(_known(row)) for row in listed_rows(source, split) or []):
             progress.warn(
                 f"decoder {config.name}: no series of the {split} split has the truth that it needs: it is not {what}"
             )
+
+
+def _known(row: Row) -> Known:
+    """Return what is known of a series that is listed; where its boxes lie on the grid, nobody knows yet."""
+    return known_of(row.facts, np.eye(4), tissue=row.mask is not None)
+
+
+def _why_text(decoder: Decoder, source: SourceConfig) -> str:
+    """Say which cell makes a label text that a regression needs as a number; nothing where none does."""
+    if decoder.answer != "regression":
+        return ""
+    name = _label_name(decoder)
+    for row in listed_rows(source) or []:
+        label = row.facts.labels.get(name)
+        if isinstance(label, str) and number(label) is None:
+            return (
+                f"; a label is a number only where all its cells are, and in {row.place} it is "
+                f"{label[:LONGEST_LABEL]!r}: leave empty what is unknown"
+            )
+    return ""
 
 
 def _label_name(decoder: Decoder) -> str:

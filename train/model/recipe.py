@@ -33,6 +33,8 @@ class RecipeConfig:
     scope : when the model answers; none before it was fitted
     scope_source : what it was fitted to
     threads, workers : CPU threads, and processes that make series, of training and evaluation
+    licence, intended_use : of the model, as its bundle says; empty: not stated
+    subject : what the scope was fitted to, in the plural ("heads"); empty: not stated
     """
 
     model: Literal["recipe"]
@@ -46,6 +48,9 @@ class RecipeConfig:
     scope_source: SourceConfig | None = None
     threads: int = 2
     workers: int = 2
+    licence: str = ""
+    intended_use: str = ""
+    subject: str = ""
 
     def check(self) -> None:
         """Raise ValueError by key where a value cannot be used."""

@@ -15,6 +15,7 @@ from ..progress import Progress
 from ..samples import SPLITS, Split
 from .config import SourceConfig
 from .example import Box, Example, Examples, Facts, Label, ListedExamples
+from .rows import Row
 
 __all__ = [
     "SPLITS",
@@ -24,9 +25,10 @@ __all__ = [
     "Facts",
     "Label",
     "ListedExamples",
+    "Row",
     "SourceConfig",
     "Split",
-    "listed_facts",
+    "listed_rows",
     "open_source",
     "patients_of",
     "pinned",
@@ -67,10 +69,8 @@ def open_source(
     return open_recorded(config, spec, split, cache_dir, workers, progress)
 
 
-def listed_facts(config: SourceConfig, split: Split) -> list[tuple[Facts, bool]] | None:
-    """Return what a manifest or BIDS folder says of each series of a split, and whether it has a mask.
-
-    None for the simulator, which lists nothing.
+def listed_rows(config: SourceConfig, split: Split | None = None) -> list[Row] | None:
+    """Return the rows of a manifest or BIDS folder, all or those of a split; None for the simulator, which lists none.
 
     Raises
     ------
@@ -78,9 +78,9 @@ def listed_facts(config: SourceConfig, split: Split) -> list[tuple[Facts, bool]]
     """
     if config.kind == "simulator":
         return None
-    from .recorded import rows_of_split
+    from .recorded import list_rows, rows_of_split
 
-    return [(row.facts, row.mask is not None) for row in rows_of_split(config, split)]
+    return list(rows_of_split(config, split)) if split else list_rows(config)
 
 
 def patients_of(config: SourceConfig, *splits: Split) -> set[str]:

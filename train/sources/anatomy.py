@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from decipher_rt.errors import DecipherError
 
 from ..data import Anatomy, anatomy, anatomy_build, load_anatomy
+from .config import MNI152
 
-DEFAULT = "mni152"
 BRAIN_ML = (700.0, 2500.0)  # what a brain with its ventricles and sulci can measure
 
 
@@ -39,7 +39,7 @@ def base_anatomy(base: str, heads: int) -> Anatomy:
     ------
     AnatomyError
     """
-    if base == DEFAULT:
+    if base == MNI152:
         return load_anatomy(heads=heads)
     digest = base_digest(base)
     cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decipher-rt"
@@ -55,7 +55,7 @@ def base_anatomy(base: str, heads: int) -> Anatomy:
 
 def base_digest(base: str) -> str:
     """Return a digest of what a base's heads follow from: the image's bytes and the code that builds heads."""
-    digest = hashlib.sha256(base.encode() if base == DEFAULT else _bytes(Path(base)))
+    digest = hashlib.sha256(base.encode() if base == MNI152 else _bytes(Path(base)))
     for module in ("anatomy_build.py", "head_shape.py", "susceptibility.py", "tissues.py"):
         digest.update((Path(anatomy.__file__).parent / module).read_bytes())
     return digest.hexdigest()
@@ -66,7 +66,7 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AnatomyError(
-            f"{path}: cannot be read ({type(error).__name__}); source.anatomy is {DEFAULT}, or a skull-stripped T1 "
+            f"{path}: cannot be read ({type(error).__name__}); source.anatomy is {MNI152}, or a skull-stripped T1 "
             "NIfTI image in MNI space"
         ) from None
 

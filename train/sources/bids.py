@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from .rows import UNKNOWN, Row, SourceError, one_error, typed_columns
 
 IMAGE = re.compile(r"(?P<subject>sub-[A-Za-z0-9+]+)_(?:.+_)?(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9+]+")
+
+
+def left_out(folder: Path, sequences: Mapping[str, str]) -> Counter[str]:
+    """Count the anatomical images of a BIDS folder by those suffixes that are not in ``sequences``."""
+    return Counter(name["suffix"] for _, name in _images(folder) if name["suffix"] not in sequences)
 
 
 def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
@@ -36,10 +42,9 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
         raise SourceError(f"{folder}: no dataset_description.json in it; give the root of a BIDS dataset")
     labels, splits = _read_participants(folder / "participants.tsv")
     rows = []
-    for path in sorted(folder.glob("sub-*/**/anat/*.nii*")):
+    for path, name in _images(folder):
         subject = path.relative_to(folder).parts[0]
-        name = IMAGE.fullmatch(path.name)
-        if name is None or name["suffix"] not in sequences:
+        if name["suffix"] not in sequences:
             continue
         if name["subject"] != subject:
             raise SourceError(f"{path}: lies in the folder of {subject}, but its name says otherwise")
@@ -53,6 +58,12 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
             "source.sequences says which are read"
         )
     return rows
+
+
+def _images(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    """Return the anatomical images, each with the parts of its name."""
+    found = ((path, IMAGE.fullmatch(path.name)) for path in sorted(folder.glob("sub-*/**/anat/*.nii*")))
+    return [(path, name) for path, name in found if name]
 
 
 def _read_participants(path: Path) -> tuple[dict[str, dict[str, Label]], dict[str, Split]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+MNI152 = "mni152"
 SEQUENCE_OF_SUFFIX = {"T1w": "T1w", "T2w": "T2w", "PDw": "PDw", "FLAIR": "FLAIR", "T2starw": "T2*w"}
 
 
@@ -23,7 +25,8 @@ class SourceConfig:
         space (such as ch2bet.nii.gz of Debian's mricron-data)
     heads : heads of different build that are made around it
     shares : of the patients, that go to train, validation and test where the data do not say
-    sequences : label ``sequence`` by the suffix of a BIDS file; files with other suffixes are left out
+    sequences : label ``sequence`` by the suffix of a BIDS file, beside those of ``SEQUENCE_OF_SUFFIX``; files with
+        other suffixes, and with one whose label is empty, are left out
     device : where a manifest's or BIDS folder's volumes are resampled; "auto" is the GPU where CUDA finds one
     listed : SHA-256 of what the manifest or BIDS folder listed when a run began; runs write it, and nothing reads it
     """
@@ -35,12 +38,29 @@ class SourceConfig:
     validation: int = 512
     test: int = 512
     not_heads: float = 0.0
-    anatomy: str = "mni152"
+    anatomy: str = MNI152
     heads: int = 4
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     sequences: dict[str, str] = field(default_factory=lambda: dict(SEQUENCE_OF_SUFFIX))
     device: Literal["auto", "cpu", "gpu"] = "auto"
     listed: str = ""
+
+    @property
+    def label_map(self) -> Literal["tissue", "mask"]:
+        """Return what a segmentation learns from the source: the simulator's tissue map, or a manifest's masks."""
+        return "tissue" if self.kind == "simulator" else "mask"
+
+    @property
+    def suffixes(self) -> dict[str, str]:
+        """Return the label ``sequence`` by the suffixes of a BIDS folder that are read."""
+        return {suffix: label for suffix, label in (SEQUENCE_OF_SUFFIX | self.sequences).items() if label}
+
+    def located(self) -> SourceConfig:
+        """Return the source with its files' whole paths, by which they are found from any folder."""
+        path, anatomy = (
+            name if name in ("", MNI152) else str(Path(name).resolve()) for name in (self.path, self.anatomy)
+        )
+        return replace(self, path=path, anatomy=anatomy)
 
     def check(self, key: str = "source") -> None:
         """Raise ValueError by key where a value cannot be used."""

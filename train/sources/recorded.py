@@ -27,11 +27,11 @@ from decipher_rt.series import ReadOptions, Series, find_only_series, read_serie
 
 from ..progress import Progress
 from ..samples import STORED, Split
-from .bids import read_bids
+from .bids import left_out, read_bids
 from .config import SourceConfig
 from .example import Example, Facts
 from .manifest import read_manifest
-from .rows import Row, SourceError, share_out
+from .rows import MOST_NAMED, Row, SourceError, share_out
 from .shards import ShardedExamples, make_shards
 
 Device = Literal["cpu", "gpu"]
@@ -107,6 +107,11 @@ def open_recorded(
     SourceError
     """
     found = rows_of_split(config, split)
+    if config.kind == "bids" and (others := left_out(Path(config.path), config.suffixes)):
+        named = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(MOST_NAMED))
+        progress.warn(
+            f"{config.path}: images whose suffix source.sequences lacks are left out: {others.total()} ({named})"
+        )
     device: Device = "cpu"
     if config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available()):
         device, workers = "gpu", 1  # one graph fills it
@@ -119,7 +124,7 @@ def open_recorded(
 def list_rows(config: SourceConfig) -> list[Row]:
     """Return what a manifest or BIDS folder lists; raise SourceError where it is broken."""
     path = Path(config.path)
-    return read_manifest(path) if config.kind == "manifest" else read_bids(path, config.sequences)
+    return read_manifest(path) if config.kind == "manifest" else read_bids(path, config.suffixes)
 
 
 def files_of(row: Row) -> list[tuple[str, list[list[str | int]]]]:

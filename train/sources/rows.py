@@ -14,7 +14,9 @@ from ..config import LARGEST
 from ..samples import SPLITS, Split
 from .example import Facts, Label
 
-UNKNOWN = ("", "n/a")  # cells that say nothing; the second is BIDS's
+# Cells that say nothing, in any case: BIDS's, JSON's, and what spreadsheets and pandas write. "none" is a finding.
+UNKNOWN = ("", "n/a", "null", "na", "nan")
+MOST_NAMED = 10  # places in a message
 # A full stop after one of these ends no sentence.
 ABBREVIATIONS = frozenset(
     ["e.g", "i.e", "approx", "ca", "cf", "dr", "fig", "incl", "max", "min", "no", "prof", "st", "vs"]
@@ -82,10 +84,14 @@ def _draw_split(patient: str, seed: int, shares: tuple[float, float, float]) -> 
     return "train" if place < shares[0] else "validation" if place < shares[0] + shares[1] else "test"
 
 
-def one_error(errors: Sequence[str]) -> SourceError:
-    """Return one error for all broken rows: the first in words, the others by number."""
-    more = f" (and {len(errors) - 1} more broken rows)" if len(errors) > 1 else ""
-    return SourceError(errors[0] + more)
+def one_error(errors: Sequence[str], what: str = "broken rows") -> SourceError:
+    """Return one error for all broken rows: the first in words, the others by number and, some of them, by place."""
+    if len(errors) == 1:
+        return SourceError(errors[0])
+    file, comma, _ = errors[0].partition(", line ")
+    places = [error.partition(": ")[0].removeprefix(file if comma else "").strip(", ") for error in errors[1:]]
+    more = ", ..." if len(places) > MOST_NAMED else ""
+    return SourceError(f"{errors[0]} (and {len(places)} more {what}: {'; '.join(places[:MOST_NAMED])}{more})")
 
 
 def typed_columns(cells: Iterable[tuple[str, Mapping[str, str]]], errors: list[str]) -> list[dict[str, Label]]:
@@ -101,21 +107,22 @@ def typed_columns(cells: Iterable[tuple[str, Mapping[str, str]]], errors: list[s
     columns: dict[str, bool] = {}
     for _, row in rows:
         for column, text in row.items():
-            columns[column] = columns.get(column, True) and _number(text) is not None
+            columns[column] = columns.get(column, True) and number(text) is not None
     labels: list[dict[str, Label]] = []
     for place, row in rows:
         found: dict[str, Label] = {}
         for column, text in row.items():
-            number = _number(text) if columns[column] else None
-            if number is not None and not abs(number) <= LARGEST:
+            value = number(text) if columns[column] else None
+            if value is not None and not abs(value) <= LARGEST:
                 errors.append(f"{place}, column {column}: {text!r}, expected a finite number, or nothing where unknown")
                 continue
-            found[column] = text if number is None else number
+            found[column] = text if value is None else value
         labels.append(found)
     return labels
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """Return the number that a cell holds; None where it holds none."""
     try:
         return float(text)
     except ValueError:

@@ -23,6 +23,7 @@ from ..checkpoint import CheckpointError, write_safetensors
 from ..shards import one_maker, place_of, rows_of, shard_file
 from ..workers import run_jobs
 from .example import Box, Example, Facts
+from .rows import SourceError, one_error
 
 
 class MakeExample(Protocol):
@@ -83,6 +84,11 @@ def make_shards(
         Processes.
     advance_to : callable
         Told how many examples are there.
+
+    Raises
+    ------
+    SourceError
+        For all examples that cannot be made; shards without such a one are there.
     """
     with one_maker(folder):
         missing = {shard: rows for shard, rows in enumerate(rows_of(count)) if not _whole(folder, shard, rows)}
@@ -95,13 +101,22 @@ def make_shards(
             advance_to(done)
 
         jobs = [(make, rows, shard_file(folder, shard)) for shard, rows in missing.items()]
-        run_jobs(write_shard, jobs, workers, lambda job: made(jobs[job][1]))
+        found = run_jobs(write_shard, jobs, workers, lambda job: made(jobs[job][1]))
+    if errors := [error for of_shard in found for error in of_shard]:
+        raise one_error(errors, "series that cannot be read")
     return ShardedExamples(folder, count)
 
 
-def write_shard(make: MakeExample, indices: range, path: Path) -> None:
-    """Make the examples of one shard and write them."""
-    examples = [make(index) for index in indices]
+def write_shard(make: MakeExample, indices: range, path: Path) -> list[str]:
+    """Make the examples of one shard and write them; where some cannot be made, return why, and write nothing."""
+    examples, errors = [], []
+    for index in indices:
+        try:
+            examples.append(make(index))
+        except SourceError as error:
+            errors.append(str(error))
+    if errors:
+        return errors
     with_tissue = [row for row, example in enumerate(examples) if example.tissue is not None]
     arrays: dict[str, NDArray[Any]] = {
         "volume": np.stack([example.volume for example in examples]),
@@ -112,6 +127,7 @@ def write_shard(make: MakeExample, indices: range, path: Path) -> None:
     documents = [_document(example) for example in examples]
     about = {"facts": json.dumps(documents), "with_tissue": json.dumps(with_tissue)}
     write_safetensors(path, lambda staging: save_file(arrays, staging, about), writer=f"{os.getpid()}.")
+    return []
 
 
 def _whole(folder: Path, shard: int, rows: range) -> bool:

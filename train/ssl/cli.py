@@ -33,12 +33,14 @@ def ssl(config: Path, overrides: tuple[str, ...], output: Path, cache: Path | No
     from ..config import load_config
     from ..distributed import rank
     from ..log import last_means
+    from ..output import sole_writer
     from ..progress import Progress
     from .config import SSLConfig
     from .pretrain import pretrain
 
     settings = load_config(SSLConfig, config, overrides)
-    pretrain(settings, output, cache or output / "samples", Progress())
+    with sole_writer(output):
+        pretrain(settings, output, cache or output / "samples", Progress())
     if rank():
         return
     figures = last_means(output / "log.csv")

@@ -27,12 +27,14 @@ def text(config: Path, overrides: tuple[str, ...], output: Path, as_json: bool) 
     import json
 
     from ..config import load_config
+    from ..output import sole_writer
     from ..progress import Progress
     from .config import TextPretrainingConfig
     from .pretrain import pretrain
 
     settings = load_config(TextPretrainingConfig, config, overrides)
-    figures = pretrain(settings, output, Progress())
+    with sole_writer(output):
+        figures = pretrain(settings, output, Progress())
     if not figures:  # one of several processes, not the first
         return
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,27 @@ def test_labels_of_a_mask_have_the_values_that_the_configuration_says(vit_config
     assert np.array_equal(truth, np.where(mask < 3, mask, 0))
 
 
+def test_a_label_that_no_mask_has_is_named(vit_config: ViTConfig) -> None:
+    """Masks are looked at until every label is found; the simulator's maps are not."""
+    seen: list[int] = []
+
+    def masks(*values: int) -> Iterator[np.ndarray]:
+        for value in values:
+            seen.append(value)
+            yield np.full(vit_config.grid_shape, value, np.uint8)
+
+    decoder = build_decoder(MASK, vit_config)
+    decoder.check_maps(masks(0, 4, 2, 1))
+    assert seen == [0, 4, 2]
+    with pytest.raises(
+        ValueError, match=r"options.labels holds 'oedema' \(value 2\), which no mask of the train split"
+    ):
+        decoder.check_maps(masks(0, 4, 1))
+    seen.clear()
+    build_decoder(TISSUE, vit_config).check_maps(masks(0))
+    assert seen == []
+
+
 def test_a_perfect_box_has_no_box_loss(vit_config: ViTConfig) -> None:
     decoder = build_decoder(BOX, vit_config)
     box = torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0, 4.0])
@@ -335,11 +357,34 @@ def test_an_epoch_is_every_series_once_and_shares_make_the_whole(vit_config: ViT
     assert all(len({int(tokens.count[i]) for i in batch}) == 1 for batch in seen)
     assert {i for batch in seen for i in batch} == set(known_series(stage.decoder, tokens.known).tolist())
     assert [stage.indices(step) for step in range(steps, 2 * steps)] != seen
+    own = [i for batch in seen for i in set(batch)]
+    assert len(own) == len(set(own))  # a batch is filled up by its own series only
     whole, halves = stage.batch(3, 0, 1), [stage.batch(3, rank, 2) for rank in (0, 1)]
     assert torch.equal(whole["patch"], torch.cat([half["patch"] for half in halves]))
     with torch.no_grad():
         losses = [float(stage.model(half, 3)["loss"]) for half in halves]
         assert float(stage.model(whole, 3)["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_copies_that_fill_a_batch_do_not_count(vit_config: ViTConfig, splits: dict) -> None:
+    """A step of 3 series in a batch of 12 weighs a quarter; a whole one is what it was, to the bit."""
+    examples, tokens = splits["train"]
+    decoder = build_decoder(LESION, vit_config)
+    stage = DecoderStage(decoder, tokens, examples, 12, seed=5)
+    group = next(group for group in stage._groups if len(group) >= 12)
+    stage._groups = [group[:3]]
+    assert sorted(stage.indices(0)) == sorted(4 * group[:3].tolist())
+    batch = read_batch(decoder, tokens, examples, [int(i) for i in group[:3]])
+    with torch.no_grad():
+        raw = decoder.raw(batch["patch"], batch["tokens"], batch["embedding"])
+        alone = float(decoder.losses(raw, batch["target"], batch["tokens"])["loss"])
+        for rank, processes in ((0, 1), (0, 2), (1, 2)):
+            loss = float(stage.model(stage.batch(0, rank, processes), 0)["loss"])
+            assert loss == pytest.approx(alone / 4, rel=1e-5)
+        stage._groups = [group[:12]]
+        whole = stage.batch(0, 0, 1)
+        raw = decoder.raw(whole["patch"], whole["tokens"], whole["embedding"])
+        assert torch.equal(stage.model(whole, 0)["loss"], decoder.losses(raw, whole["target"], whole["tokens"])["loss"])
 
 
 def test_the_mean_token_is_enough_for_a_linear_probe(vit_config: ViTConfig, splits: dict) -> None:
@@ -407,7 +452,10 @@ def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypat
         (dataclasses.replace(ATTENTION, options={**ATTENTION.options, "heads": 5}), "decoder.options.heads is 5"),
         (dataclasses.replace(VOLUME, options={"unit": ""}), "decoder.options.unit is ''"),
         (dataclasses.replace(TISSUE, options={"channels": [8]}), "decoder.options.channels is \\[8\\], expected 2"),
-        (dataclasses.replace(TISSUE, options={"channels": [8], "stride": 3}), "decoder.options.stride is 3"),
+        (
+            dataclasses.replace(TISSUE, options={"channels": [8], "stride": 3}),
+            "decoder.options.stride is 3, expected 1 or 2: the sides",
+        ),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "crop": 2}), "decoder.options.crop is 2"),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "rarity": 1}), r"options.rarity is 1\.0"),
         (

@@ -199,6 +199,53 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
     assert not (cohort / "cache").exists()  # nothing was read to find that out
 
 
+def test_the_cell_that_turns_an_age_to_text_is_named(cohort: Path, stage: Path) -> None:
+    """Wherever it is listed: a test patient's cell is one of the column too."""
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    manifest = cohort / "manifest.csv"
+    lines = [f"{line},{'split' if n == 0 else 'train'}" for n, line in enumerate(manifest.read_text().splitlines())]
+    lines[5] = lines[5].replace(",50,", ",50y,").replace("train", "test")
+    lines[6] = lines[6].replace("train", "validation")
+    manifest.write_text("\n".join(lines) + "\n")
+    said = r"no series of the train split has the truth .* are 50, 51; .*manifest.csv, line 6 it is '50y': leave empty"
+    with pytest.raises(ConfigError, match=said):
+        train_decoder(CONFIGS / "decoder-age.yaml", cohort, stage, "decoder.options={unit: years}")
+
+
+def test_boxes_are_learned_without_masks(cohort: Path, stage: Path) -> None:
+    """As the docs say it: nothing after the equals sign."""
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    alone = ("source.kind=manifest", "decoder.upon=", "decoder.options.odds=false")
+    assert train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *alone)["lesion_box"]["series"] > 0
+    assert load_weights(cohort / "model").config.decoders[0].upon == ""
+
+
+def test_a_label_that_no_mask_has_is_told_before_training(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    with pytest.raises(ConfigError, match=r"decoder cyst: decoder.options.labels holds 'cyst' \(value 2\), which no"):
+        train_decoder(cohort / "mask.yaml", cohort, stage, "decoder.options.values=[0,2]")
+    assert not (cohort / "model" / "decoders").exists()
+
+
+def test_a_model_finds_its_series_from_any_folder(cohort: Path, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    monkeypatch.chdir(cohort)
+    figures = train_decoder(cohort / "mask.yaml", cohort, stage, "source.path=manifest.csv")
+    monkeypatch.chdir(stage)
+    arguments = [str(cohort / "model"), "--cache", str(cohort / "cache"), "--json"]
+    measured = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    assert json.loads(measured.stdout) == figures
+    config = load_weights(cohort / "model").config
+    assert config.sources["cyst"].path == str(cohort / "manifest.csv")
+
+
+def test_too_few_heads_for_a_scope_name_what_a_manifest_reads(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    scope = ("decoder.options={labels: ['0', '1'], pool: linear}", "scope={neighbours: 20}")
+    with pytest.raises(ConfigError, match=r"too few, expected 21 or more of each; list more series, or change source"):
+        run_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, *scope)
+
+
 def test_labels_that_teach_nothing_are_told(cohort: Path, stage: Path) -> None:
     (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
     manifest = cohort / "manifest.csv"

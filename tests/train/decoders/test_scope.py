@@ -80,7 +80,9 @@ def test_a_scope_comes_back_from_its_configuration_and_state() -> None:
 
 
 def test_too_few_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"5 training and 100 validation heads are too few; raise source\.train"):
+    with pytest.raises(
+        ValueError, match=r"5 training and 100 validation heads are too few, expected 11 or more of each$"
+    ):
         fit_scope(ScopeConfig(), _seen(12, 5, 10), _seen(13, 100, 0))
     unlabelled = dataclasses.replace(_seen(14, 50, 0), label=[None] * 50)
     config, _ = fit_scope(ScopeConfig(), unlabelled, _seen(15, 50, 0))

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from decipher_rt.atomic import write_text
 from decipher_rt.train import loop
 from decipher_rt.train.align.train import measure
-from decipher_rt.train.checkpoint import WEIGHTS, CheckpointError, read_tensors, write_tensors
+from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS, WEIGHTS, CheckpointError, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.decoders import evaluate as evaluating
 from decipher_rt.train.decoders import splits as splitting
@@ -30,6 +30,7 @@ from decipher_rt.train.decoders.train import FrozenEncoderError, prove_frozen, t
 from decipher_rt.train.golden import GoldenCase, save_golden
 from decipher_rt.train.model.text import TextConfig, TextTower
 from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.output import sole_writer
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.scope import ScopeConfig
@@ -229,7 +230,6 @@ def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_lends_its_encoder() -> None:
-    from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
     from decipher_rt.train.weights import load_stage
 
     stage = load_stage(DEFAULT_WEIGHTS)
@@ -249,6 +249,118 @@ def test_committed_configurations_fit_their_encoders(path: Path) -> None:
     with torch.device("meta"):  # sizes without the numbers
         whole = sum(p.numel() for p in ViT(encoder).parameters())
     assert sum(p.numel() for p in decoder.parameters()) < 0.25 * whole, "a decoder is light"
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("name", ["lesion", "lesion_box", "brain_volume_ml"])
+def test_what_stands_upon_a_segmentation_can_do_without(size: str, name: str) -> None:
+    """The overrides are those of docs/encoder-and-decoders.md."""
+    alone = ["decoder.upon=", *(["decoder.options.odds=false"] if name != "brain_volume_ml" else [])]
+    config = load_config(DecoderRunConfig, CONFIGS / size / f"decoder-{name}.yaml", ["encoder=RUN", *alone])
+    assert config.decoder.upon == ""
+    build_decoder(config.decoder, ViTConfig.PRESETS[size])
+
+
+def test_the_shipped_configurations_say_the_shipped_words() -> None:
+    manifest = json.loads((DEFAULT_WEIGHTS.parent / "bundle" / "manifest.json").read_text())
+    for name in (head["name"] for head in manifest["heads"]):
+        config = load_config(DecoderRunConfig, CONFIGS / "tiny" / f"decoder-{name}.yaml", ["encoder=RUN"])
+        for key in ("name", "version", "licence", "intended_use"):
+            assert getattr(config, key) == manifest[key], (name, key)
+        assert config.scope is None or config.subject == manifest["scope"]["subject"]
+
+
+def test_what_a_model_says_of_itself_is_the_last_configuration_s_and_trains_nothing_again(
+    aligned: Path, tmp_path: Path
+) -> None:
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    scope = ScopeConfig(neighbours=5, false_refusals=0.05)
+    first = _train(_config(aligned, scope=scope, licence="MIT", subject="balls"), folder, cache)
+    again = _train(_config(aligned, scope=scope, licence="BSD", intended_use="Play.", subject="balls"), folder, cache)
+    assert again.metadata["provenance"] == first.metadata["provenance"]
+    assert (again.config.licence, again.config.intended_use, again.config.subject) == ("BSD", "Play.", "balls")
+    last = _train(_config(aligned, BALL), folder, cache)
+    assert (last.config.licence, last.config.intended_use) == ("", "")
+    assert last.config.subject == "balls", "the scope was fitted to them, and is kept"
+
+
+def test_decoders_are_left_out_with_what_is_upon_them(
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    for config in (TISSUE, SEEN, BALL):
+        _train(_config(aligned, config), model, cache)
+    capsys.readouterr()
+    lean = _train(_config(model, BRIGHTNESS, without=("tissue", "tissues")), tmp_path / "lean", cache)
+    assert capsys.readouterr().err == "decipher-rt: without: the model has no decoder tissues\n"
+    assert [d.name for d in lean.config.decoders] == ["ball", "brightness"]
+    assert set(lean.config.sources) == set(lean.metadata["metrics"]) - {"recall"} == {"ball", "brightness"}
+    assert set(lean.metadata["provenance"]) == {"encoder", "ball", "brightness"}
+    load_weights(tmp_path / "lean")
+
+
+def test_a_target_that_the_source_has_not_is_not_measured(
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mask's 1 is not grey matter."""
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    for config in (TISSUE, BALL):
+        _train(_config(aligned, config), folder, cache)
+    loaded = load_weights(folder)
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("path,patient\naligned,p\n")
+    other = evaluating.change_sources(loaded.config, ["source.kind=manifest", f"source.path={manifest}"])
+    capsys.readouterr()
+    figures = evaluate_model(dataclasses.replace(loaded, config=other), folder, cache, Progress())
+    assert figures["tissue"] is None
+    assert figures["ball"] is not None
+    said = "tissue: not measured: its target is 'tissue', and what the source has is 'mask'"
+    assert said in capsys.readouterr().err
+
+
+def test_a_scope_of_recorded_heads_and_simulated_others_is_warned_of(
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, splits = tmp_path / "cohort.csv", ("train", "train", "validation", "test")
+    rows = [f"aligned,p{n},{split},{n},{'dark' if n else 'light'}" for n, split in enumerate(splits)]
+    manifest.write_text("\n".join(["path,patient,split,volume,sequence", *rows]) + "\n")
+    recorded = dataclasses.replace(SOURCE, kind="manifest", path=str(manifest))
+    for source, others, warned in ((recorded, 8, True), (recorded, 0, False), (SOURCE, 8, False)):
+        scope = ScopeConfig(neighbours=5, others=others)
+        folder = tmp_path / f"{source.kind}{others}"
+        _train(_config(aligned, source=source, scope=scope), folder, tmp_path / "cache")
+        said = (
+            "scope.others is 8: they are simulated and the heads recorded, and the scope learns that difference as well"
+        )
+        assert (said in capsys.readouterr().err) == warned
+
+
+def test_a_folder_that_another_command_writes_to_is_refused(aligned: Path, tmp_path: Path) -> None:
+    from decipher_rt.train.cli import train
+
+    model = tmp_path / "model"
+    path = tmp_path / "decoder.yaml"
+    write_text(path, dump_config(_config(aligned)))
+    with sole_writer(model):
+        refused = CliRunner().invoke(train, ["decoder", str(path), "-o", str(model)])
+        assert isinstance(refused.exception, CheckpointError)
+        assert str(refused.exception) == (
+            f"{model}: another command is writing to it; wait for its end, or give another output folder"
+        )
+        assert [file.name for file in model.iterdir()] == [".lock"]
+    done = CliRunner().invoke(train, ["decoder", str(path), "-o", str(model)], catch_exceptions=False)
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize("stage", ["ssl", "text", "align"])
+def test_every_stage_keeps_its_folder_to_itself(stage: str, tmp_path: Path) -> None:
+    from decipher_rt.train.cli import train
+
+    with sole_writer(tmp_path / "out"):
+        refused = CliRunner().invoke(
+            train, [stage, str(CONFIGS / "tiny" / f"{stage}.yaml"), "-o", str(tmp_path / "out")]
+        )
+    assert "another command is writing to it" in str(refused.exception)
 
 
 def test_every_size_has_every_decoder() -> None:

@@ -29,7 +29,8 @@ class Settings:
     pool : ``linear`` probe, ``attention`` pooling, or ``max``: the strongest patch decides (two labels)
     heads, dropout : of attention pooling
     hidden : channels of ``max``
-    odds : of ``max`` upon a segmentation: whether a patch's logit starts as the odds of the rarest label in it
+    odds : of ``max`` upon a segmentation: whether a patch's logit starts as the odds in it of the last of the
+        segmentation's ``labels``: put the rarest there
     smoothing : label smoothing of the loss
     """
 

@@ -35,7 +35,8 @@ class Settings:
     hidden : channels of the network that each token goes through
     dropout : in it, in training only
     positive_weight : of a token with a lesion: about one in fifty has one
-    odds : upon a segmentation: whether a token's logit starts as the odds of the rarest label in its patch
+    odds : upon a segmentation: whether a token's logit starts as the odds in its patch of the last of the
+        segmentation's ``labels``: put the rarest there
     """
 
     boxes: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -95,7 +95,9 @@ class Segmentation(Decoder):
             raise ValueError(
                 f"decoder.target is {target!r}, expected 'tissue' (the simulator's) or 'mask' (a manifest's)"
             )
+        self.values = _values(target, settings)
         self.labels, self.stride = settings.labels, settings.stride
+        self.of_masks = target == "mask"
         self.patch_grid, self.seen_shape = encoder.preprocessing.patch_grid, encoder.patch_shape
         self.crop, self.rarity = settings.crop, settings.rarity
         steps = doublings(encoder.patch_shape, settings.stride)
@@ -124,7 +126,7 @@ class Segmentation(Decoder):
             ]
         )
         table = torch.zeros(MOST_LABELS, dtype=torch.uint8)
-        table[list(_values(target, settings))] = torch.arange(len(self.labels), dtype=torch.uint8)
+        table[list(self.values)] = torch.arange(len(self.labels), dtype=torch.uint8)
         self.register_buffer("lookup", table, persistent=False)
         weights = torch.tensor(settings.weights) if settings.weights else None
         self.register_buffer("weights", weights, persistent=False)
@@ -210,6 +212,21 @@ class Segmentation(Decoder):
     def knows(self, known: Known) -> bool:
         """Whether the source has a tissue map of this head."""
         return known.tissue and known.kind == "head"
+
+    def check_maps(self, maps: Iterable[NDArray[np.uint8] | None]) -> None:
+        """Raise ValueError where no mask has one of the labels; masks are looked at until all are found."""
+        if not self.of_masks:
+            return
+        missing = dict(zip(self.values[1:], self.labels[1:], strict=True))
+        for one in maps:
+            missing = {value: name for value, name in missing.items() if one is None or not (one == value).any()}
+            if not missing:
+                return
+        named = ", ".join(f"{name!r} (value {value})" for value, name in missing.items())
+        raise ValueError(
+            f"decoder.options.labels holds {named[:120]}, which no mask of the train split has on the encoder's grid; "
+            "decoder.options.values says which value each label has"
+        )
 
     def target(self, known: Known, tissue: NDArray[np.uint8] | None, tokens: NDArray[np.int64]) -> Rows:  # noqa: ARG002
         """Return ``map`` (D, H, W) uint8, indices in ``labels``; with a stride the middle voxel is its block's."""
