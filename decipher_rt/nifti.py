@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
+import threading
 import uuid
 import zlib
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from decipher_rt.dicom.geometry import FLIP_RAS_LPS, axis_order
 from decipher_rt.dicom.pixels import ValueCounter, count_values
-from decipher_rt.dicom.source import MAX_ARCHIVE_RATIO, SMALL_ARCHIVE_BYTES, Source
+from decipher_rt.dicom.source import MAX_ARCHIVE_RATIO, Source
 from decipher_rt.errors import SeriesError, one_line
 from decipher_rt.volume import SeriesInfo, Volume
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Largest volume that is read, in bytes of the file; a header can claim 32767^7 voxels.
 MAX_BYTES: Final = 16 << 30
+INTENT_LABEL: Final = 1002  # what nibabel calls "label"
+SMALL_BYTES: Final = 2 << 30  # a mask with hardly anything in it packs better than any image
 # Types that fit the volume as they are stored; the rest is rescaled to float32. int8 widens.
 KEPT: Final = {"uint8": "uint8", "int8": "int16", "int16": "int16", "uint16": "uint16"}
 # Room for a NIfTI-2 header (540 bytes).
@@ -32,6 +35,9 @@ REAL_KINDS: Final = "iuf"
 # Metres and microns, by the low bits of xyzt_units; all else is taken for millimetres.
 MM: Final = {1: 1e3, 3: 1e-3}
 SPATIAL_UNITS: Final = 7
+
+
+_quiet = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class NiftiFile:
     slope: float
     intercept: float
     affine_ras_mm: NDArray[np.float64]
+    is_label_map: bool = False
 
 
 def open_nifti(source: Source) -> NiftiFile:
@@ -66,6 +73,7 @@ def open_nifti(source: Source) -> NiftiFile:
     head = _bytes(source, 0, HEADER_BYTES)
     image_class = nibabel.Nifti2Image if _is_nifti2(head) else nibabel.Nifti1Image
     # nibabel writes to the terminal what it finds odd in a header; here that is an error, or of no matter.
+    _quiet.acquire()  # its level is the process's
     level = imageglobals.logger.level
     imageglobals.logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -78,6 +86,7 @@ def open_nifti(source: Source) -> NiftiFile:
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
             affine[:3] *= MM.get(int(header["xyzt_units"]) & SPATIAL_UNITS, 1.0)
             offset = int(header.get_data_offset())
+            is_label_map = int(header["intent_code"]) == INTENT_LABEL
     except (
         HeaderDataError,
         ImageFileError,
@@ -91,6 +100,7 @@ def open_nifti(source: Source) -> NiftiFile:
         raise SeriesError(f"{source.name}: not a readable NIfTI header ({reason[:80]})") from None
     finally:
         imageglobals.logger.setLevel(level)
+        _quiet.release()
     size, volumes = _check_shape(source, shape)
     if dtype.kind not in REAL_KINDS:
         raise SeriesError(f"{source.name}: holds {dtype} voxels; real numbers are read")
@@ -106,12 +116,14 @@ def open_nifti(source: Source) -> NiftiFile:
     claimed = int(np.prod([*size, volumes], dtype=object)) * dtype.itemsize
     if offset < 0 or offset > MAX_BYTES or claimed > MAX_BYTES:
         raise SeriesError(f"{source.name}: claims {size} voxels of {dtype}, more than {MAX_BYTES >> 30} GiB")
-    if _is_gzip(source) and claimed > max(SMALL_ARCHIVE_BYTES, MAX_ARCHIVE_RATIO * source.size):
+    if _is_gzip(source) and claimed > max(SMALL_BYTES, MAX_ARCHIVE_RATIO * source.size):
         raise SeriesError(f"{source.name}: unpacks to more than {MAX_ARCHIVE_RATIO} times its size; no MR series does")
     slope = 1.0 if slope is None else float(slope)
     intercept = 0.0 if intercept is None else float(intercept)
     named = one_line(source.name)
-    return NiftiFile(source, _uid(source), named, (*size, volumes), dtype, offset, slope, intercept, affine)
+    return NiftiFile(
+        source, _uid(source), named, (*size, volumes), dtype, offset, slope, intercept, affine, is_label_map
+    )
 
 
 def read_nifti(file: NiftiFile, volume: int = 0) -> Volume:
@@ -157,7 +169,9 @@ def read_nifti(file: NiftiFile, volume: int = 0) -> Volume:
         for plane, to in zip(stored, rescaled, strict=True):
             to[:] = plane.astype(np.float64) * file.slope + file.intercept
     if not np.isfinite(rescaled).all():
-        raise SeriesError(f"{name}: holds voxels that are not finite numbers")
+        raise SeriesError(
+            f"{name}: holds voxels that are not finite (NaN or infinity): write the background value in their place"
+        )
     return Volume(rescaled, affine, info)
 
 

@@ -7,14 +7,15 @@ for series in find_series(Path("study")):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from decipher_rt.errors import SeriesError
 from decipher_rt.volume import Volume
 
 if TYPE_CHECKING:
-    from decipher_rt.dicom.read import DicomSeries, Found
+    from decipher_rt.dicom.parse import Foreign
+    from decipher_rt.dicom.read import DicomSeries
     from decipher_rt.nifti import NiftiFile
 
 
@@ -85,6 +86,7 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
     SeriesError
         Where the path does not exist, is not safe to read, or holds no series.
     """
+    from decipher_rt.dicom.parse import Foreign
     from decipher_rt.dicom.read import find_dicom
     from decipher_rt.dicom.source import Source, Unreadable, sources
 
@@ -92,11 +94,14 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
     files: list[Source | Unreadable] = []
     niftis: list[Source] = []
     for source in sources(path):
+        if PurePosixPath(source.name).name.startswith("._"):  # what macOS puts beside each file of an archive
+            continue
         if isinstance(source, Source) and source.name.lower().endswith((".nii", ".nii.gz")):
             niftis.append(source)
         else:
             files.append(source)
     found = find_dicom(files, path, options.keep_phi)
+    foreign = list(found.foreign)
     series = [Series(one.uid, path, one.description, len(one.files), one) for one in found.series]
     if niftis:
         from decipher_rt.nifti import open_nifti
@@ -107,13 +112,16 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
             except SeriesError as error:
                 series.append(Series("", source.path, source.name, 1, str(error)))
             else:
-                series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
+                if nifti.is_label_map and path.is_dir():  # a result of an earlier run, most likely
+                    foreign.append(Foreign(source, "a label map"))
+                else:
+                    series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
     if found.damaged:
         first, more = found.damaged[0], len(found.damaged) - 1
         trouble = first.trouble + (f" (and {more} more damaged files)" if more else "")
         series.append(Series("", path, first.source.name, 1 + more, trouble))
     if not series:
-        raise SeriesError(_nothing(path, found))
+        raise SeriesError(_nothing(path, foreign))
     return series
 
 
@@ -165,10 +173,10 @@ def read_series(series: Series, options: ReadOptions = ReadOptions()) -> Volume:
     return read_nifti(content, options.volume)
 
 
-def _nothing(path: Path, found: Found) -> str:
-    if not found.foreign:
+def _nothing(path: Path, foreign: list[Foreign]) -> str:
+    if not foreign:
         return f"{path}: holds no files"
-    first = found.foreign[0]
+    first = foreign[0]
     if first.source.path == path and first.source.data is None:
         return f"{path}: {first.what}, nor NIfTI (.nii, .nii.gz)" if "not a" in first.what else f"{path}: {first.what}"
-    return f"{path}: no series with images in {len(found.foreign)} files (first: {first.source.name}, {first.what})"
+    return f"{path}: no series with images in {len(foreign)} files (first: {first.source.name}, {first.what})"

@@ -143,7 +143,7 @@ def test_the_uid_names_the_bytes(tmp_path):
         (np.ones((5, 4), np.int16), r"has the shape \(5, 4\)"),
         (np.ones(SHAPE, np.complex64), "holds complex64 voxels"),
         (np.ones(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), "real numbers are read"),
-        (np.full(SHAPE, np.nan, np.float32), "not finite numbers"),
+        (np.full(SHAPE, np.nan, np.float32), r"not finite \(NaN or infinity\): write"),
     ],
 )
 def test_what_is_no_volume(tmp_path, array, message):
@@ -213,10 +213,15 @@ def test_what_is_not_in_millimetres_is_scaled(tmp_path, units, mm):
     np.testing.assert_allclose(spacing, [4, 3, 2], rtol=1e-5)
 
 
+def test_a_mask_with_hardly_anything_in_it_is_read(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((512, 512, 192)), np.eye(4)), tmp_path / "mask.nii.gz")  # 384 MiB
+    assert read(tmp_path / "mask.nii.gz").voxels.shape == (192, 512, 512)
+
+
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     plain = save(tmp_path / "a.nii", random_array("int16"), np.eye(4)).read_bytes()
     header = bytearray(plain[:352])
-    header[40:56] = struct.pack("<8h", 3, 1024, 1024, 512, 1, 1, 1, 1)  # 1 GiB
+    header[40:56] = struct.pack("<8h", 3, 2048, 1024, 1024, 1, 1, 1, 1)  # 4 GiB
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(header + bytes(1 << 20)))
     with pytest.raises(SeriesError, match=r"b\.nii\.gz: unpacks to more than 200 times its size"):
         read(tmp_path / "b.nii.gz")

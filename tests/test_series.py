@@ -195,3 +195,61 @@ def test_dicom_and_nifti_under_one_folder(tmp_path, write_series):
     (packed,) = find_series(tmp_path / "x.zip")
     assert packed.uid == nifti.uid
     np.testing.assert_array_equal(read_series(packed).voxels, 1)
+
+
+def test_what_a_mac_adds_and_what_a_run_wrote_are_no_series(tmp_path, write_series):
+    study = tmp_path / "study"
+    image = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    (study / "__MACOSX").mkdir(parents=True)
+    nibabel.save(image, study / "t1.nii.gz")
+    (study / "__MACOSX" / "._t1.nii.gz").write_bytes(b"\0\5\26\7" + bytes(100))
+    image.header.set_intent("label", name="tissue")
+    nibabel.save(image, study / "tissue.nii.gz")
+    assert [one.description for one in find_series(study)] == ["t1.nii.gz"]
+    assert len(find_series(study / "tissue.nii.gz")) == 1
+    (study / "t1.nii.gz").unlink()
+    with pytest.raises(SeriesError, match="no series with images"):
+        find_series(study)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"ImagesInAcquisition": "170"}, True),
+        ({"ImagesInAcquisition": "6"}, False),
+        ({"ImagesInAcquisition": "0"}, False),
+    ],
+)
+def test_a_series_that_is_still_arriving_says_so(tmp_path, write_series, header, said):
+    """Slices that are not there yet leave no gap; some scanners count them in each header."""
+    volume = read_series(find_series(write_series(tmp_path / "a", **header))[0])
+    assert any("the header counts 170 images, 6 are here" in warning for warning in volume.series.warnings) == said
+
+
+@pytest.mark.parametrize("vr", ["SL", "UN"])
+def test_the_slices_that_philips_counts(tmp_path, write_series, vr):
+    def count(dataset, _):
+        dataset.private_block(0x2001, "Philips Imaging DD 001", create=True).add_new(
+            0x18, vr, 170 if vr == "SL" else b"\xaa\0\0\0"
+        )
+
+    volume = read_series(find_series(write_series(tmp_path / "a", edit=count))[0])
+    assert any("counts 170" in warning for warning in volume.series.warnings) == (vr == "SL")
+
+
+def test_volumes_of_two_contrasts_shifted_by_half_a_slice_are_not_one(tmp_path, write_series, synthetic):
+    def shifted(dataset, _):
+        dataset.EchoTime = 60
+        dataset.SeriesInstanceUID = "1.2.3"
+
+    def first(dataset, _):
+        dataset.EchoTime = 10
+        dataset.SeriesInstanceUID = "1.2.3"
+
+    affine = synthetic.oblique_affine((4, 1, 1), None)
+    write_series(tmp_path / "a", affine=affine, edit=first)
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, 0] / 2
+    write_series(tmp_path / "b", affine=moved, edit=shifted)
+    with pytest.raises(SeriesError, match=r"2 contrasts .* lie between each other"):
+        read_series(find_series(tmp_path)[0])

@@ -84,6 +84,21 @@ def stop_decoding() -> None:
 atexit.register(stop_decoding)
 
 
+def _forget_child() -> None:
+    """Leave the child to the process that was forked: its answers are not for this one."""
+    global _child, _lock
+    _child, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_child)
+
+
+def kill_child() -> None:
+    """End the child process where this one ends at once: another thread may be waiting for its answer."""
+    if _child is not None:
+        _child.kill()
+
+
 def _running_child() -> subprocess.Popen[bytes]:
     global _child
     if _child is None or _child.poll() is not None:

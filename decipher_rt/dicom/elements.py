@@ -40,6 +40,7 @@ INSTANCE_NUMBER: Final = 0x00200013
 POSITION: Final = 0x00200032
 ORIENTATION: Final = 0x00200037
 TEMPORAL_POSITION: Final = 0x00200100
+IMAGES_IN_ACQUISITION: Final = 0x00201002
 SAMPLES: Final = 0x00280002
 PHOTOMETRIC: Final = 0x00280004
 FRAMES: Final = 0x00280008
@@ -53,6 +54,8 @@ PIXEL_REPRESENTATION: Final = 0x00280103
 RESCALE_INTERCEPT: Final = 0x00281052
 RESCALE_SLOPE: Final = 0x00281053
 LOSSY: Final = 0x00282110
+PHILIPS_BLOCK: Final = 0x20010010
+PHILIPS_SLICES: Final = 0x20011018
 GE_BLOCK: Final = 0x00430010
 GE_IMAGE_KIND: Final = 0x0043102F
 SIEMENS_BLOCK: Final = 0x00190010
@@ -79,12 +82,16 @@ VR: Final[dict[int, str]] = {
     INSTANCE_NUMBER: "IS", POSITION: "DS", ORIENTATION: "DS", TEMPORAL_POSITION: "IS", SAMPLES: "US",
     PHOTOMETRIC: "CS", FRAMES: "IS", ROWS: "US", COLUMNS: "US", PIXEL_SPACING: "DS", BITS_ALLOCATED: "US",
     BITS_STORED: "US", HIGH_BIT: "US", PIXEL_REPRESENTATION: "US", RESCALE_INTERCEPT: "DS", RESCALE_SLOPE: "DS",
+    IMAGES_IN_ACQUISITION: "IS", PHILIPS_BLOCK: "LO", PHILIPS_SLICES: "SL",
     LOSSY: "CS", GE_BLOCK: "LO", GE_IMAGE_KIND: "SS", SIEMENS_BLOCK: "LO", SIEMENS_MOSAIC_IMAGES: "US",
     UIH_GRID_IMAGES: "DS",
     **dict.fromkeys(CSA_BLOCKS, "LO"), **dict.fromkeys(CSA_IMAGE_HEADERS, "OB"),
 }  # fmt: skip
 
-BINARY_NUMBERS: Final = {"US": "H", "SS": "h", "FD": "d"}
+# What a warning may be made of and nothing else: where an archive has written them as unknown (UN), they are as absent.
+INFORMATIVE: Final = {IMAGES_IN_ACQUISITION, PHILIPS_BLOCK, PHILIPS_SLICES}
+
+BINARY_NUMBERS: Final = {"US": "H", "SS": "h", "SL": "i", "FD": "d"}
 PADDING = " \0"
 # Character sets without escapes (PS3.3 C.12.1.1.2); absent means ASCII, which pydicom reads as Latin-1.
 DECODING: Final = {"": "latin-1", "ISO_IR 6": "latin-1", "ISO_IR 100": "latin-1", "ISO_IR 192": "utf-8"}

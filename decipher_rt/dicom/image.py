@@ -85,6 +85,8 @@ class Frame:
         Instance Number and number of the image in its file: the order of acquisition as the scanner counts it.
     stack : str
         Name of the stack where the file names one.
+    stated_slices : int
+        How many images the scanner counts, of the acquisition or of a volume of it; 0 where it does not say.
     """
 
     source: Source
@@ -105,6 +107,7 @@ class Frame:
     slice_spacing: float | None = None
     stack: str = ""
     tile: tuple[int, int, int, int] | None = None
+    stated_slices: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -267,7 +270,18 @@ def classic_frame(
         acquisition,
         tags.number(elements, tags.SLICE_THICKNESS),
         tags.number(elements, tags.SPACING_BETWEEN_SLICES),
+        stated_slices=_stated_slices(elements),
     )
+
+
+def _stated_slices(elements: Elements) -> int:
+    try:
+        stated = tags.number(elements, tags.IMAGES_IN_ACQUISITION)
+        if stated is None and tags.text(elements, tags.PHILIPS_BLOCK) == "Philips Imaging DD 001":
+            stated = tags.number(elements, tags.PHILIPS_SLICES)
+        return int(stated or 0)
+    except (ValueError, OverflowError):  # nothing else depends on it
+        return 0
 
 
 def classic_acquisition(elements: Elements) -> Acquisition:

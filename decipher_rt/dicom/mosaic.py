@@ -1,7 +1,7 @@
 """Siemens mosaics: all slices of a volume tiled into one image, and the CSA header that says how they lie.
 
 The layout of the CSA header is documented by its readers (nibabel's "Siemens CSA header", dcm2niix); Siemens publishes
-none. Two entries are taken from it and nothing else. The header is private data of a file that may be hostile: every
+none. Three entries are taken from it and nothing else. The header is private data of a file that may be hostile: every
 length is checked before it is used.
 """
 
@@ -23,6 +23,7 @@ MAX_ITEMS: Final = 1000
 MAX_ITEM_BYTES: Final = 1 << 16
 # The slice direction of the CSA header and the normal of the image must be parallel this well (cosine).
 NORMAL_TOLERANCE: Final = 1e-3
+EXPORT: Final = "export it as Enhanced MR"
 
 _ENTRY = struct.Struct("<64si4siii")
 _ITEM = struct.Struct("<4i")
@@ -38,7 +39,13 @@ def require_no_grid(elements: Elements) -> None:
     if tags.text(elements, tags.MANUFACTURER).upper().startswith("UIH"):
         slices = tags.number(elements, tags.UIH_GRID_IMAGES) or 1
         if slices > 1:
-            raise NotAnImageError(f"is a grid of {slices:g} slices (UIH), which is not read; export it as enhanced MR")
+            raise NotAnImageError(f"is a grid of {slices:g} slices (UIH), which is not read; {EXPORT}")
+
+
+def require_no_enhanced_mosaic(elements: Elements) -> None:
+    """Raise NotAnImageError for one image of an enhanced object that holds slices side by side, as navigators do."""
+    if tags.number(elements, tags.FRAMES) == 1 and is_mosaic(elements.texts(tags.IMAGE_TYPE)):
+        raise NotAnImageError("is a mosaic in an enhanced object, which says nowhere how its slices lie")
 
 
 def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
@@ -52,7 +59,8 @@ def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
     NotAnImageError
         Where the header does not say how many slices there are and where they lie.
     """
-    csa = _csa_values(_csa_image_header(elements), ("NumberOfImagesInMosaic", "SliceNormalVector"))
+    names = ("NumberOfImagesInMosaic", "SliceNormalVector", *(() if image.slice_spacing else ("SpacingBetweenSlices",)))
+    csa = _csa_values(_csa_image_header(elements), names)
     slices = _slices(elements, csa.get("NumberOfImagesInMosaic", []))
     normal = csa.get("SliceNormalVector", [])
     rows, columns = image.pixels.rows, image.pixels.columns
@@ -62,7 +70,7 @@ def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
             f"is a mosaic of {slices} slices, but {rows} x {columns} pixels do not divide into {tiles} x {tiles}"
         )
     if len(normal) != 3 or not all(map(math.isfinite, normal)):
-        raise NotAnImageError("is a Siemens mosaic without the slice direction (CSA SliceNormalVector)")
+        raise NotAnImageError(f"is a Siemens mosaic without the slice direction (CSA SliceNormalVector); {EXPORT}")
     across, down = image.orientation[:3], image.orientation[3:]
     cross = (
         across[1] * down[2] - across[2] * down[1],
@@ -71,7 +79,7 @@ def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:
     )
     if abs(abs(sum(a * b for a, b in zip(cross, normal, strict=True))) - 1.0) > NORMAL_TOLERANCE:
         raise NotAnImageError("is a Siemens mosaic whose slice direction (CSA) is not the normal of the image")
-    spacing = image.slice_spacing or image.thickness
+    spacing = image.slice_spacing or next(iter(csa.get("SpacingBetweenSlices", [])), None)
     if not spacing or not math.isfinite(spacing) or spacing <= 0:
         raise NotAnImageError("is a Siemens mosaic without Spacing Between Slices")
     height, width = rows // tiles, columns // tiles
@@ -99,7 +107,9 @@ def _slices(elements: Elements, in_csa: list[float]) -> int:
         number = tags.number(elements, tags.SIEMENS_MOSAIC_IMAGES)
         said += [int(number)] if number is not None else []
     if not said:
-        raise NotAnImageError("is a Siemens mosaic that does not say how many slices it holds (NumberOfImagesInMosaic)")
+        raise NotAnImageError(
+            f"is a Siemens mosaic that does not say how many slices it holds (NumberOfImagesInMosaic); {EXPORT}"
+        )
     if len(set(said)) > 1 or not 1 <= said[0] <= MAX_ITEMS:
         raise NotAnImageError(f"is a Siemens mosaic of {' or '.join(map(str, said))} slices")
     return said[0]

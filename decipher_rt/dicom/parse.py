@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from decipher_rt.dicom.image import (
     classic_frame,
     pixel_format,
 )
-from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames, require_no_grid
+from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames, require_no_enhanced_mosaic, require_no_grid
 from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.walk import UnusualFileError, Walker
 from decipher_rt.errors import one_line
@@ -198,25 +199,30 @@ def pydicom_errors() -> tuple[type[Exception], ...]:
     )
 
 
+_quiet = threading.RLock()
+
+
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Keep pydicom and the decoders from warning and logging: they write whole values, of the patient too.
 
-    What matters is checked here and said once, with the file's name.
+    What matters is checked here and said once, with the file's name. Warnings, levels and validation are the process's:
+    one thread at a time, or the second would keep for ever what the first had set.
     """
     from pydicom import config
 
     loggers = [logging.getLogger(name) for name in LOUD]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings(), config.disable_value_validation():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with _quiet:
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
+            with warnings.catch_warnings(), config.disable_value_validation():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _from_dataset(source: Source, dataset: FileDataset, keep_phi: bool, bare: bool) -> ImageFile | Foreign | Damaged:
@@ -274,6 +280,8 @@ def _frames_of_dataset(
         if syntax in NATIVE_LITTLE_ENDIAN and not floating:
             offset = _value_position(element, dataset)
     if FRAME_GROUPS in dataset:
+        require_no_grid(elements)
+        require_no_enhanced_mosaic(elements)
         return enhanced_frames(elements, source, pixels, offset)
     return _classic_frames(elements, source, pixels, offset, classic_acquisition(elements))
 

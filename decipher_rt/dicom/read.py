@@ -161,12 +161,14 @@ def _volume(
         np.array([frame.spacing for frame in frames]),
         first.slice_spacing or (first.thickness if len(frames) == 1 else None),
         allow_gaps,
+        first.thickness,
     )
     ordered: list[Frame | None] = [frames[index] if index >= 0 else None for index in stack.order]
     voxels, histogram = read_voxels(ordered)
     warnings = [
         *warnings,
         *stack.warnings,
+        *_incomplete(series),
         *sorted({note for file in series.files for note in file.notes}),
         *series.notes,
     ]
@@ -188,6 +190,15 @@ def _volume(
     rescaled = histogram is None
     slope, intercept = (1.0, 0.0) if rescaled else (first.slope, first.intercept)
     return Volume(voxels, stack.affine_lps_mm, info, slope, intercept, histogram)
+
+
+def _incomplete(series: DicomSeries) -> list[str]:
+    """Say where a scanner counts more images than there are: slices that are still to come leave no gap."""
+    frames = [frame for file in series.files for frame in file.frames]
+    stated = max(frame.stated_slices for frame in frames)
+    if stated <= len(frames):
+        return []
+    return [f"the header counts {stated} images, {len(frames)} are here: some may be missing, or still to come"]
 
 
 def _check_modality(files: Iterable[ImageFile], any_modality: bool) -> None:

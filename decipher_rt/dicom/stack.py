@@ -31,6 +31,8 @@ SLICE_POSITION_MM = 0.01
 TILT_TOLERANCE = 0.01
 # Spacing Between Slices may differ from the distance of the slices by this share before it is reported.
 STATED_SPACING_TOLERANCE = 0.02
+# Slices closer than this part of the stated spacing, and not equally far from each other, are those of several volumes.
+MIXED_SPACING = 0.45
 # More slices than this are not one volume: a hostile or broken position would ask for endless empty slices.
 MAX_SLICES = 8192
 
@@ -67,6 +69,7 @@ def stack_slices(
     spacings: NDArray[np.float64],
     stated_spacing: float | None = None,
     allow_gaps: bool = False,
+    thickness: float | None = None,
 ) -> Stack:
     """Order the images of one stack along the normal, check that they are equally spaced, and build the affine.
 
@@ -82,6 +85,8 @@ def stack_slices(
         Spacing Between Slices in mm, a check; where there is one slice only, its spacing (Slice Thickness will do).
     allow_gaps : bool
         Leave places of missing slices empty instead of refusing.
+    thickness : float or None
+        Slice Thickness in mm: some write the gap between slices as their spacing.
 
     Raises
     ------
@@ -94,7 +99,7 @@ def stack_slices(
     normal = np.cross(row, column)
     order = np.argsort(positions @ normal, kind="stable")
     ordered = positions[order]
-    step, slots, warnings = _step(ordered, normal, stated_spacing, allow_gaps)
+    step, slots, warnings = _step(ordered, normal, stated_spacing, allow_gaps, thickness)
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1] = column * spacings[0, 0]
@@ -134,7 +139,11 @@ def _check_pixel_spacing(spacings: NDArray[np.float64], positions: NDArray[np.fl
 
 
 def _step(
-    ordered: NDArray[np.float64], normal: NDArray[np.float64], stated: float | None, allow_gaps: bool
+    ordered: NDArray[np.float64],
+    normal: NDArray[np.float64],
+    stated: float | None,
+    allow_gaps: bool,
+    thickness: float | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], list[str]]:
     """Return the vector from slice to slice, the slot of each image, and what is odd about them."""
     stated = stated if stated is not None and np.isfinite(stated) and stated > 0 else None
@@ -149,6 +158,15 @@ def _step(
     spacing = float(np.median(steps))
     if spacing <= SAME_POSITION_MM:
         raise SeriesError(f"several images at {place(ordered[int(steps.argmin())])} in one volume")
+    if (
+        stated is not None
+        and spacing < MIXED_SPACING * stated
+        and steps.max() > spacing * (1 + SLICE_POSITION_TOLERANCE)
+    ):
+        raise SeriesError(
+            f"slices lie {spacing:.4g} mm apart where the header says {stated:.4g} mm, with gaps between: volumes that "
+            "moved against one another seem to be in the series; export each as a series of its own"
+        )
     slots, warnings = _slots(ordered, steps, spacing, allow_gaps)
     step = (ordered[-1] - ordered[0]) / slots[-1]
     in_plane = step - normal * (step @ normal)
@@ -166,8 +184,19 @@ def _step(
         )
     distance = float(np.linalg.norm(step))
     if stated is not None and abs(stated / distance - 1.0) > STATED_SPACING_TOLERANCE:
-        warnings.append(_differs_from_stated(ordered, distance, stated, allow_gaps))
+        warnings.append(
+            _differs_from_stated(ordered, distance, stated, allow_gaps or _is_gap(stated, thickness, distance))
+        )
     return step, slots, warnings
+
+
+def _is_gap(stated: float, thickness: float | None, distance: float) -> bool:
+    """Whether what is stated as the spacing of slices is what lies between them."""
+    return (
+        thickness is not None
+        and stated < thickness * (1 - STATED_SPACING_TOLERANCE)
+        and abs((thickness + stated) / distance - 1.0) <= STATED_SPACING_TOLERANCE
+    )
 
 
 def _differs_from_stated(ordered: NDArray[np.float64], distance: float, stated: float, allow_gaps: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -188,6 +189,7 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
     frames, slots = stack.frames, stack.slots
     per_slot = np.bincount(slots)
     if per_slot.max() == 1:
+        _require_one_contrast(frames, slots)
         return [VolumeFrames(tuple(frames), kind)]
     groups = _by_keys(frames, slots, per_slot)
     if groups is None:
@@ -202,6 +204,20 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
         )
         for members in groups
     ]
+
+
+def _require_one_contrast(frames: Sequence[Frame], slots: NDArray[np.intp]) -> None:
+    """Raise SeriesError where images of different contrast lie between one another: volumes that are shifted."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for frame, slot in zip(frames, slots, strict=True):
+        keys = frame.keys
+        places[keys.echo_time, keys.b_value, keys.inversion_time, keys.flip_angle].append(int(slot))
+    stretches = sorted((min(members), max(members)) for members in places.values() if len(members) > 1)
+    if any(after[0] < before[1] for before, after in pairwise(stretches)):
+        raise SeriesError(
+            f"images of {len(stretches)} contrasts (echo, inversion time, b-value, flip angle) lie between each other: "
+            "volumes that are shifted; export each as a series of its own"
+        )
 
 
 def _by_keys(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]] | None:

@@ -180,8 +180,9 @@ class Walker:
                     raise UnusualFileError("a value of undefined length")
                 if end > len(head):
                     raise _BeyondReadError
-                _check_vr(tag, vr, explicit)
-                wanted[tag] = head[value:end]
+                if tag not in tags.INFORMATIVE or not explicit or vr == tags.VR[tag].encode():
+                    _check_vr(tag, vr, explicit)
+                    wanted[tag] = head[value:end]
             position = end
             last = tag
             ends.append((tag, position - start))

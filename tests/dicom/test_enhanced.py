@@ -198,3 +198,16 @@ def test_broken_functional_groups(write_enhanced, synthetic, edit, message):
     path = write_enhanced(frames_of(synthetic.voxels((4, 5, 6)), synthetic.oblique_affine()), edit=edit)
     with pytest.raises(SeriesError, match=rf"enhanced\.dcm: .*({message})"):
         read_series(find_series(path)[0])
+
+
+def test_slices_side_by_side_in_one_frame_are_refused(write_enhanced, synthetic):
+    """Navigators of Siemens XA; objects of several frames keep the word in their Image Type and are read."""
+
+    def mosaic(dataset):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+
+    voxels, affine = synthetic.voxels((2, 12, 16)), synthetic.oblique_affine((4, 2, 2), None)
+    with pytest.raises(SeriesError, match="is a mosaic in an enhanced object"):
+        read_series(find_series(write_enhanced(frames_of(voxels[:1], affine), edit=mosaic))[0])
+    path = write_enhanced(frames_of(voxels, affine), name="two.dcm", edit=mosaic)
+    assert read_series(find_series(path)[0]).voxels.shape == (2, 12, 16)

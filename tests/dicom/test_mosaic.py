@@ -112,10 +112,17 @@ def test_csa_headers_that_say_too_little_or_lie(write_mosaic, synthetic, csa, me
 
 def test_a_mosaic_without_spacing(write_mosaic, synthetic):
     path = write_mosaic(
-        synthetic.voxels((5, 6, 8)), synthetic.oblique_affine(), SpacingBetweenSlices=None, SliceThickness=None
+        synthetic.voxels((5, 6, 8)), synthetic.oblique_affine(), SpacingBetweenSlices=None, SliceThickness=3
     )
     with pytest.raises(SeriesError, match="without Spacing Between Slices"):
         read_series(find_series(path)[0])
+
+
+def test_the_spacing_of_the_csa_header_serves_where_there_is_no_other(write_mosaic, synthetic):
+    affine = synthetic.oblique_affine((3.75, 2, 2), None)
+    csa = csa_header([("NumberOfImagesInMosaic", [5]), ("SliceNormalVector", NORMAL), ("SpacingBetweenSlices", [3.75])])
+    path = write_mosaic(synthetic.voxels((5, 6, 8)), affine, csa, SpacingBetweenSlices=None, SliceThickness=3)
+    np.testing.assert_allclose(read_series(find_series(path)[0]).affine_lps_mm[:3, 0], [0, 0, 3.75], atol=1e-6)
 
 
 GOOD = csa_header([("A", [1, 2]), ("NumberOfImagesInMosaic", [5]), ("SliceNormalVector", NORMAL), ("B", [])])

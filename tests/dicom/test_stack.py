@@ -126,3 +126,26 @@ def test_pixel_spacing_that_varies():
 def test_images_at_one_place_are_no_stack():
     with pytest.raises(SeriesError, match="several images at"):
         stacked([0, 0, 0, 3])
+
+
+def test_volumes_that_moved_are_not_a_stack_with_gaps():
+    moved = [z + drift for drift in (0, 0.05, 0.1) for z in (0, 3, 6, 9)]
+    for allow_gaps in (False, True):
+        with pytest.raises(SeriesError, match=r"0\.05 mm apart where the header says 3 mm.* moved against one another"):
+            stacked(moved, stated_spacing=3, allow_gaps=allow_gaps)
+
+
+@pytest.mark.parametrize(("thickness", "good"), [(5, True), (None, False), (1, False), (4, False)])
+def test_a_gap_that_is_stated_as_the_spacing_is_no_missing_slice(thickness, good):
+    if good:
+        assert (
+            "6 mm apart, the header says 1 mm" in stacked([0, 6, 12], stated_spacing=1, thickness=thickness).warnings[0]
+        )
+        return
+    with pytest.raises(SeriesError, match="6 times the 1 mm"):
+        stacked([0, 6, 12], stated_spacing=1, thickness=thickness)
+
+
+def test_every_other_slice_of_a_contiguous_stack_is_missed():
+    with pytest.raises(SeriesError, match="2 times the 3 mm"):
+        stacked([0, 6, 12], stated_spacing=3, thickness=3)

@@ -1,7 +1,10 @@
 """Every transfer syntax that is read, against what was written and against pydicom's own files."""
 
+import logging
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from decipher_rt.dicom import decode
+from decipher_rt.dicom.parse import quiet_pydicom
 from decipher_rt.errors import SeriesError
 from decipher_rt.series import ReadOptions, find_series, read_series
 
@@ -143,3 +147,48 @@ def test_a_damaged_image_writes_nothing_to_the_terminal(tmp_path, synthetic, com
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert done.stdout + done.stderr == b""
+
+
+def test_a_process_that_was_forked_decodes_for_itself(tmp_path, synthetic, compressed_dataset):
+    dataset = compressed_dataset(synthetic.voxels((1, 40, 48))[0], "jpeg-ls")
+    path = synthetic.save(dataset, tmp_path / "a.dcm", dataset.file_meta.TransferSyntaxUID)
+    program = f"""
+import os
+from pathlib import Path
+from decipher_rt.series import find_series, read_series
+read = lambda: read_series(find_series(Path({str(path)!r}))[0]).voxels.sum()
+total = read()
+if not (child := os.fork()):
+    os._exit(int(read() != total))
+_, status = os.waitpid(child, 0)
+assert read() == total
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=100)
+
+
+def test_two_threads_that_read_leave_the_process_as_it_was():
+    before = (
+        list(warnings.filters),
+        logging.getLogger("pydicom").level,
+        pydicom.config.settings.reading_validation_mode,
+    )
+    first, second = threading.Event(), threading.Event()
+
+    def overlap():
+        with quiet_pydicom():
+            first.set()
+            second.wait(0.2)
+
+    thread = threading.Thread(target=overlap)
+    thread.start()
+    first.wait()
+    with quiet_pydicom():
+        second.set()
+    thread.join()
+    after = (
+        list(warnings.filters),
+        logging.getLogger("pydicom").level,
+        pydicom.config.settings.reading_validation_mode,
+    )
+    assert after == before
