@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,10 @@ class OpenedSeries:
     clock: StageClock
 
 
-def read_each(paths: Iterable[Path | str], options: ReadOptions) -> Iterator[OpenedSeries | Failure]:
-    """Read every series under the paths, in order; one that cannot be read is a Failure and the others go on."""
+def read_each(
+    paths: Iterable[Path | str], options: ReadOptions, wanted: Callable[[Series], bool] = lambda _: True
+) -> Iterator[OpenedSeries | Failure]:
+    """Read the wanted series under the paths, in order; one that cannot be read is a Failure and the others go on."""
     for path in paths:
         start = time.perf_counter()
         try:
@@ -40,7 +42,7 @@ def read_each(paths: Iterable[Path | str], options: ReadOptions) -> Iterator[Ope
             yield Failure(str(path), None, str(error))
             continue
         share_ms = (time.perf_counter() - start) * 1e3 / len(found)
-        for series in found:
+        for series in filter(wanted, found):
             try:
                 yield open_series(series, options, StageClock(share_ms))
             except DecipherError as error:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,22 +163,24 @@ class Failure:
 
 
 class SeriesSeen:
-    """The series of one run. Two of one UID, as a study and its copy have them, would take each other's place."""
+    """The series of one run. Two of one UID, as a study and a changed copy have them, would take each other's place."""
 
     def __init__(self) -> None:
-        self._paths: dict[tuple[str, int], Path] = {}
+        self._seen: dict[tuple[str, int], tuple[str, NDArray[np.float32] | str]] = {}
 
-    def require_new(self, series: Mapping[str, Any]) -> None:
-        """Raise DecipherError where the ``series`` object of a result has the UID of another path's."""
-        path = Path(series["path"])
-        earlier = self._paths.setdefault((series["uid"], series["volume_index"]), path)
-        if earlier.resolve() != path.resolve():
+    def require_new(self, result: Result) -> None:
+        """Raise DecipherError where another series of the UID was answered for; the very same one may come again."""
+        series, embedding = result.series, result.embedding
+        key = (series["uid"], series["volume_index"])
+        earlier, known = self._seen.setdefault(key, (series["path"], embedding))
+        if earlier != series["path"] and not np.array_equal(known, embedding):
             raise DecipherError(
-                f"{path}: has the Series Instance UID of {earlier} in the same run; answer for it in a run of its own"
+                f"{series['path']}: has the Series Instance UID of {earlier} in the same run; "
+                "answer for it in a run of its own"
             )
 
 
-def describe_series(volume: Volume) -> dict[str, Any]:
+def describe_series(volume: Volume, more_warnings: Iterable[str] = ()) -> dict[str, Any]:
     """Return the ``series`` object of a result: identity, and geometry in canonical RAS as NIfTI tools state it."""
     series = volume.series
     frame = canonical_ras(volume.affine_lps_mm, volume.voxels.shape)
@@ -194,7 +195,7 @@ def describe_series(volume: Volume) -> dict[str, Any]:
         "shape_ras": list(frame.shape_ras),
         "spacing_mm": [_seven(x) for x in np.linalg.norm(frame.affine_ras_mm[:3, :3], axis=0).tolist()],
         "affine_ras_mm": np.round(frame.affine_ras_mm, 6).tolist(),
-        "warnings": list(series.warnings),
+        "warnings": [*series.warnings, *more_warnings],
     }
     if series.patient:
         described["patient"] = dict(series.patient)

@@ -27,6 +27,7 @@ from decipher_rt.manifest import Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
+from decipher_rt.preprocess.grid import what_is_cut
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, find_only_series
 from decipher_rt.streaming import SeriesStream, blank_volume
@@ -231,7 +232,9 @@ class Session:
         """
         prepared: Iterator[_Prepared | Failure] = map(self._prepare_or_fail, opened)
         # On a GPU the next grid would overwrite the one that the encoder still reads.
-        for item in one_ahead(prepared) if self.preprocessor.device == "cpu" else prepared:
+        # Kept by name: what interrupts the loop must not wait for the thread that works in advance.
+        ahead = one_ahead(prepared) if self.preprocessor.device == "cpu" else prepared
+        for item in ahead:
             if isinstance(item, Failure):
                 yield item
                 continue
@@ -341,7 +344,7 @@ class Session:
             features["volume"] = grid.volume[None, None]  # from a GPU it is copied
         heads = self._ask(features, scope, grid, volume)
         result = Result(
-            series=describe_series(volume),
+            series=describe_series(volume, what_is_cut(volume, spec)),
             bundle={
                 "name": self.bundle.manifest.name,
                 "version": self.bundle.manifest.version,

@@ -12,8 +12,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from decipher_rt.bundle import open_bundle
+from decipher_rt.cli import cli
 from decipher_rt.errors import DecipherError
 from decipher_rt.index import (
     IndexEntry,
@@ -27,6 +29,7 @@ from decipher_rt.index import (
     write_index,
 )
 from decipher_rt.result import Result, ScopeAnswer
+from decipher_rt.session import Session
 
 pytest.importorskip("usearch", reason="the text extra is not installed")
 
@@ -220,6 +223,30 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
         assert failed.stdout == ""
+
+
+def test_what_interrupts_an_archive_loses_no_series_that_was_embedded(
+    answering_bundle, tmp_path, write_series, monkeypatch
+):
+    """An index is written as it grows, and once more by whoever interrupts."""
+    monkeypatch.setattr("decipher_rt.cli.embed.STORED_TOGETHER", 2)
+    for name in "abcd":
+        write_series(tmp_path / name, seed=ord(name))
+    index, answer = tmp_path / "archive.index", Session._finish
+    answered: list[int] = []
+
+    def interrupted(*arguments):
+        answered.append(len(read_index(index).entries) if index.exists() else 0)
+        if len(answered) == 4:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(Session, "_finish", interrupted)
+    paths = [str(tmp_path / name) for name in "abcd"]
+    ended = CliRunner().invoke(cli, ["embed", *paths, "-o", str(index), "-b", str(answering_bundle)])
+    assert ended.exit_code != 0
+    assert answered == [0, 0, 2, 2]
+    assert len(read_index(index).entries) == 3
 
 
 def test_a_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):

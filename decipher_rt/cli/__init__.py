@@ -83,7 +83,11 @@ def main() -> None:
         status = _fail(str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone: nothing more to say, and no one to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        _leave_readers(status := 1)
+    except SystemExit as error:  # a command's own, or what click makes of a reader that has gone
+        status = error.code
+        if status:
+            _leave_readers(1)
     except ImportError as error:
         if _caused_by_interrupt(error):
             status = _fail("interrupted", 130)
@@ -115,6 +119,8 @@ def _leave_readers(status: int) -> None:
     if pipeline and any(thread.name.startswith(pipeline.AHEAD) for thread in threading.enumerate()):
         with suppress(OSError):
             sys.stdout.flush()
+        if decoder := sys.modules.get("decipher_rt.dicom.decode_process"):
+            decoder.kill_child()
         os._exit(status)
 
 

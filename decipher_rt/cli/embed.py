@@ -12,9 +12,14 @@ import click
 from decipher_rt.cli.options import bundle_option, engine_options
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from decipher_rt.clock import StageClock
     from decipher_rt.result import Result
     from decipher_rt.volume import Volume
+
+STORED_TOGETHER = 256
 
 
 @click.command(
@@ -52,8 +57,8 @@ def embed(
 ) -> None:
     """Embed each DICOM or NIfTI series under SERIES and write INDEX.
 
-    INDEX holds the embeddings, what the headers say of each series, and which bundle made it; nothing of the patient.
-    A series out of the bundle's scope goes in and is marked.
+    INDEX holds the embeddings, the path of each series and what its headers say but for the patient, and which bundle
+    made it. A series out of the bundle's scope goes in and is marked. INDEX is written every 256 series and at the end.
     """
     import decipher_rt
     from decipher_rt.atomic import require_place
@@ -68,24 +73,38 @@ def embed(
     if before is not None:
         require_bundle(before, session.bundle, output)
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
-    results, failed, seen = [], 0, SeriesSeen()
+    seen = SeriesSeen()
+    waiting: list[tuple[Result, NDArray[np.float32]]] = []
+    embedded = failed = 0
 
     def check(result: Result, _: Volume, __: StageClock) -> Result:
-        seen.require_new(result.series)
+        seen.require_new(result)
         return result
 
-    for outcome in session.infer_each(paths, options, check):
-        if isinstance(outcome, Failure):
-            failed += 1
-            click.echo(f"decipher-rt: {outcome.error}", err=True)
-        elif not isinstance(outcome.embedding, str):
-            results.append((outcome, outcome.embedding))
-    if results:
-        index = store_results(output, session.bundle, results, add=add)
+    def store() -> None:
+        nonlocal embedded
+        if waiting:
+            store_results(output, session.bundle, waiting, add=add or embedded > 0)
+            embedded += len(waiting)
+            waiting.clear()
+
+    try:
+        for outcome in session.infer_each(paths, options, check):
+            if isinstance(outcome, Failure):
+                failed += 1
+                click.echo(f"decipher-rt: {outcome.error}", err=True)
+            elif not isinstance(outcome.embedding, str):
+                waiting.append((outcome, outcome.embedding))
+                if len(waiting) == STORED_TOGETHER:
+                    store()
+    finally:
+        store()  # what interrupts an archive of hours loses nothing
+    if embedded:
+        index = read_index(output)
         outside = sum(not entry.in_scope for entry in index.entries)
         if as_json:
-            counts = {"series": len(index.entries), "embedded": len(results), "failed": failed, "out_of_scope": outside}
+            counts = {"series": len(index.entries), "embedded": embedded, "failed": failed, "out_of_scope": outside}
             click.echo(json.dumps({"index": str(output), "bundle_sha256": index.bundle_sha256, **counts}))
         else:
-            click.echo(f"{output}: {len(index.entries)} series, {len(results)} of them new, {outside} out of scope")
-    sys.exit((1 if results else 2) if failed else 0)
+            click.echo(f"{output}: {len(index.entries)} series, {embedded} of them new, {outside} out of scope")
+    sys.exit((1 if embedded else 2) if failed else 0)

@@ -14,7 +14,8 @@ from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
     from decipher_rt.boxes import Box
-    from decipher_rt.result import Failure, HeadAnswer, PromptAnswer, Result
+    from decipher_rt.result import HeadAnswer, PromptAnswer, Result
+    from decipher_rt.series import Series
 
 DEFAULT_OUT = Path("decipher-rt-out")
 
@@ -25,6 +26,7 @@ DEFAULT_OUT = Path("decipher-rt-out")
 Examples:
   decipher-rt infer series/
   decipher-rt infer study/ more/*.nii.gz -o out --png
+  decipher-rt infer incoming/ -o out --new
   decipher-rt infer series.zip --json | jq .heads
   decipher-rt infer series/ --prompt "T1-weighted image" --prompt "T2-weighted image"
   decipher-rt infer series/ --heads sequence,tissue
@@ -40,6 +42,7 @@ Exit status: 0 all answered, 1 some of several series failed, 2 none could be an
     type=click.Path(path_type=Path),
     help="Write result.json, embedding.npy and segmentations (NIfTI) into OUT/<uid>/.",
 )
+@click.option("--new", "only_new", is_flag=True, help="Leave out the series that OUT has a result of.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each series.")
 @click.option("--png", is_flag=True, help=f"Write views.png too (into {DEFAULT_OUT}/ where -o is not given).")
 @click.option(
@@ -59,6 +62,7 @@ def infer(
     paths: tuple[Path, ...],
     bundle: Path | None,
     out: Path | None,
+    only_new: bool,
     as_json: bool,
     png: bool,
     prompts: tuple[str, ...],
@@ -75,30 +79,42 @@ def infer(
     """Answer for each DICOM or NIfTI series under SERIES (folders, .zip archives or files)."""
     import decipher_rt
     from decipher_rt.pipeline import one_ahead, read_each
-    from decipher_rt.result import Failure
+    from decipher_rt.result import Failure, Result
     from decipher_rt.series import ReadOptions
-    from decipher_rt.writers.folder import folder_writer
+    from decipher_rt.writers.folder import folder_writer, has_answer
 
     out = out or (DEFAULT_OUT if png else None)
     write = folder_writer(out, png=png) if out else None
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
-    opened = one_ahead(read_each(paths, options))  # the first series is read while the bundle loads
+    if only_new and out is None:
+        raise click.UsageError("--new leaves out what OUT has: give OUT with -o")
+    left_out = 0
+
+    def wanted(series: Series) -> bool:
+        nonlocal left_out
+        done = only_new and out is not None and bool(series.uid) and has_answer(out, series.uid, volume)
+        left_out += done
+        return not done
+
+    opened = one_ahead(read_each(paths, options, wanted))  # the first series is read while the bundle loads
     session = decipher_rt.load(
         bundle, engine=engine, device=device, precision=precision, threads=threads, prompts=prompts, heads=heads
     )
-    failures: list[Failure] = []
-    answered = 0
-    for outcome in _with_progress(session.answer_each(opened, write)):
+    failed = answered = 0
+    outcomes = _with_progress(session.answer_each(opened, write))  # by name, as in Session.answer_each
+    for outcome in outcomes:
         if isinstance(outcome, Failure):
-            failures.append(outcome)
+            failed += 1
             click.echo(f"decipher-rt: {outcome.error}", err=True)
-            continue
-        answered += 1
-        click.echo(json.dumps(outcome.to_json()) if as_json else summary(outcome, out))
-    if as_json and answered:
-        for failure in failures:
-            click.echo(json.dumps(failure.to_json()))
-    sys.exit((1 if answered else 2) if failures else 0)
+        else:
+            answered += 1
+        if as_json:
+            click.echo(json.dumps(outcome.to_json()))
+        elif isinstance(outcome, Result):
+            click.echo(summary(outcome, out))
+    if left_out:
+        click.echo(f"decipher-rt: {out} has results of {left_out} series, which were left out", err=True)
+    sys.exit((1 if answered else 2) if failed else 0)
 
 
 def _with_progress(outcomes: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import locale
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import EngineError
 
 _VERSION = ov.__version__.partition("-")[0]
+KEPT = "c-"  # begins the folder of a graph: those kept by versions that asked for no locale do not
 
 
 class OpenVinoEngine:
@@ -90,13 +92,17 @@ def _describe(port: Any) -> Input:
 
 
 def _cache_folder(graph: Path) -> Path | None:
-    """Return a folder of this very graph: OpenVINO tells files by path, size and whole seconds alone."""
+    """Return a folder of this very graph: OpenVINO tells files by path, size and whole seconds alone.
+
+    There is none under a locale with a decimal comma: OpenVINO would write the numbers of a graph with it, and read
+    them without.
+    """
     base = cache_folder("openvino")
-    if base is None:
+    if base is None or locale.localeconv()["decimal_point"] != ".":
         return None
     try:
         with graph.open("rb") as file:
-            folder = base / hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            folder = base / (KEPT + hashlib.file_digest(file, "sha256").hexdigest()[:32])
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         return None

@@ -36,8 +36,8 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
     seen = SeriesSeen()
 
     def write(result: Result, volume: Volume, clock: StageClock) -> Result:
-        target = out / folder_name(result)
-        seen.require_new(result.series)
+        target = out / folder_name(result.series["uid"], result.series["volume_index"])
+        seen.require_new(result)
         if target.exists() and not (target / RESULT).is_file():
             raise DecipherError(f"{target}: exists and holds no {RESULT}; move it away or choose another -o")
         try:
@@ -77,10 +77,13 @@ def _write_segmentations(result: Result, volume: Volume, staging: Path, target: 
     return replace(result, heads=heads)
 
 
-def folder_name(result: Result) -> str:
+def has_answer(out: Path, uid: str, volume_index: int) -> bool:
+    """Whether a result of this series is below ``out``, whatever bundle gave it."""
+    return (out / folder_name(uid, volume_index) / RESULT).is_file()
+
+
+def folder_name(uid: str, volume_index: int) -> str:
     """Return the series UID as a safe name, with the volume's index where it is not the first."""
-    uid = str(result.series["uid"])
     if not re.fullmatch(r"[0-9.]{1,64}", uid) or not uid.strip("."):
         uid = "series-" + hashlib.sha256(uid.encode()).hexdigest()[:16]
-    index = result.series["volume_index"]
-    return f"{uid}-volume{index}" if index else uid
+    return f"{uid}-volume{volume_index}" if volume_index else uid

@@ -82,7 +82,7 @@ def test_some_that_fail_give_status_1_and_the_others_are_done(tmp_path, write_se
     documents = [json.loads(line) for line in run.stdout.splitlines()]
     for document in documents:
         validate(document)
-    assert [d["schema"].split("/")[1] for d in documents] == ["result", "failure", "failure"]
+    assert [d["schema"].split("/")[1] for d in documents] == ["failure", "result", "failure"]  # as they come
     assert len(run.stderr.splitlines()) == 2
     assert len(list((tmp_path / "out").iterdir())) == 1
     assert "--allow-gaps" in run.stderr
@@ -249,4 +249,51 @@ def test_a_copy_with_the_same_uid_takes_no_ones_place(tmp_path, write_series):
     validate(failed)
     kept = json.loads((tmp_path / "out" / uid / "result.json").read_text())
     assert kept["series"]["path"] == answered["series"]["path"] == str(one)
-    assert infer(one, one, "-o", tmp_path / "out").returncode == 0
+
+
+def test_a_series_that_is_reached_twice_is_answered_twice(tmp_path, write_series):
+    write_series(tmp_path / "study" / "one")
+    assert infer(tmp_path / "study", tmp_path / "study" / "one", "-o", tmp_path / "out").returncode == 0
+
+
+def test_only_new_series_are_answered(tmp_path, write_series):
+    out = tmp_path / "out"
+    write_series(tmp_path / "study" / "one")
+    assert infer(tmp_path / "study", "-o", out, "--new", "--json").stdout.count("\n") == 1
+    write_series(tmp_path / "study" / "two")
+    again = infer(tmp_path / "study", "-o", out, "--new", "--json")
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["series"]["uid"] in {path.name for path in out.iterdir()}
+    assert "1 series, which were left out" in again.stderr
+    nowhere = infer(tmp_path / "study", "--new")
+    assert nowhere.returncode == 2
+    assert "give OUT with -o" in nowhere.stderr
+
+
+def test_a_program_is_told_of_a_failure_where_nothing_could_be_answered(tmp_path):
+    run = infer(tmp_path / "absent", "--json")
+    assert run.returncode == 2
+    validate(json.loads(run.stdout))
+
+
+@pytest.mark.parametrize("gone", ["user", "reader"])
+def test_nobody_waits_for_the_series_after_the_one_that_was_left(tmp_path, write_series, gone):
+    """Whoever leaves while one series is answered does not wait until the next one is read."""
+    write_series(tmp_path / "a")
+    program = f"""
+import time
+from decipher_rt import pipeline, session
+from decipher_rt.cli import main
+find = pipeline.find_series
+pipeline.find_series = lambda path, *more: time.sleep(300) if path.name == "slow" else find(path, *more)
+def interrupted(*_):
+    raise KeyboardInterrupt
+if "{gone}" == "user":
+    session.Session._finish = interrupted
+main()
+"""
+    command = [sys.executable, "-c", program, "infer", str(tmp_path / "a"), str(tmp_path / "slow"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        if gone == "reader":
+            run.stdout.close()
+        assert run.wait(100) == {"user": 130, "reader": 1}[gone]

@@ -224,6 +224,17 @@ def test_unusable_requests_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(engine.name, engine.available) for engine in available()] == [("openvino", False)]
 
 
+def test_openvino_keeps_nothing_that_was_written_with_a_decimal_comma(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_openvino()
+    graph = write_encoder(tmp_path / "encoder.onnx")
+    monkeypatch.setattr("locale.localeconv", lambda: {"decimal_point": ","})
+    load_engine("openvino", graph, precision="fp32", threads=1)
+    assert not list(cache_folder.rglob("*.blob"))
+    assert not (cache_folder / "decipher-rt" / "openvino").exists()
+
+
 def test_openvino_keeps_compiled_graphs_and_survives_a_spoilt_cache(tmp_path: Path, cache_folder: Path) -> None:
     require_openvino()
     graph = write_encoder(tmp_path / "encoder.onnx")

@@ -85,5 +85,5 @@ def test_a_failing_picture_leaves_no_half_folder(tmp_path, monkeypatch):
     volume, result = volume_and_result()
     with pytest.raises(DecipherError, match="No space left") as caught:  # of this series alone: the others go on
         folder_writer(tmp_path, png=True)(result, volume, StageClock())
-    assert str(caught.value).startswith(f"{tmp_path / folder_name(result)}: cannot be written")
+    assert str(caught.value).startswith(f"{tmp_path / folder_name('1.2.3', 0)}: cannot be written")
     assert list(tmp_path.iterdir()) == []
