@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
@@ -22,6 +23,7 @@ from decipher_rt.atomic import whole_file
 from decipher_rt.errors import DecipherError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+NAMED = 5  # keys in a message
 DEFAULT_WEIGHTS = Path(decipher_rt.__file__).parent / "default" / "weights"
 
 
@@ -83,19 +85,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     CheckpointError
     """
     tensors, metadata = _read(path)
+    return tensors, _parsed(path, metadata)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata alone of what ``write_tensors`` wrote, as `read_tensors` does."""
+    return _parsed(path, _read(path, tensors=False)[1])
+
+
+def _parsed(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return tensors, {k: json.loads(v) for k, v in metadata.items()}
+        return {k: json.loads(v) for k, v in metadata.items()}
     except (ValueError, RecursionError):
         raise CheckpointError(
             f"{path}: its metadata is not what 'decipher-rt train' writes; give a folder that it wrote"
         ) from None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata as text: Hugging Face's files say ``pt`` there, which is no JSON."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 - no mapping
+            names = file.keys() if tensors else ()
+            return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; train a model first, or give a folder with {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -111,6 +123,36 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> 
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: does not fit its configuration: {reason}") from None
+
+
+def check_same(path: Path, found: str, config: str) -> None:
+    """Raise CheckpointError, naming the keys, unless what a run was written under is its configuration now.
+
+    Both are YAML. Where a source lies does not matter: ``source.listed`` is of what it lists. A key that one of them
+    does not have is one that says nothing.
+    """
+    one, other = _flat(found), _flat(config)
+    keys = [key for key in {**one, **other} if key != "source.path" and one.get(key, "") != other.get(key, "")]
+    if keys:
+        named = ", ".join(keys[:NAMED]).replace("source.listed", "what source.path lists")
+        raise CheckpointError(
+            f"{path}: a run of another configuration, which differs in {named}{', ...' if keys[NAMED:] else ''}; give "
+            "another output folder or remove it"
+        )
+
+
+def _flat(text: str) -> dict[str, Any]:
+    """Return the values of a configuration by their whole keys; that of what is none is ``config``."""
+
+    def values(document: Any, *keys: str) -> dict[str, Any]:
+        if not isinstance(document, dict):
+            return {".".join(keys) or "config": "" if document is None else document}
+        return {k: v for name, below in document.items() for k, v in values(below, *keys, str(name)).items()}
+
+    try:
+        return values(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return values(text)
 
 
 def save_training(path: Path, model: nn.Module, optimiser: optim.Optimizer, step: int, config: str) -> None:
@@ -130,10 +172,7 @@ def load_training(path: Path, model: nn.Module, optimiser: optim.Optimizer, conf
         Also where the checkpoint was written under another configuration.
     """
     tensors, metadata = read_tensors(path)
-    if metadata.get("config") != config:
-        raise CheckpointError(
-            f"{path}: was written under another configuration; give another output folder or remove it"
-        )
+    check_same(path, str(metadata.get("config")), config)
     load_state(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, path)
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -31,7 +31,7 @@ from decipher_rt.engines.cpu import cpu_features
 from decipher_rt.errors import DecipherError
 
 from . import distributed
-from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_training, save_training, write_tensors
+from .checkpoint import CONFIG, WEIGHTS, CheckpointError, check_same, load_training, save_training, write_tensors
 from .log import StepLog, draw_curve
 from .memory import Held, compute_blocks_again, move
 from .progress import Progress
@@ -150,10 +150,7 @@ def _finished(folder: Path, config_text: str) -> bool:
         found = (folder / CONFIG).read_text(encoding="utf-8")
     except FileNotFoundError:
         return False
-    if found != config_text:
-        raise CheckpointError(
-            f"{folder / CONFIG}: a run of another configuration; give another output folder or remove it"
-        )
+    check_same(folder / CONFIG, found, config_text)
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder / WEIGHTS}: the run is finished, but this file is gone; remove {folder}")
     return True

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from . import distributed
-from .checkpoint import CheckpointError, read_tensors, write_tensors
+from .checkpoint import check_same, read_tensors, write_tensors
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 MODEL, OPTIMISER = "model.", "optimiser."
@@ -59,10 +59,7 @@ def load_sharded(path: Path, root: nn.Module, optimiser: optim.Optimizer, config
     CheckpointError
     """
     tensors, metadata = read_tensors(path)
-    if metadata.get("config") != config:
-        raise CheckpointError(
-            f"{path}: was written under another configuration; give another output folder or remove it"
-        )
+    check_same(path, str(metadata.get("config")), config)
     model: dict[str, Any] = {name: value for name, value in tensors.items() if name.startswith(MODEL)}
     set_model_state_dict(root, model, options=WHOLE)
     state: dict[str, Any] = get_optimizer_state_dict(root, optimiser, options=WHOLE)

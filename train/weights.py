@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decipher_rt.atomic import write_text
 
-from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_tensors, write_tensors
+from .checkpoint import CONFIG, WEIGHTS, CheckpointError, load_state, read_metadata, read_tensors, write_tensors
 from .config import ConfigError, build_config, dump_config, load_config, read_document
 from .model.recipe import RecipeConfig, RecipeModel
 from .model.text import TextConfig
@@ -116,7 +116,7 @@ def check_patients(source: SourceConfig, metadata: Mapping[str, Any], where: str
 
 def stage_metadata(folder: Path) -> Mapping[str, Any]:
     """Return the metadata of a stage's weights; none of what was trained elsewhere, such as a BERT."""
-    return read_tensors(folder / WEIGHTS)[1] if (folder / CONFIG).exists() else {}
+    return read_metadata(folder / WEIGHTS) if (folder / CONFIG).exists() else {}
 
 
 def trained_on(source: SourceConfig, *earlier: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from decipher_rt.atomic import write_text
+from decipher_rt.train import checkpoint
 from decipher_rt.train.checkpoint import (
     CONFIG,
     WEIGHTS,
     CheckpointError,
+    check_same,
     folder_fingerprint,
     load_training,
     read_tensors,
@@ -26,7 +28,7 @@ from decipher_rt.train.config import ConfigError, dump_config
 from decipher_rt.train.model.recipe import RecipeConfig, RecipeModel
 from decipher_rt.train.model.vit import ViTConfig
 from decipher_rt.train.sources import SourceConfig
-from decipher_rt.train.weights import Weights, check_splits, load_weights, save_weights
+from decipher_rt.train.weights import Weights, check_splits, load_weights, save_weights, stage_metadata
 
 ENCODER = ViTConfig(
     width=48, depth=2, heads=4, embedding_size=16, grid_shape=(16, 16, 16), patch_shape=(4, 4, 4),
@@ -121,6 +123,42 @@ def test_training_state_comes_back_and_another_configuration_is_refused(tmp_path
         assert all(torch.equal(optimiser.state[a][n], its_optimiser.state[b][n]) for n in ("exp_avg", "exp_avg_sq"))
     with pytest.raises(CheckpointError, match="another configuration"):
         load_training(path, again, its_optimiser, "other")
+
+
+def test_a_run_of_another_configuration_names_the_keys() -> None:
+    """Where its series lie is none of them; what neither says, as keys that came later, is the same."""
+    config = "source: {kind: manifest, path: /a/x.csv, listed: '1'}\nrun: {rate: 0.1, steps: 3}\n"
+    check_same(Path("x"), config, config.replace("/a/", "/b/").replace("listed", "cohort: '', listed"))
+    for other, said in (
+        (config.replace("0.1", "0.2").replace("3", "4"), "run.rate, run.steps"),
+        (config.replace("'1'", "'2'"), "what source.path lists"),
+        (config.replace("path", "cohort: y, path"), "source.cohort"),
+        ("[", "source.kind, source.listed, run.rate, run.steps, config".replace("source.listed", "what .* lists")),
+    ):
+        with pytest.raises(CheckpointError, match=f"^x: a run of another configuration, which differs in {said}; give"):
+            check_same(Path("x"), config, other)
+
+
+def test_metadata_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Header:
+        """An open file that gives no tensor."""
+
+        def __init__(self, path: Path, framework: str) -> None:
+            self._file = safe_open(path, framework)
+
+        def __enter__(self) -> Header:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def metadata(self) -> dict[str, str]:
+            return self._file.metadata()
+
+    write_tensors(tmp_path / WEIGHTS, {"a": torch.ones(2)}, {"patients": ["b"]})
+    (tmp_path / CONFIG).write_text("")
+    monkeypatch.setattr(checkpoint, "safe_open", Header)
+    assert stage_metadata(tmp_path) == {"patients": ["b"]}
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,16 @@ from decipher_rt.series import find_series, read_series
 from decipher_rt.train import shards as layout
 from decipher_rt.train.config import override_config
 from decipher_rt.train.progress import Progress
-from decipher_rt.train.sources import Box, Examples, SourceConfig, open_source, patients_of, pinned, recorded
+from decipher_rt.train.sources import (
+    Box,
+    Examples,
+    SourceConfig,
+    open_source,
+    patients_of,
+    pinned,
+    recorded,
+)
+from decipher_rt.train.sources import rows as listed
 from decipher_rt.train.sources.manifest import read_manifest
 from decipher_rt.train.sources.recorded import Recorded, rows_of_split
 from decipher_rt.train.sources.rows import SourceError, sentences
@@ -28,7 +39,12 @@ PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=
 
 
 def opened(config: SourceConfig, folder: Path, split: Any = "train", spec: Preprocessing = PIECES) -> Examples:
-    return open_source(config, spec, split, folder, 1, Progress())
+    return open_source(again(config), spec, split, folder, 1, Progress())
+
+
+def again(config: SourceConfig) -> SourceConfig:
+    """The configuration as the next command reads it, with what is listed then."""
+    return dataclasses.replace(config)
 
 
 # ---- manifests -------------------------------------------------------------------------------------------------------
@@ -232,18 +248,50 @@ def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
     assert opened(config, cohort / "cache")[0].tissue.max() == 2  # type: ignore[union-attr]
 
 
+def masked(cohort: Path) -> SourceConfig:
+    """A manifest of a series with a mask, not compressed, and of one without."""
+    nibabel.save(nibabel.Nifti1Image(np.ones((14, 16, 12), np.uint8), TURNED), cohort / "mask.nii")
+    path = write_csv(cohort, "c.nii.gz,p,train,mask.nii", "a,p,train,", header="path,patient,split,mask")
+    return SourceConfig(kind="manifest", path=str(path))
+
+
 def test_other_images_or_masks_under_the_same_names_are_another_run(cohort: Path) -> None:
-    mask = cohort / "mask.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.ones((14, 16, 12), np.uint8), TURNED), mask)
-    path = write_csv(cohort, "c.nii.gz,p,train,mask.nii.gz", "a,p,train,", header="path,patient,split,mask")
-    config = SourceConfig(kind="manifest", path=str(path))
-    first, words = pinned(config), pinned(config, images=False)
-    assert pinned(config) == first
-    nibabel.save(nibabel.Nifti1Image(np.eye(16, dtype=np.uint8)[..., None].repeat(12, 2), TURNED), mask)
-    second = pinned(config)
-    (cohort / "a" / sorted(p.name for p in (cohort / "a").iterdir())[0]).touch()
-    assert len({first.listed, second.listed, pinned(config).listed}) == 3
-    assert pinned(config, images=False) == words  # what looks at none is the same run
+    config = masked(cohort)
+    first, words = pinned(again(config)), pinned(again(config), images=False)
+    mask, size = cohort / "mask.nii", (cohort / "mask.nii").stat().st_size
+    nibabel.save(nibabel.Nifti1Image(np.eye(16, dtype=np.uint8)[:14, :, None].repeat(12, 2), TURNED), mask)
+    assert mask.stat().st_size == size
+    second = pinned(again(config))
+    slice_ = min((cohort / "a").iterdir())
+    slice_.write_bytes(slice_.read_bytes() + b"\0")
+    assert len({first.listed, second.listed, pinned(again(config)).listed}) == 3
+    assert pinned(again(config), images=False) == words  # what looks at none is the same run
+
+
+def test_a_run_is_the_same_wherever_its_series_lie_and_since_when(cohort: Path, tmp_path: Path) -> None:
+    config = masked(cohort)
+    moved = tmp_path / "mounted" / "elsewhere"
+    shutil.copytree(cohort, moved, ignore=shutil.ignore_patterns("mounted"), copy_function=shutil.copyfile)
+    there = dataclasses.replace(config, path=str(moved / "cohort.csv"))
+    assert pinned(there).listed == pinned(config).listed
+    whole = [f"{moved}/c.nii.gz,p,train,{moved}/mask.nii", f"{moved}/a,p,train,"]  # listed by whole paths
+    write_csv(moved, *whole, header="path,patient,split,mask")
+    assert pinned(again(there)).listed == pinned(config).listed
+    (moved / "a").rename(moved / "other")
+    write_csv(moved, "c.nii.gz,p,train,mask.nii", "other,p,train,", header="path,patient,split,mask")
+    assert pinned(again(there)).listed != pinned(config).listed
+
+
+def test_a_list_and_the_files_on_it_are_looked_at_once(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS)))
+    looked: list[str] = []
+    for module, name in ((recorded, "read_manifest"), (listed, "_files")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, f=function: looked.append(path.name) or f(path))
+    open_source(config, PIECES, "train", cohort / "cache", 1, Progress())
+    patients_of(config, "train")
+    pinned(config)
+    assert sorted(looked) == ["a", "b", "c.nii.gz", "cohort.csv"]
 
 
 def test_what_made_the_grids_names_their_folder(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:

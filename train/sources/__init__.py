@@ -6,6 +6,8 @@ Every source yields `Example`s by number, on the encoder's grid, kept on disk.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +107,8 @@ def patients_of(config: SourceConfig, *splits: Split) -> set[str]:
 def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
     """Return the source with a digest of all that it lists, so that a run of other labels is another run.
 
-    So is one of other images or masks under the same names, unless ``images`` is false: then none is looked at.
+    So is one of other masks, or of images of other names or sizes, unless ``images`` is false: then no file is looked
+    at. Where the files lie, and since when, makes no difference.
 
     Raises
     ------
@@ -113,7 +116,40 @@ def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
     """
     if config.kind == "simulator":
         return config
-    from .recorded import files_of, list_rows
+    from .recorded import list_rows
 
-    listed = sorted(repr((row, files_of(row)) if images else row) for row in list_rows(config))
-    return replace(config, listed=hashlib.sha256("\n".join(listed).encode()).hexdigest())
+    rows = list_rows(config)
+    series, masks = _names(row.path for row in rows), _names(row.mask for row in rows if row.mask)
+    listed = sorted(
+        repr(
+            (
+                series[row.path],
+                row.mask and masks[row.mask],
+                row.volume,
+                row.split,
+                row.facts,
+                images and (row.files.named, row.mask and _sum(row.mask)),
+            )
+        )
+        for row in rows
+    )
+    return replace(config, listed=_hash("\n".join(listed)))
+
+
+def _names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the names of files below the folder that all of them lie in."""
+    whole = {path: path.absolute() for path in paths}  # links are not followed: it is what they are called
+    root = os.path.commonpath([path.parent for path in whole.values()]) if whole else ""
+    return {path: os.path.relpath(there, root) for path, there in whole.items()}
+
+
+def _sum(mask: Path) -> str:
+    """Return the SHA-256 of a mask: drawn anew it may have the size that it had."""
+    if mask.is_dir():
+        return ""
+    with mask.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

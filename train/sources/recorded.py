@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from decipher_rt.dicom.source import Source, sources
 from decipher_rt.errors import SeriesError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor
@@ -73,7 +72,8 @@ class Recorded:
         decides = (LAYOUT, self.device, spec.grid_shape, spec.spacing_mm, spec.window_percentiles)
         digest = hashlib.sha256(json.dumps(decides).encode())
         for row in self.rows:
-            digest.update(json.dumps([row.volume, *files_of(row)]).encode())
+            paths = [str(path.resolve()) for path in (row.path, row.mask) if path]
+            digest.update(json.dumps([row.volume, *paths, row.files.state]).encode())
         return cache_dir / f"recorded-{split}-{digest.hexdigest()[:12]}"
 
 
@@ -122,14 +122,16 @@ def open_recorded(
 
 
 def list_rows(config: SourceConfig) -> list[Row]:
-    """Return what a manifest or BIDS folder lists; raise SourceError where it is broken."""
-    path = Path(config.path)
-    return read_manifest(path) if config.kind == "manifest" else read_bids(path, config.suffixes)
+    """Return what a manifest or BIDS folder lists; raise SourceError where it is broken.
 
-
-def files_of(row: Row) -> list[tuple[str, list[list[str | int]]]]:
-    """Return the paths of a series and of its mask, each with the state of its files."""
-    return [(str(path.resolve()), _state(path)) for path in (row.path, row.mask) if path]
+    A configuration's list is read once: what a command trains on does not change while it runs.
+    """
+    kept = vars(config)  # beside the fields: of this object, and of no other that is equal
+    if "rows" not in kept:
+        path = Path(config.path)
+        kept["rows"] = read_manifest(path) if config.kind == "manifest" else read_bids(path, config.suffixes)
+    rows: list[Row] = kept["rows"]
+    return rows
 
 
 def rows_of_split(config: SourceConfig, split: Split) -> tuple[Row, ...]:
@@ -179,11 +181,3 @@ def _preprocessor(spec: Preprocessing, device: Device) -> Preprocessor:
     if key not in _ready:
         _ready[key] = Preprocessor(None, spec, device)
     return _ready[key]
-
-
-def _state(path: Path) -> list[list[str | int]]:
-    """Return name, size and time of change of every file of a series, those behind links too, as it is read."""
-    if not path.is_dir():
-        return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns]]
-    listed = [file for file in sources(path) if isinstance(file, Source)]
-    return [[file.name, file.size, file.path.stat().st_mtime_ns] for file in listed]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from decipher_rt.dicom.source import Source, sources
 from decipher_rt.errors import DecipherError
 
 from ..config import LARGEST
@@ -25,6 +29,14 @@ ABBREVIATIONS = frozenset(
 
 class SourceError(DecipherError):
     """A manifest, a BIDS folder or a series in it that cannot be used. The message names file, line and column."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """SHA-256 of the names and sizes of files, and in ``state`` of their times of change as well."""
+
+    named: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,21 @@ class Row:
     split: Split | None
     facts: Facts
     mask: Path | None = None
+
+    @cached_property
+    def files(self) -> Files:
+        """Return what the files of series and mask are, those behind links too: looked at once."""
+        found = [file for path in (self.path, self.mask) if path for file in _files(path)]
+        names = [[name, stat.st_size] for name, stat in found]
+        times = [stat.st_mtime_ns for _, stat in found]
+        named, state = (hashlib.sha256(json.dumps(x).encode()).hexdigest() for x in (names, [names, times]))
+        return Files(named, state)
+
+
+def _files(path: Path) -> list[tuple[str, os.stat_result]]:
+    if path.is_dir():
+        return [(file.name, file.path.stat()) for file in sources(path) if isinstance(file, Source)]
+    return [(path.name, path.stat())]
 
 
 def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]) -> dict[Split, list[Row]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from decipher_rt.train.cli import evaluate, train
 from decipher_rt.train.config import ConfigError, dump_config
 from decipher_rt.train.decoders import train as training
 from decipher_rt.train.model.vit import ViT, ViTConfig
-from decipher_rt.train.sources import SourceConfig, patients_of
+from decipher_rt.train.sources import SourceConfig, patients_of, recorded
+from decipher_rt.train.sources.manifest import read_manifest
 from decipher_rt.train.sources.rows import SourceError
 from decipher_rt.train.weights import load_weights, trained_on
 
@@ -156,6 +158,26 @@ def test_patients_of_what_the_output_has_are_not_tested_on(cohort: Path, stage: 
         train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon)
 
 
+def test_a_run_is_finished_wherever_its_series_were_moved(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    figures = train_decoder(cohort / "mask.yaml", cohort, stage)
+    moved = cohort / "mounted"
+    moved.mkdir()
+    for file in (cohort / "manifest.csv", *cohort.glob("*.nii.gz")):
+        shutil.copyfile(file, moved / file.name)
+    ran = run_decoder(cohort / "mask.yaml", cohort, stage, f"source.path={moved / 'manifest.csv'}")
+    assert ran.stderr == f"decipher-rt: {cohort / 'model' / 'decoders' / 'cyst'}: already trained\n"
+    assert json.loads(ran.stdout) == figures
+
+
+def test_a_manifest_is_read_once(cohort: Path, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    read: list[Path] = []
+    monkeypatch.setattr(recorded, "read_manifest", lambda path: read.append(path) or read_manifest(path))
+    train_decoder(cohort / "mask.yaml", cohort, stage)
+    assert len(read) == 1
+
+
 def test_splits_without_truth_are_told_and_empty_ones_refused(cohort: Path, stage: Path) -> None:
     (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
     manifest = cohort / "manifest.csv"
@@ -268,7 +290,8 @@ def test_another_label_is_another_run(cohort: Path, stage: Path) -> None:
     train_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
     manifest = cohort / "manifest.csv"
     manifest.write_text(manifest.read_text().replace(",p1,1,", ",p1,0,"))
-    with pytest.raises(CheckpointError, match="a run of another configuration"):
+    said = "a run of another configuration, which differs in what source.path lists; give another"
+    with pytest.raises(CheckpointError, match=said):
         train_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
 
 
