@@ -10,7 +10,8 @@ import pytest
 from click.testing import Result
 
 from decipher_rt.bundle import open_bundle
-from decipher_rt.export import cli
+from decipher_rt.export import bundle as export_module
+from decipher_rt.export import cli, known
 from decipher_rt.manifest import Numerics
 
 
@@ -25,6 +26,23 @@ def test_command_exports_and_prints_the_comparison(
     table = run_export()
     assert "fp32" in table.output
     assert "allowed" in table.output
+    assert table.output.endswith(" MB): test 0, licence not stated\n")
+
+
+def test_series_are_looked_for_where_they_were_kept(
+    tmp_path: Path, run_export: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By 'train decoder' beside the weights, unless it was told another place."""
+    asked: list[Path] = []
+    monkeypatch.setattr(known, "calibration_inputs", lambda _config, _series, cache, _progress: asked.append(cache))
+    monkeypatch.setattr(export_module, "export_bundle", lambda *_, **__: ())
+    monkeypatch.setattr(cli, "_comparison", lambda _: "")
+    arguments = ("--int8", "--evaluate", "0")
+    run_export(*arguments)
+    (tmp_path / "weights" / "samples").mkdir()
+    run_export(*arguments)
+    run_export(*arguments, "--cache", "elsewhere")
+    assert asked == [Path(".cache/samples"), tmp_path / "weights" / "samples", Path("elsewhere")]
 
 
 def test_the_comparison_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

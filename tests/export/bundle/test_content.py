@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 
 from decipher_rt.bundle import Bundle
 from decipher_rt.export import bundle as export_module
+from decipher_rt.export.parts import parts_of
 from decipher_rt.train.golden import GoldenCase
 from decipher_rt.train.model.vit import ViT
+from decipher_rt.train.sources import SourceConfig
 from decipher_rt.train.weights import Weights
 from decipher_rt.verify import read_case
 
@@ -30,6 +33,26 @@ def test_manifest_says_what_is_in_it(bundle: Bundle, weights: Weights) -> None:
     assert descriptions["sequence"] == "Contrast. NOT TO BE RELIED ON: not measured on held-out series."
     assert descriptions["lesion"].startswith("Lesion. NOT TO BE RELIED ON: AUROC 0.50 on held-out series")
     assert manifest.provenance["config"]["encoder"]["width"] == 48
+
+
+def test_a_bundle_says_of_itself_what_its_configuration_says(bundle: Bundle, weights: Weights) -> None:
+    """Of somebody's own model nothing is claimed, and of files of a machine the name alone."""
+    plain = bundle.manifest
+    assert (plain.licence, plain.intended_use) == ("not stated", export_module.INTENDED_USE)
+    assert "head" not in plain.intended_use
+    assert plain.scope is not None
+    assert plain.scope.subject == ""
+    listed = SourceConfig(kind="manifest", path="/home/her/cohort.csv", anatomy="/home/her/brain.nii.gz")
+    words = {"licence": "MIT", "intended_use": "Play.", "subject": "balls", "scope_source": listed}
+    config = dataclasses.replace(weights.config, sources=dict.fromkeys(weights.config.sources, listed), **words)
+    manifest = export_module._manifest(parts_of(dataclasses.replace(weights, config=config)), ())
+    assert (manifest.licence, manifest.intended_use) == ("MIT", "Play.")
+    assert manifest.scope is not None
+    assert manifest.scope.subject == "balls"
+    assert "/home/her" not in str(manifest.provenance)
+    told = manifest.provenance["config"]
+    for source in (*told["sources"].values(), told["scope_source"]):
+        assert (source["path"], source["anatomy"]) == ("cohort.csv", "brain.nii.gz")
 
 
 def test_golden_case_is_what_torch_gives(bundle: Bundle, weights: Weights, case: GoldenCase) -> None:

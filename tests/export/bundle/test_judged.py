@@ -103,5 +103,7 @@ def test_half_precision_alone_has_its_figures_and_can_be_refused(
         return {**outputs, "patch": -outputs["patch"]} if self.precision == "fp16" and judged else outputs
 
     monkeypatch.setattr(engine, "run", turned)
-    with pytest.raises(EngineError, match=r"onnx fp16 encoder loses too much.*lesion falls from 100\.00 to"):
+    with pytest.raises(EngineError, match=r"onnx fp16 encoder loses too much.*lesion falls from 100\.00 to") as caught:
         run_export(*arguments)
+    assert " % on 8 series (allowed 0.5 points)" in str(caught.value)
+    assert str(caught.value).endswith("; --max-drop allows more, --evaluate 0 judges nothing")

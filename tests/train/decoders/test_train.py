@@ -382,7 +382,10 @@ def test_the_command_trains_several_and_evaluate_agrees(aligned: Path, tmp_path:
     assert done.exit_code == 0, done.output
     metrics = json.loads(done.stdout)
     assert {"brightness", "ball"} <= set(metrics)
-    measured = CliRunner().invoke(evaluate, [model, "--cache", cache, "--json"], catch_exceptions=False)
+    (tmp_path / "cache").rename(tmp_path / "model" / "samples")  # where it would be without --cache
+    before = sorted((tmp_path / "model" / "samples").rglob("*"))
+    measured = CliRunner().invoke(evaluate, [model, "--json"], catch_exceptions=False)
+    assert sorted((tmp_path / "model" / "samples").rglob("*")) == before
     figures = json.loads(measured.stdout)
     assert figures == {name: metrics[name] for name in ("brightness", "ball")} | {"retrieval": figures["retrieval"]}
 
