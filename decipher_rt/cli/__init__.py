@@ -48,6 +48,15 @@ class LazyGroup(click.Group):
             return loaded
         return None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; end quietly where the reader of its output has gone."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # here, as click drops what the command still holds, and waits for its readers
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _leave_readers(1)
+            return 1
+
 
 @click.group(
     cls=LazyGroup,
@@ -81,13 +90,6 @@ def main() -> None:
         status = _fail("interrupted", 130)
     except DecipherError as error:
         status = _fail(str(error), 2)
-    except BrokenPipeError:  # the reader of our output has gone: nothing more to say, and no one to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave_readers(status := 1)
-    except SystemExit as error:  # a command's own, or what click makes of a reader that has gone
-        status = error.code
-        if status:
-            _leave_readers(1)
     except ImportError as error:
         if _caused_by_interrupt(error):
             status = _fail("interrupted", 130)
