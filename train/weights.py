@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from .config import ConfigError, build_config, dump_config, load_config, read_do
 from .model.recipe import RecipeConfig, RecipeModel
 from .model.text import TextConfig
 from .model.vit import ViTConfig
-from .sources import SourceConfig, Split, patients_of
+from .sources import SourceConfig, Split, patients_of, seen_again
 
 KIND = "model"  # key of ``config.yaml`` that a whole model has, and no single stage
-PATIENTS = "patients"  # key of the metadata: hashes of those that a stage, or one that it stands upon, was trained on
+# Keys of the metadata: hashes of the patients that a stage, or one that it stands upon, was trained on; and of those
+# that each decoder of a model was, and its scope.
+PATIENTS, PATIENTS_OF_DECODERS, SCOPE = "patients", "patients_of_decoders", "scope"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def load_weights(folder: Path) -> Weights:
 def check_splits(source: SourceConfig, folder: Path) -> None:
     """Raise ConfigError where a source would test or validate on patients that a folder's stage was trained on.
 
-    What was trained elsewhere, such as a BERT, says nothing of its patients.
+    What was trained elsewhere, such as a BERT, says nothing of its patients. Where a stage does not say them, what was
+    drawn for it has to be drawn again.
     """
     if not (folder / CONFIG).exists():
         return
@@ -90,27 +93,38 @@ def check_splits(source: SourceConfig, folder: Path) -> None:
     sources = document.get("sources") or {}
     if not isinstance(sources, dict):
         raise ConfigError(f"{folder / CONFIG}: sources is {type(sources).__name__}, expected keys and values")
-    for listed in (document.get("source"), *sources.values()):
-        if listed is None:
-            continue
+    listed = [one for one in (document.get("source"), *sources.values()) if one is not None]
+    try:
+        earlier = [build_config(SourceConfig, one, "source") for one in listed]
+    except ValueError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from None
+    metadata = stage_metadata(folder)
+    if not metadata.keys() & {PATIENTS, PATIENTS_OF_DECODERS}:
         try:
-            earlier = build_config(SourceConfig, listed, "source")
-        except ValueError as error:
-            raise ConfigError(f"{folder / CONFIG}: {error}") from None
-        try:
-            source.check_splits(earlier, str(folder))
+            for one in earlier:
+                source.check_splits(one, str(folder))
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    check_patients(source, stage_metadata(folder), str(folder), "validation", "test")
+    check_patients(source, metadata, str(folder), "validation", "test")
 
 
-def check_patients(source: SourceConfig, metadata: Mapping[str, Any], where: str, *splits: Split) -> None:
-    """Raise ConfigError where splits of a source hold patients that the metadata of a stage list as trained on."""
-    earlier = metadata.get(PATIENTS)
-    if earlier and (again := patients_of(source, *splits).intersection(earlier)):
+def check_patients(
+    source: SourceConfig, metadata: Mapping[str, Any], where: str, *splits: Split, decoders: Iterable[str] = ()
+) -> None:
+    """Raise ConfigError where splits of a source hold patients that a stage, or some of its decoders, was trained on.
+
+    Parameters
+    ----------
+    metadata, where : of the stage's weights, and its folder
+    decoders : names of those that what is tested hangs on, or ``SCOPE``
+    """
+    of_decoders = metadata.get(PATIENTS_OF_DECODERS, {})
+    earlier = {*metadata.get(PATIENTS, ())}.union(*(of_decoders.get(name, ()) for name in decoders))
+    if earlier and (again := seen_again(source, earlier, *splits)):
         raise ConfigError(
             f"{source.path}: {len(again)} patients of its {' or '.join(splits)} split were trained on in {where}; list "
-            "them in split train, or leave them out"
+            "them in split train, leave them out, or give the source.seed and source.shares they were drawn by; if "
+            "they are other people with the same keys, name them: source.cohort=NAME"
         )
 
 

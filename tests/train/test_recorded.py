@@ -28,6 +28,7 @@ from decipher_rt.train.sources import (
     patients_of,
     pinned,
     recorded,
+    seen_again,
 )
 from decipher_rt.train.sources import rows as listed
 from decipher_rt.train.sources.manifest import read_manifest
@@ -309,6 +310,8 @@ def test_patients_are_known_by_short_hashes(cohort: Path) -> None:
     assert not train & test
     assert patients_of(config, "train", "test") == train | test
     assert patients_of(SourceConfig(), "train") == set()
+    assert seen_again(config, train, "train") == train
+    assert seen_again(config, train, "test") == set()
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_patients_are_known_by_short_hashes(cohort: Path) -> None:
         ("absent.nii", "", r"column mask: .*absent.nii does not exist"),
         ("cohort.csv", "", r"column mask: .*cohort.csv: "),
         ("half.nii.gz", "", r"column mask: .*half.nii.gz: holds other values than the whole numbers 0 to 255"),
-        ("nan.nii.gz", "", r"column mask: .*nan.nii.gz: holds voxels that are not finite numbers"),
+        ("nan.nii.gz", "", r"column mask: .*nan.nii.gz: holds voxels that are not finite"),
         ("c.nii.gz", "", r"column mask: .*c.nii.gz: holds 2 volumes; give a label image with one"),
         ("cut.nii.gz", "", r"column mask: .*cut.nii.gz: "),
         ("far.nii.gz", "", r"column mask: .*far.nii.gz: none of its labels lies in the field of view"),
@@ -463,6 +466,33 @@ def bids(tmp_path: Path) -> Path:
         "participant_id\tage\tsex\tsplit\nsub-01\t34\tF\ttrain\nsub-02\tn/a\tM\ttrain\nsub-03\t40\tM\ttest\n"
     )
     return folder
+
+
+def test_equal_keys_are_one_patient_where_the_cohorts_are_not_known_to_differ(bids: Path, tmp_path: Path) -> None:
+    first = SourceConfig(kind="bids", path=str(bids))
+    earlier = patients_of(first, "train")
+    assert len(earlier) == 2
+    copy = SourceConfig(kind="bids", path=str(shutil.copytree(bids, tmp_path / "copy")))
+    assert seen_again(copy, earlier, "train") == earlier
+    (tmp_path / "copy" / "dataset_description.json").write_text('{"Name": "y", "BIDSVersion": "1.10.0"}')
+    others = patients_of(copy, "train")
+    assert seen_again(copy, earlier, "train") == set()
+    assert (
+        seen_again(dataclasses.replace(copy, cohort="x"), earlier, "train") == earlier
+    )  # a derivative says whose it is
+    image = "bids/sub-01/anat/sub-01_T1w.nii.gz"
+    path = write_csv(tmp_path, f"{image},01,train", header="path,patient,split")
+    manifest = SourceConfig(kind="manifest", path=str(path))
+    for there in (earlier, others, patients_of(manifest, "train")):
+        assert len(seen_again(manifest, there, "train")) == 1  # it does not say whose they are
+    assert len(seen_again(first, patients_of(manifest, "train"), "train")) == 1
+    stated = dataclasses.replace(manifest, cohort="x")
+    assert len(seen_again(stated, earlier, "train")) == 1
+    assert not seen_again(stated, others, "train")
+    assert not seen_again(stated, patients_of(manifest, "train"), "train")
+    (bids / "dataset_description.json").write_text("{")
+    with pytest.raises(SourceError, match=r"dataset_description.json: not JSON .*; mend it, or give source.cohort"):
+        patients_of(first, "train")
 
 
 def test_a_bids_folder_is_read(bids: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ..progress import Progress
 from ..scope import ScopeConfig
 from ..sources import SourceConfig
 from ..text.tokenizer import load_tokenizer
-from ..weights import Weights, check_patients
+from ..weights import SCOPE, Weights, check_patients
 from .contract import Decoder
 from .registry import SEGMENTATION
 from .splits import EncodedSplit, best_device, encode_others, encode_split
@@ -79,11 +79,13 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
     model, config = weights.model, weights.config
     encoder = model.requires_grad_(False).eval().to(best_device()).encoder
     tests: dict[str, EncodedSplit] = {}
+    alike: dict[str, SourceConfig] = {}  # each is listed once
 
-    def test_of(source: SourceConfig) -> EncodedSplit:
+    def test_of(source: SourceConfig, *decoders: str) -> EncodedSplit:
         key = repr(source)
+        source = alike.setdefault(key, source)
+        check_patients(source, weights.metadata, str(folder), "test", decoders=decoders)
         if key not in tests:
-            check_patients(source, weights.metadata, str(folder), "test")
             tests[key] = encode_split(encoder, source, "test", cache_dir, config.workers, progress)
         return tests[key]
 
@@ -98,14 +100,14 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
             )
             figures[name] = None
             continue
-        test, sight = test_of(source), model.sights.get(name)
+        test, sight = test_of(source, name, described.upon), model.sights.get(name)
         if sight:
             test = test.sighted(sight, cache_dir, progress)
         decoder = typing.cast("Decoder", model.decoders[name])
         rows = answer_rows(decoder, test.tokens, test.examples)
         figures[name] = decoder.figures(rows) if rows else None
     if model.scope is not None and config.scope is not None and config.scope_source is not None:
-        tests_of_scope = [test_of(config.scope_source)]
+        tests_of_scope = [test_of(config.scope_source, SCOPE)]
         if config.scope.others:
             count, seed = test_count(config.scope), config.scope_source.seed
             tests_of_scope.append(encode_others(encoder, count, seed, "test", cache_dir, config.workers, progress))

@@ -25,8 +25,18 @@ from ..model.vit import ViT, ViTConfig
 from ..progress import Progress
 from ..samples import SPLITS
 from ..scope import ScopeConfig, Seen, fit_scope
-from ..sources import pinned
-from ..weights import Stage, Weights, check_splits, load_stage, save_weights, trained_on
+from ..sources import SourceConfig, patients_of, pinned
+from ..weights import (
+    PATIENTS_OF_DECODERS,
+    SCOPE,
+    Stage,
+    Weights,
+    check_patients,
+    check_splits,
+    load_stage,
+    save_weights,
+    trained_on,
+)
 from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
@@ -39,6 +49,7 @@ from .truth import check_listed
 
 RUNS = "decoders"  # folder of the runs, in the output
 TOKENIZER = "tokenizer.json"
+BY_DECODER = ("metrics", "provenance", PATIENTS_OF_DECODERS)  # keys of the metadata that hold something for each
 
 
 class FrozenEncoderError(DecipherError):
@@ -71,7 +82,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
         If the folder holds a model of another encoder.
     ConfigError
         Where no series has the truth that the decoder needs, the scope cannot be fitted, or a patient would be tested
-        on whom the encoder, or what is in the folder, was trained on.
+        on whom the encoder, or the segmentation that the decoder stands upon, was trained on.
     """
     torch.set_num_threads(config.run.threads)
     source = Path(config.encoder)
@@ -79,10 +90,11 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     check_splits(config.source, source)
     encoder = load_encoder(base, source)
     before = fingerprint(encoder.state_dict())
-    if grown := _grown(folder, before):
-        check_splits(config.source, folder)
-    whom = trained_on(config.source, base.metadata, grown.metadata if grown else {})
+    grown = _grown(folder, before)
+    whom = trained_on(SourceConfig(), base.metadata, grown.metadata if grown else {})  # what the encoder saw
     base = leave_out(grown or base, config.without, progress)
+    where = str(folder if grown else source)
+    check_patients(config.source, base.metadata, where, "validation", "test", decoders=[config.decoder.upon])
     sight = _sight(config, base, source)
     try:
         check_listed(config.decoder, config.source, base.encoder, sight.size if sight else 0, progress)
@@ -133,6 +145,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
             | {config.decoder.name: provenance},
             "encoder_sha256": before,
             **whom,
+            PATIENTS_OF_DECODERS: _patients(config, base, left),
         },
     )
     save_weights(folder, written)
@@ -223,7 +236,7 @@ def leave_out(stage: Stage, names: Sequence[str], progress: Progress) -> Stage:
     gone = {d.name for d in stage.recipe.decoders if d.name in names or d.upon in names}
     kept = tuple(d for d in stage.recipe.decoders if d.name not in gone)
     about = {
-        key: {n: v for n, v in value.items() if n not in gone} if key in ("metrics", "provenance") else value
+        key: {n: v for n, v in value.items() if n not in gone} if key in BY_DECODER else value
         for key, value in stage.metadata.items()
     }
     return replace(stage, recipe=replace(stage.recipe, decoders=kept), metadata=about)
@@ -295,6 +308,14 @@ def _provenance(base: Stage) -> dict[str, Any]:
     """Return where a stage comes from: that of every decoder so far, or that of the encoder."""
     provenance = dict(base.metadata.get("provenance", {}))
     return provenance if base.recipe else {"encoder": provenance}
+
+
+def _patients(config: DecoderRunConfig, base: Stage, left: Sequence[str]) -> dict[str, list[str]]:
+    """Return hashes of the patients that each decoder of the model was trained on, and its scope, by name."""
+    trained = {config.decoder.name, SCOPE} if config.scope else {config.decoder.name}
+    kept = base.metadata.get(PATIENTS_OF_DECODERS, {})
+    found = sorted(patients_of(config.source, "train"))
+    return {n: p for n, p in kept.items() if n not in trained.union(left)} | dict.fromkeys(sorted(trained), found)
 
 
 def _accompany(folder: Path, source: Path, spec: Preprocessing, seed: int) -> None:

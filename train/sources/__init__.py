@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +34,9 @@ __all__ = [
     "open_source",
     "patients_of",
     "pinned",
+    "seen_again",
 ]
-HASHED = 12  # hexadecimal digits of a patient's hash
+HASHED = 12  # hexadecimal digits of the hash of a patient's key, and of a cohort's name
 
 
 def open_source(
@@ -86,9 +87,10 @@ def listed_rows(config: SourceConfig, split: Split | None = None) -> list[Row] |
 
 
 def patients_of(config: SourceConfig, *splits: Split) -> set[str]:
-    """Return a short hash of the key of every patient in some splits; of the simulator, whose are nobody, none.
+    """Return short hashes of every patient in some splits, of the key and after a full stop of the cohort.
 
-    A participant of a BIDS folder, "sub-001", has the hash of a manifest's patient "001" as well.
+    Of the simulator, whose patients are nobody, none. Only of a manifest without ``cohort`` is it the key alone. A
+    participant of a BIDS folder, "sub-001", has the hash of a manifest's patient "001".
 
     Raises
     ------
@@ -96,12 +98,35 @@ def patients_of(config: SourceConfig, *splits: Split) -> set[str]:
     """
     if config.kind == "simulator":
         return set()
+    from .bids import name_of
     from .recorded import list_rows
     from .rows import share_out
 
     shared = share_out(list_rows(config), config.seed, config.shares)
     keys = {row.facts.patient.removeprefix("sub-") for split in splits for row in shared[split]}
-    return {hashlib.sha256(key.encode()).hexdigest()[:HASHED] for key in keys}
+    cohort = config.cohort or (name_of(Path(config.path)) if config.kind == "bids" else "")
+    return {".".join(_hash(text)[:HASHED] for text in (key, cohort) if text) for key in keys}
+
+
+def seen_again(config: SourceConfig, earlier: Collection[str], *splits: Split) -> set[str]:
+    """Return which patients of some splits are among those of an earlier stage, by their hashes.
+
+    Where either cohort is not known, equal keys are one patient; not where this source's is stated (``cohort``).
+
+    Raises
+    ------
+    SourceError
+    """
+    mine, there = patients_of(config, *splits), set(earlier)
+    if config.cohort:
+        return mine & there
+    keys = {patient.partition(".")[0] for patient in there}
+
+    def met(patient: str) -> bool:
+        key, known, _ = patient.partition(".")
+        return patient in there or key in (there if known else keys)
+
+    return set(filter(met, mine))
 
 
 def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:

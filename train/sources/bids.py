@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from .rows import UNKNOWN, Row, SourceError, one_error, typed_columns
 
 IMAGE = re.compile(r"(?P<subject>sub-[A-Za-z0-9+]+)_(?:.+_)?(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9+]+")
+DESCRIPTION = "dataset_description.json"
 
 
 def left_out(folder: Path, sequences: Mapping[str, str]) -> Counter[str]:
@@ -38,8 +40,8 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
     SourceError
         Naming the file, line and column of what is broken.
     """
-    if not (folder / "dataset_description.json").is_file():
-        raise SourceError(f"{folder}: no dataset_description.json in it; give the root of a BIDS dataset")
+    if not (folder / DESCRIPTION).is_file():
+        raise SourceError(f"{folder}: no {DESCRIPTION} in it; give the root of a BIDS dataset")
     labels, splits = _read_participants(folder / "participants.tsv")
     rows = []
     for path, name in _images(folder):
@@ -58,6 +60,21 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
             "source.sequences says which are read"
         )
     return rows
+
+
+def name_of(folder: Path) -> str:
+    """Return the name of the data set, as its description gives it; nothing where that has none.
+
+    Raises
+    ------
+    SourceError
+    """
+    path = folder / DESCRIPTION
+    try:
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({str(error)[:80]}); mend it, or give source.cohort") from None
+    return str(described.get("Name") or "") if isinstance(described, dict) else ""
 
 
 def _images(folder: Path) -> list[tuple[Path, re.Match[str]]]:

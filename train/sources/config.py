@@ -28,6 +28,8 @@ class SourceConfig:
     sequences : label ``sequence`` by the suffix of a BIDS file, beside those of ``SEQUENCE_OF_SUFFIX``; files with
         other suffixes, and with one whose label is empty, are left out
     device : where a manifest's or BIDS folder's volumes are resampled; "auto" is the GPU where CUDA finds one
+    cohort : name of those whose series are listed: keys of patients are compared with earlier stages' within it. Where
+        it is empty it is that of the BIDS data set; a manifest's patients are held against everybody's
     listed : SHA-256 of what the manifest or BIDS folder listed when a run began; runs write it, and nothing reads it
     """
 
@@ -43,6 +45,7 @@ class SourceConfig:
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     sequences: dict[str, str] = field(default_factory=lambda: dict(SEQUENCE_OF_SUFFIX))
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    cohort: str = ""
     listed: str = ""
 
     @property

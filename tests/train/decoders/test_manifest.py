@@ -117,15 +117,20 @@ def test_demographics_masks_and_boxes_of_recorded_series(cohort: Path, stage: Pa
     assert figures["cyst"]["dice"].keys() == {"cyst"}
     model = load_weights(cohort / "model")
     assert sorted(model.config.sources) == ["age", "cyst", "lesion_box", "sex"]
-    assert model.metadata["patients"] == sorted(patients_of(model.config.sources["age"], "train"))
+    trained = sorted(patients_of(model.config.sources["age"], "train"))
+    assert model.metadata["patients_of_decoders"] == dict.fromkeys(["age", "cyst", "lesion_box", "sex"], trained)
+    assert "patients" not in model.metadata  # the encoder has seen none
     rows = (cohort / "manifest.csv").read_text().splitlines()
     all_test = cohort / "all_test.csv"
     all_test.write_text("\n".join([f"{rows[0]},split", *(f"{row},test" for row in rows[1:])]))
-    trained = len(model.metadata["patients"])
-    with pytest.raises(
-        ConfigError, match=rf"all_test.csv: {trained} patients of its test split were trained on in .*model"
-    ):
-        CliRunner().invoke(evaluate, [str(cohort / "model"), f"source.path={all_test}"], catch_exceptions=False)
+    arguments = [str(cohort / "model"), "--cache", str(cohort / "cache"), "--json", f"source.path={all_test}"]
+    said = (
+        rf"all_test.csv: {len(trained)} patients of its test split were trained on in .*model; .* source.cohort=NAME$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    others = CliRunner().invoke(evaluate, [*arguments, "source.cohort=elsewhere"], catch_exceptions=False)
+    assert json.loads(others.stdout)["age"]["series"] == PATIENTS  # other people, who have the same keys
 
 
 def test_patients_of_an_earlier_stage_are_not_tested_on(cohort: Path, stage: Path) -> None:
@@ -154,8 +159,34 @@ def test_patients_of_what_the_output_has_are_not_tested_on(cohort: Path, stage: 
     (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
     train_decoder(cohort / "mask.yaml", cohort, stage)
     upon = ("source.kind=manifest", "source.seed=0", "decoder.upon=cyst")
-    with pytest.raises(ConfigError, match=r"source.seed is 0 .*model was trained with 20"):
+    with pytest.raises(ConfigError, match=r"\d+ patients of its validation or test split were trained on in .*model;"):
         train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon)
+
+
+def test_a_patient_who_becomes_one_to_test_on_goes_with_the_decoder(cohort: Path, stage: Path) -> None:
+    """Decoders do not know of each other: what one was trained on, and the seed that drew it, binds no other."""
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    manifest = cohort / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+    rows = [f"{row},{('train', 'validation', 'test')[max(0, n - 9) // 5]}" for n, row in enumerate(rows)]
+    manifest.write_text("\n".join([f"{header},split", *rows]) + "\n")
+    sex = (CONFIGS / "decoder-sex.yaml", cohort, stage, "decoder.options={labels: ['0', '1'], pool: linear}")
+    age = (CONFIGS / "decoder-age.yaml", cohort, stage, "decoder.options={unit: years, pool: linear}", "source.seed=7")
+    train_decoder(*sex)
+    train_decoder(*age)
+    before = read_tensors(cohort / "model" / WEIGHTS)[1]["patients_of_decoders"]
+    manifest.write_text("\n".join([f"{header},split", rows[0].replace("train", "test"), *rows[1:]]) + "\n")
+    shutil.rmtree(cohort / "model" / "decoders" / "sex")
+    train_decoder(*sex)
+    after = read_tensors(cohort / "model" / WEIGHTS)[1]["patients_of_decoders"]
+    assert after["age"] == before["age"] == before["sex"]
+    assert len(before["sex"]) - 1 == len(after["sex"])
+    arguments = [str(cohort / "model"), "--cache", str(cohort / "cache")]
+    with pytest.raises(ConfigError, match="1 patients of its test split were trained on"):
+        CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    shutil.rmtree(cohort / "model" / "decoders" / "age")
+    train_decoder(*age)
+    assert CliRunner().invoke(evaluate, arguments, catch_exceptions=False).exit_code == 0
 
 
 def test_a_run_is_finished_wherever_its_series_were_moved(cohort: Path, stage: Path) -> None:
