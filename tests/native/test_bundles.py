@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from decipher_rt.bundle import open_bundle
-from decipher_rt.errors import BundleError
+from decipher_rt.errors import BundleError, EngineError
+from decipher_rt.session import Session
+from decipher_rt.volume import SeriesInfo, Volume
 
 BUNDLE_ERROR = 2
 WORKER = 1
@@ -248,6 +251,46 @@ def test_encoder_that_is_no_encoder(content: bytes, sdk: Any, native_bundle: Pat
     with pytest.raises(Exception, match=r"encoder\.onnx"):
         sdk.open(bundle)
     assert capfd.readouterr() == ("", "")
+
+
+def with_infinite(bundle: Path, file: str, output: str) -> None:
+    """Let a graph give what a division by zero would."""
+    model = onnx.load_from_string((bundle / file).read_bytes())
+    for node in model.graph.node:
+        for i, name in enumerate(node.output):
+            if name == output:
+                node.output[i] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(np.inf, np.float32), "infinite"))
+    model.graph.node.append(helper.make_node("Add", ["before", "infinite"], [output]))
+    rewrite(bundle, file, model.SerializeToString())
+
+
+def test_an_embedding_that_is_not_finite_is_an_error_in_both(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    with_infinite(bundle, "encoder.onnx", "embedding")
+    volume, affine = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16), np.diag([4.0, 4, 4, 1])
+    with pytest.raises(EngineError, match="the encoder gave an embedding that is not finite; use another precision"):
+        Session(open_bundle(bundle), threads=1).infer_volume(Volume(volume, affine, SeriesInfo("1.2", Path())))
+    with (
+        sdk.open(bundle) as session,
+        pytest.raises(Exception, match="the encoder gave an embedding that is not finite; use another precision"),
+    ):
+        session.run(volume, affine)
+
+
+def test_a_scope_that_is_not_finite_answers_nothing_in_both(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    with_infinite(bundle, "scope.onnx", "score")
+    volume, affine = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16), np.diag([4.0, 4, 4, 1])
+    scope = (
+        Session(open_bundle(bundle), threads=1).infer_volume(Volume(volume, affine, SeriesInfo("1.2", Path()))).scope
+    )
+    with sdk.open(bundle) as session:
+        session.run(volume, affine)
+        found = session.scope()
+        assert (scope.inside, bool(found.inside)) == (False, False)
+        assert found.reason.decode() == scope.reason
+    assert "score is not finite" in scope.reason
 
 
 def test_preprocessing_graph_that_is_no_graph(sdk: Any, native_bundle: Path, tmp_path: Path, capfd: Any) -> None:

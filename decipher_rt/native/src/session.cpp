@@ -1,6 +1,7 @@
 #include "session.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -318,6 +319,8 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     if (result.patch.size() != tokens * width || result.embedding.size() != size(description_.manifest.encoder.embedding_size))
         throw engine_error("the encoder gave " + std::to_string(result.patch.size()) + " values of patch tokens and " +
                            std::to_string(result.embedding.size()) + " of the embedding: it does not match its manifest");
+    if (!std::all_of(result.embedding.begin(), result.embedding.end(), [](float value) { return std::isfinite(value); }))
+        throw engine_error("the encoder gave an embedding that is not finite; use another precision");
     result.times.encode_ms = clock.stage();
     callbacks_.report(DRT_ENCODE, 1);
 
@@ -363,6 +366,7 @@ ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features)
     const std::vector<float> score = std::move(scope_->run(features, {})["score"]);
     if (score.size() != 1) throw engine_error(scope->file + ": gave no single score: it does not match its manifest");
     const double value = score[0];
+    if (!std::isfinite(value)) return {false, std::nullopt, "the " + scope->method + " score is not finite"};
     const bool inside = value >= scope->threshold;
     std::string reason = scope->method + " score " + general(value, 3) + " is " + (inside ? "at least" : "below") +
                          " the threshold " + general(scope->threshold, 3);
