@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from decipher_rt.accepted import accept, is_accepted
 from decipher_rt.bundle import Bundle
 from decipher_rt.clock import StageClock
+from decipher_rt.coverage import what_is_cut
 from decipher_rt.encoder import Encoder, cpu_engine, load_encoder
 from decipher_rt.engines import load_engine
 from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
@@ -27,7 +28,6 @@ from decipher_rt.manifest import Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
-from decipher_rt.preprocess.grid import what_is_cut
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, find_only_series
 from decipher_rt.streaming import SeriesStream, blank_volume
@@ -344,7 +344,7 @@ class Session:
             features["volume"] = grid.volume[None, None]  # from a GPU it is copied
         heads = self._ask(features, scope, grid, volume)
         result = Result(
-            series=describe_series(volume, what_is_cut(volume, spec)),
+            series=describe_series(volume, what_is_cut(volume, grid.window, spec)),
             bundle={
                 "name": self.bundle.manifest.name,
                 "version": self.bundle.manifest.version,

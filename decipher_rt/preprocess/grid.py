@@ -37,8 +37,6 @@ NARROWEST_WINDOW = 1e-6
 # where one is as large as 2**31, and takes positions as float32: two of them must not be one.
 LARGEST_STEP = 1e4
 LEAST_PART = 1e-6
-# Of the field of view along an axis, the least that the grid covers without a word: air and neck may lie beyond.
-LEAST_SEEN = 0.9
 
 
 @dataclass(frozen=True)
@@ -191,18 +189,6 @@ def lay_grid(
         window=window,
         affine_lps_mm=affine @ index_of_grid,
     )
-
-
-def what_is_cut(volume: Volume, spec: Preprocessing) -> list[str]:
-    """Say along which axes a good part of the field of view lies beyond the grid, which nothing will look at."""
-    mm = np.linalg.norm(volume.affine_lps_mm[:3, :3], axis=0) * volume.voxels.shape
-    seen = np.multiply(spec.grid_shape, spec.spacing_mm)
-    there = mm[list(axis_order(volume.affine_lps_mm).permutation)]
-    return [
-        f"the model looks at {seen[axis]:.0f} of {there[axis]:.0f} mm {along}, about the middle"
-        for axis, along in enumerate(("from feet to head", "from back to front", "from left to right"))
-        if seen[axis] < LEAST_SEEN * there[axis]
-    ]
 
 
 def graph_inputs(plan: GridPlan, grid_shape: Triple, slabs: int) -> dict[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from decipher_rt.errors import SeriesError
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor, build_graph
-from decipher_rt.preprocess.grid import lay_grid, what_is_cut
+from decipher_rt.preprocess.grid import lay_grid
 from decipher_rt.volume import SeriesInfo, Volume
 
 # DALI interpolates in float32 with float32 weights and positions: relative to the range of the values.
@@ -306,16 +306,3 @@ def test_what_is_no_volume_is_refused(
     with pytest.raises(SeriesError, match=message) as caught:
         preprocess(make_volume(voxels, affine))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("spacing", "said"),
-    [((2.0, 1.0, 2.0), []), ((2.2, 1.0, 2.0), []), ((3.0, 1.0, 2.0), ["looks at 64 of 96 mm from left to right"])],
-)
-def test_a_field_of_view_that_is_cut_is_told(spacing, said):
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag(spacing)  # to L, P, S
-    spec = Preprocessing((32, 32, 32), (2.0, 2.0, 2.0), (8, 8, 8), (64,))
-    warnings = what_is_cut(make_volume(np.zeros((32, 32, 32), np.int16), affine), spec)
-    assert len(warnings) == len(said)
-    assert all(part in warning for part, warning in zip(said, warnings, strict=True))
