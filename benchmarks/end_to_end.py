@@ -3,7 +3,7 @@
     python benchmarks/end_to_end.py [SERIES] [--rounds 15] [--cold 5] [--json benchmarks/results/end_to_end.json]
     python benchmarks/end_to_end.py --quick
 
-The encoder is the same for all: ViT-Base, 86 M, 128^3 grid, 16^3 patches, random weights, 2 threads each. (a) MONAI
+The encoder is the same for all: ViT-Base, 89 M, 128^3 grid, 16^3 patches, random weights, 2 threads each. (a) MONAI
 transforms + torch eager, (b) with torch.compile, (c) dicomsdl + MONAI's lazy resampling + onnxruntime, (d)
 decipher-rt in fp32 with all tokens, (e) decipher-rt with foreground tokens and int8. Between (a) and (e) stand
 the techniques one at a time. Every way has a process of its own; they take turns, so that a busy machine slows all of

@@ -1,4 +1,4 @@
-"""The ``base`` encoder (ViT-Base, 86M, 128^3 grid, 16^3 patches) with random weights: for torch, and as bundles.
+"""The ``base`` encoder (ViT-Base, 89M, 128^3 grid, 16^3 patches) with random weights: for torch, and as bundles.
 
 Speed does not depend on the weights, but agreement does: LayerScale starts at 1 instead of 1e-5, so that every layer
 matters to the embedding. Run as a program it builds what is missing and prints where it is.
