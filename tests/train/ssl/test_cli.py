@@ -90,7 +90,7 @@ def test_the_command_leaves_a_weights_folder_and_goes_on(
     figures = json.loads(done.stdout)
     assert {"loss", "dino", "ibot", "koleo", "teacher_entropy", "marginal_entropy", "embedding_rank"} <= set(figures)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "model.safetensors", "config.yaml", "log.csv", "curve.png"
+        "model.safetensors", "config.yaml", "log.csv", "curve.png", ".lock"
     }  # fmt: skip
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert json.loads(again.stdout) == figures
