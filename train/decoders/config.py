@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..run_config import RunConfig
 from ..scope import ScopeConfig
 from ..sources import SourceConfig
-from .registry import SEGMENTATION, DecoderConfig
+from .registry import SEGMENTATION, DecoderConfig, kind_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class DecoderRunConfig:
             raise ValueError(f"workers is {self.workers}, expected 1 or more")
         self.decoder.check()
         self.source.check()
+        if self.source.kind == "bids" and kind_of(self.decoder.kind).answer in (SEGMENTATION, "localisation"):
+            raise ValueError(
+                "source.kind is 'bids', which has neither masks nor boxes; list the images in a manifest with a column "
+                "mask or boxes"
+            )
         if self.decoder.kind == SEGMENTATION and self.decoder.target != self.source.label_map:
             simulated = self.source.kind == "simulator"
             raise ValueError(

@@ -246,6 +246,9 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
         train_decoder(CONFIGS / "decoder-tissue.yaml", cohort, stage, "source.kind=manifest")
     with pytest.raises(ConfigError, match=r"decoder.target is 'mask', expected 'tissue', the simulator's map"):
         train_decoder(cohort / "mask.yaml", cohort, stage, "source.kind=simulator")
+    for config in (cohort / "mask.yaml", CONFIGS / "decoder-lesion_box.yaml"):
+        with pytest.raises(ConfigError, match=r"source.kind is 'bids', which has neither masks nor boxes; list the"):
+            train_decoder(config, cohort, stage, "source.kind=bids")
     upon = ("source.kind=manifest", "source.seed=20", "decoder.upon=cyst")
     with pytest.raises(ConfigError, match=r"decoder.upon is 'cyst', expected a segmentation that the model has"):
         train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon)
