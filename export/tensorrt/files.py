@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import nn
 from decipher_rt.engines.cuda import Driver
 from decipher_rt.engines.patch_embed import CONSTANTS
 from decipher_rt.engines.select import plan_target
+from decipher_rt.engines.tensorrt import require_library
 from decipher_rt.errors import EngineError
 from decipher_rt.kernels.bundle import write_kernels
 from decipher_rt.kernels.config import ARCHITECTURES as KERNEL_ARCHITECTURES
@@ -162,7 +162,7 @@ def _native_plans(
 def _built_with(built: builder.BuiltEngine, architecture: int) -> dict[str, str]:
     """Return what the manifest says of an engine: which attention it has, what each took, and why one was left out."""
     about = {
-        "tensorrt": version("tensorrt"),
+        "tensorrt": require_library("tensorrt").__version__,  # its wheel may be tensorrt-cu12, or there is none
         "architectures": f"sm_{architecture}",
         "tokens": str(built.tokens),
         "attention": built.attention,

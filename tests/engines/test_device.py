@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,18 @@ def test_a_wheel_for_the_cpu_that_overwrote_the_other_is_named(monkeypatch: pyte
         "onnxruntime-gpu 1.31.1, overwritten by onnxruntime: pip uninstall -y onnxruntime onnxruntime-gpu && "
         "pip install 'onnxruntime-gpu[cuda,cudnn]'"
     )
+
+
+@pytest.mark.parametrize("wheel", ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"])
+def test_tensorrt_is_found_in_each_of_its_wheels(monkeypatch: pytest.MonkeyPatch, wheel: str) -> None:
+    def version(name: str) -> str:
+        if name != wheel:
+            raise PackageNotFoundError(name)
+        return "11.4.0"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    (found,) = (item for item in available() if item.name == "tensorrt")
+    assert (found.available, found.detail) == (True, f"{wheel} 11.4.0")
 
 
 def test_verify_runs_on_the_card_and_names_it(played_onnxruntime: type[PlayedOnnxRuntime]) -> None:

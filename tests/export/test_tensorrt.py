@@ -7,6 +7,7 @@ import importlib.util
 import io
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from decipher_rt.engines import tensorrt
 from decipher_rt.engines.select import plan_entries, plan_target
 from decipher_rt.errors import EngineError
 from decipher_rt.export.tensorrt import builder, files, plugin, rtx
@@ -244,7 +246,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[ModelProto]:
 
     monkeypatch.setattr(builder, "build_engines", build)
     monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89))
-    monkeypatch.setattr(files, "version", lambda _: "11.4")
+    # The module alone: its wheel is called tensorrt, tensorrt-cu12 or tensorrt-cu13, or it came with the system.
+    monkeypatch.setattr(tensorrt, "LIBRARIES", {"tensorrt": ("played_tensorrt_module", "")})
+    monkeypatch.setitem(sys.modules, "played_tensorrt_module", SimpleNamespace(__version__="11.4", Runtime=None))  # type: ignore[arg-type]
     return models
 
 
@@ -260,6 +264,7 @@ def test_int8_for_the_card_is_calibrated_on_the_volumes_given(encoder: ViT, buil
         ("tensorrt-sm_89", precision, tokens) for precision in ("fp16", "int8") for tokens in ("32", "64")
     ]
     assert [float(e.built_with["tolerance"]) for e in entries] == [5e-2] * 2 + [0.5] * 2
+    assert {e.built_with["tensorrt"] for e in entries} == {"11.4"}
     half, quantized = built
     (embedded,) = files.embedded_tokens(encoder, calibration())
     assert (embedded.dtype, embedded.shape) == (np.float16, (1, 32, CONFIG.width))
