@@ -154,7 +154,8 @@ typedef struct drt_cuda_params {
     void *context;    /* NULL: the primary context of the device */
     void *stream;     /* NULL: one is made with the priority */
     int32_t priority; /* CUDA's: lower is more urgent */
-    /* NULL: cuMemAlloc. Asked while opening only; the memory then belongs to the session until it is closed. */
+    /* NULL: cuMemAlloc. Asked while opening only, in any thread, also in several at a time; the memory then belongs to the
+       session until it is closed, or to nobody once deallocate was called: nothing on the GPU uses it then. */
     void *(*allocate)(void *user_data, size_t bytes, size_t alignment);
     void (*deallocate)(void *user_data, void *pointer, size_t bytes);
     void *user_data;
@@ -168,7 +169,8 @@ typedef struct drt_session_params {
     uint32_t threads;        /* how many threads may compute at a time, the caller's among them */
     const char *cache_folder; /* NULL: nothing is written. Else compiled graphs are kept there for a faster next open;
                                  the folder must be writable by trusted users only */
-    const char *library_folder; /* NULL: the system's search. Else where libdali and the GPU's libraries lie */
+    const char *library_folder; /* NULL: the system's search. Else where libdali and TensorRT lie; libcuda is the driver's
+                                   and always where the system has it */
     const char *worker_path;    /* NULL: decipher-rt-worker, found beside the library or in ../libexec/decipher_rt */
     uint32_t worker_timeout_ms; /* 0: for ever. A worker silent for longer than this within a call is killed */
     const drt_cuda_params *cuda; /* NULL: device 0 with defaults */
@@ -277,10 +279,13 @@ DRT_API void drt_default_volume(drt_volume *volume, size_t struct_size);
 /* [one] Preprocess, encode, ask the heads. The result is read below and lives until the next run or finish. */
 DRT_API drt_status drt_session_run(drt_session *session, const drt_volume *volume);
 
-/* [one] GPU sessions: start a run and return at once. Where event is not NULL it is a CUevent of the session's context that
-   happens when the run has ended. Other streams may wait for it; a stream given in drt_cuda_params must not, as the run would
-   come behind it. The voxels must stay until drt_session_wait has returned. */
-DRT_API drt_status drt_session_enqueue(drt_session *session, const drt_volume *volume, void *event);
+/* A run that was enqueued has ended, so. Called once, in a thread of the library; it must not call into the same session: wake
+   up the thread that does, and let it call drt_session_wait. */
+typedef void (*drt_done_callback)(void *user_data, drt_status status);
+/* [one] GPU sessions: start a run and return at once. Where done is not NULL it is called when the run has ended; nothing
+   on the GPU waits for that, as heads run on the CPU. The voxels must stay until drt_session_wait has returned. */
+DRT_API drt_status drt_session_enqueue(drt_session *session, const drt_volume *volume, drt_done_callback done,
+                                       void *user_data);
 /* [one] Wait for what was enqueued; its status. */
 DRT_API drt_status drt_session_wait(drt_session *session);
 

@@ -176,26 +176,20 @@ drt_status drt_session_run(drt_session* session, const drt_volume* volume) {
     });
 }
 
-drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, void* event) {
+drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, drt_done_callback done, void* user_data) {
     return guarded([&] {
         drt_session& opened = idle(session);
-        Gpu& gpu = opened.backend->gpu();
+        opened.backend->gpu();
         drt_volume given = read_struct(volume, "volume", default_volume);
         form_of(given);  // what is wrong with it is said at once
         const HeaderFacts header = header_facts(given.modality, given.body_part);  // the caller's text may go
-        const std::uint32_t gate = event != nullptr ? gpu.close_gate(event) : 0;
-        try {
-            opened.enqueued = std::jthread([&opened, &gpu, given, header, gate, event]() mutable {
-                given.modality = header.modality ? header.modality->c_str() : nullptr;
-                given.body_part = header.body_part ? header.body_part->c_str() : nullptr;
-                opened.enqueued_status = guarded([&] { run_now(opened, given); });
-                opened.enqueued_message = opened.enqueued_status != DRT_OK ? last_error() : "";
-                if (event != nullptr) gpu.open_gate(gate);
-            });
-        } catch (...) {
-            if (event != nullptr) gpu.open_gate(gate);  // an event that never happens would hang whoever waits for it
-            throw;
-        }
+        opened.enqueued = std::jthread([&opened, given, header, done, user_data]() mutable {
+            given.modality = header.modality ? header.modality->c_str() : nullptr;
+            given.body_part = header.body_part ? header.body_part->c_str() : nullptr;
+            opened.enqueued_status = guarded([&] { run_now(opened, given); });
+            opened.enqueued_message = opened.enqueued_status != DRT_OK ? last_error() : "";
+            if (done != nullptr) done(user_data, opened.enqueued_status);
+        });
     });
 }
 

@@ -29,8 +29,10 @@ bool is_lost(CUresult result) {
 
 }  // namespace
 
-CudaDriver::CudaDriver(const std::string& folder) : library_(SharedLibrary::load(folder, "libcuda.so.1", advice)) {
+// The driver's own: it lies where the system looks, and never with an application's libraries.
+CudaDriver::CudaDriver() : library_(SharedLibrary::load("", "libcuda.so.1", advice)) {
     DRT_FIND(init, cuInit);
+    DRT_FIND(version, cuDriverGetVersion);
     DRT_FIND(device_count, cuDeviceGetCount);
     DRT_FIND(device_get, cuDeviceGet);
     DRT_FIND(device_name, cuDeviceGetName);
@@ -43,13 +45,8 @@ CudaDriver::CudaDriver(const std::string& folder) : library_(SharedLibrary::load
     DRT_FIND(create_stream, cuStreamCreateWithPriority);
     DRT_FIND(destroy_stream, cuStreamDestroy);
     DRT_FIND(synchronize, cuStreamSynchronize);
-    DRT_FIND(wait_value, cuStreamWaitValue32);
-    DRT_FIND(record, cuEventRecord);
     DRT_FIND(allocate, cuMemAlloc);
     DRT_FIND(free, cuMemFree);
-    DRT_FIND(allocate_pinned, cuMemHostAlloc);
-    DRT_FIND(free_pinned, cuMemFreeHost);
-    DRT_FIND(device_pointer, cuMemHostGetDevicePointer);
     DRT_FIND(upload, cuMemcpyHtoDAsync);
     DRT_FIND(download, cuMemcpyDtoHAsync);
     DRT_FIND(load_module, cuModuleLoadData);
@@ -69,8 +66,9 @@ void CudaDriver::check(CUresult result, const char* what) const {
     throw Error(result == CUDA_ERROR_OUT_OF_MEMORY ? DRT_ERROR_MEMORY : DRT_ERROR_ENGINE, said);
 }
 
-CudaDevice::CudaDevice(const std::string& folder, const drt_cuda_params& params) : driver_(folder), params_(params) {
+CudaDevice::CudaDevice(const drt_cuda_params& params) : params_(params) {
     driver_.check(driver_.init(0), "cuInit");
+    driver_.check(driver_.version(&version_), "cuDriverGetVersion");
     if (params.context != nullptr) {
         context_ = static_cast<CUcontext>(params.context);
         const Current current(*this);
@@ -127,32 +125,45 @@ void CudaDevice::read_back(void* to, const void* from, std::size_t bytes) const 
 
 void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {
     if (sealed_ || bytes == 0) return nullptr;
-    void* pointer = nullptr;
-    if (params_.allocate != nullptr) {
-        pointer = params_.allocate(params_.user_data, bytes, std::max(alignment, cuda_alignment));
-    } else {
-        CUdeviceptr address = 0;
-        if (driver_.allocate(&address, bytes) == CUDA_SUCCESS) pointer = reinterpret_cast<void*>(address);
+    try {
+        const Current current(*this);  // TensorRT asks in whatever thread, and the driver gives nothing without a context
+        void* pointer = nullptr;
+        if (params_.allocate != nullptr) {
+            pointer = params_.allocate(params_.user_data, bytes, std::max(alignment, cuda_alignment));
+        } else {
+            CUdeviceptr address = 0;
+            if (driver_.allocate(&address, bytes) == CUDA_SUCCESS) pointer = reinterpret_cast<void*>(address);
+        }
+        if (pointer == nullptr) return nullptr;
+        const std::lock_guard guard(mutex_);
+        blocks_[pointer] = bytes;
+        bytes_ += bytes;
+        return pointer;
+    } catch (const Error&) {  // the context is gone
+        return nullptr;
     }
-    if (pointer == nullptr) return nullptr;
-    blocks_[pointer] = bytes;
-    bytes_ += bytes;
-    return pointer;
 }
 
-void CudaDevice::deallocate(void* pointer) noexcept {
-    const auto found = blocks_.find(pointer);
-    if (found == blocks_.end()) return;
-    if (params_.allocate == nullptr) {
-        try {
-            const Current current(*this);  // buffers go in whatever thread, and the driver frees nothing without a context
-            driver_.free(reinterpret_cast<CUdeviceptr>(pointer));
-        } catch (const Error&) {  // a context that is gone took the memory along
-        }
-    } else if (params_.deallocate != nullptr) {
-        params_.deallocate(params_.user_data, pointer, found->second);
+void CudaDevice::deallocate(void* pointer, std::optional<CUstream> after) noexcept {
+    std::size_t bytes = 0;
+    {
+        const std::lock_guard guard(mutex_);
+        const auto found = blocks_.find(pointer);
+        if (found == blocks_.end()) return;
+        bytes = found->second;
+        blocks_.erase(found);
     }
-    blocks_.erase(found);
+    try {
+        const Current current(*this);  // buffers go in whatever thread, too
+        if (params_.allocate == nullptr) {
+            driver_.free(reinterpret_cast<CUdeviceptr>(pointer));  // waits for what uses it
+        } else if (params_.deallocate != nullptr) {
+            if (after) driver_.synchronize(*after);  // a pool could give it to others at once
+            params_.deallocate(params_.user_data, pointer, bytes);
+        }
+    } catch (const Error&) {  // a context that is gone took CUDA's memory along, and a caller's is the caller's
+        if (params_.allocate != nullptr && params_.deallocate != nullptr) params_.deallocate(params_.user_data, pointer, bytes);
+    }
 }
 
 DeviceBuffer::DeviceBuffer(CudaDevice& device, std::size_t bytes) : device_(&device), bytes_(bytes) {

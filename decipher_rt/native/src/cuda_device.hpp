@@ -4,9 +4,12 @@
 
 #include <cuda.h>
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 
 #include "decipher_rt.h"
@@ -16,9 +19,10 @@ namespace decipher {
 
 // The functions of libcuda.so.1 that are used, by the names that its header maps to the current versions.
 struct CudaDriver {
-    explicit CudaDriver(const std::string& folder);
+    CudaDriver();
 
     decltype(&cuInit) init;
+    decltype(&cuDriverGetVersion) version;
     decltype(&cuDeviceGetCount) device_count;
     decltype(&cuDeviceGet) device_get;
     decltype(&cuDeviceGetName) device_name;
@@ -31,13 +35,8 @@ struct CudaDriver {
     decltype(&cuStreamCreateWithPriority) create_stream;
     decltype(&cuStreamDestroy) destroy_stream;
     decltype(&cuStreamSynchronize) synchronize;
-    decltype(&cuStreamWaitValue32) wait_value;
-    decltype(&cuEventRecord) record;
     decltype(&cuMemAlloc) allocate;
     decltype(&cuMemFree) free;
-    decltype(&cuMemHostAlloc) allocate_pinned;
-    decltype(&cuMemFreeHost) free_pinned;
-    decltype(&cuMemHostGetDevicePointer) device_pointer;
     decltype(&cuMemcpyHtoDAsync) upload;
     decltype(&cuMemcpyDtoHAsync) download;
     decltype(&cuModuleLoadData) load_module;
@@ -57,7 +56,7 @@ private:
 class CudaDevice {
 public:
     // Throws an engine error where there is no driver or no such device.
-    CudaDevice(const std::string& folder, const drt_cuda_params& params);
+    explicit CudaDevice(const drt_cuda_params& params);
     ~CudaDevice();
     CudaDevice(const CudaDevice&) = delete;
     CudaDevice& operator=(const CudaDevice&) = delete;
@@ -66,14 +65,15 @@ public:
     CUstream stream() const { return stream_; }
     int ordinal() const { return device_; }
     int architecture() const { return architecture_; }  // compute capability times ten
+    int version() const { return version_; }            // newest CUDA of the driver: 12040 is 12.4
 
-    // On the stream, and waited for. Not cuMemcpy: that would wait for whatever blocking streams of the host wait for, which
-    // may be the event of this very run.
+    // On the stream, and waited for. Not cuMemcpy: that would wait for whatever blocking streams of the host wait for.
     void read_back(void* to, const void* from, std::size_t bytes) const;
 
-    // The caller's allocator, or CUDA's. Nothing is given once the session is open: whoever asks gets nullptr.
+    // The caller's allocator, or CUDA's, from any thread. Nothing is given once the session is open: whoever asks gets
+    // nullptr. What still uses the memory lies on the stream `after`.
     void* allocate(std::size_t bytes, std::size_t alignment) noexcept;
-    void deallocate(void* pointer) noexcept;
+    void deallocate(void* pointer, std::optional<CUstream> after = {}) noexcept;
     void seal() { sealed_ = true; }
     std::uint64_t bytes() const { return bytes_; }
 
@@ -100,10 +100,11 @@ private:
     CUdevice device_ = 0;
     CUcontext context_ = nullptr;
     CUstream stream_ = nullptr;
-    int architecture_ = 0;
-    std::map<void*, std::size_t> blocks_;
-    std::uint64_t bytes_ = 0;
-    bool sealed_ = false;
+    int architecture_ = 0, version_ = 0;
+    std::mutex mutex_;
+    std::map<void*, std::size_t> blocks_;  // guarded by the mutex
+    std::atomic<std::uint64_t> bytes_ = 0;
+    std::atomic<bool> sealed_ = false;
 };
 
 // Device memory of so many bytes; throws a memory error where there is none.

@@ -30,10 +30,6 @@ public:
 
     // From device memory of the session's context, behind what lies on the session's stream.
     virtual void read_back(void* to, const void* from, std::size_t bytes) const = 0;
-
-    // Let a CUevent of the session's context happen once `open_gate` is called with the number returned here.
-    virtual std::uint32_t close_gate(void* event) = 0;
-    virtual void open_gate(std::uint32_t number) noexcept = 0;
 };
 
 // Throws DRT_ERROR_UNSUPPORTED where this build has no GPU engine.

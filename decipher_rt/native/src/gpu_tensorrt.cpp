@@ -1,4 +1,3 @@
-#include <atomic>
 #include <sstream>
 
 #include "cuda_device.hpp"
@@ -39,24 +38,7 @@ std::vector<EngineFile> plan_entries(const Manifest& manifest, std::string_view 
 
 class TensorRtGpu : public Gpu {
 public:
-    TensorRtGpu(const std::string& folder, const drt_cuda_params& params) : folder_(folder), device_(folder, params) {
-        const CudaDevice::Current current(device_);
-        const CudaDriver& driver = device_.driver();
-        void* flag = nullptr;
-        driver.check(driver.allocate_pinned(&flag, sizeof(std::uint32_t), CU_MEMHOSTALLOC_DEVICEMAP), "cuMemHostAlloc");
-        gate_ = new (flag) std::atomic<std::uint32_t>(0);
-        driver.check(driver.device_pointer(&gate_address_, flag, 0), "cuMemHostGetDevicePointer");
-        driver.check(driver.create_stream(&gate_stream_, CU_STREAM_NON_BLOCKING, params.priority), "cuStreamCreateWithPriority");
-    }
-
-    ~TensorRtGpu() override {
-        try {
-            const CudaDevice::Current current(device_);
-            device_.driver().destroy_stream(gate_stream_);
-            device_.driver().free_pinned(gate_);
-        } catch (const Error&) {  // the context is gone, and with it what was in it
-        }
-    }
+    TensorRtGpu(const std::string& folder, const drt_cuda_params& params) : folder_(folder), device_(params) {}
 
     std::string engine() const override { return tensorrt_flavour; }
     std::string device() const override { return "cuda:" + std::to_string(device_.ordinal()); }
@@ -79,27 +61,9 @@ public:
 
     void read_back(void* to, const void* from, std::size_t bytes) const override { device_.read_back(to, from, bytes); }
 
-    std::uint32_t close_gate(void* event) override {
-        const CudaDevice::Current current(device_);
-        const CudaDriver& driver = device_.driver();
-        driver.check(driver.wait_value(gate_stream_, gate_address_, ++last_gate_, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
-        const CUresult recorded = driver.record(static_cast<CUevent>(event), gate_stream_);
-        if (recorded != CUDA_SUCCESS) {
-            open_gate(last_gate_);
-            driver.check(recorded, "cuEventRecord");
-        }
-        return last_gate_;
-    }
-
-    void open_gate(std::uint32_t number) noexcept override { gate_->store(number, std::memory_order_release); }
-
 private:
     std::string folder_;
     CudaDevice device_;
-    std::atomic<std::uint32_t>* gate_ = nullptr;
-    CUdeviceptr gate_address_ = 0;
-    CUstream gate_stream_ = nullptr;
-    std::uint32_t last_gate_ = 0;
 };
 
 }  // namespace

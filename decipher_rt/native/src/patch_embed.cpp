@@ -1,7 +1,9 @@
 #include "patch_embed.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "error.hpp"
 #include "npz.hpp"
@@ -28,32 +30,54 @@ auto reading(Read&& read) {
     }
 }
 
-// A cubin runs on its own architecture and on later ones of the same major number; the nearest is taken.
+// The launch data of the kernel for a card.
 Json find_kernel(const Bytes& kernels_json, int architecture) {
     return reading([&] {
         const Json document = Json::parse(reinterpret_cast<const char*>(kernels_json.data()),
                                           reinterpret_cast<const char*>(kernels_json.data() + kernels_json.size()));
         if (document.at("schema") != schema) throw bundle_error(std::string(launch_data) + ": of another schema than " + schema);
-        int nearest = 0;
-        Json found;
-        std::string known;
+        std::map<std::string, Json> kernels;
+        std::vector<std::string> known;
+        std::string shown;
         for (const Json& kernel : document.at("kernels")) {
             if (kernel.at("kernel") != kernel_name) continue;
-            const std::string name = kernel.at("architecture");
-            const int of = name.rfind("sm_", 0) == 0 ? std::atoi(name.c_str() + 3) : 0;
-            known += (known.empty() ? "" : ", ") + name;
-            if (of / 10 != architecture / 10 || of > architecture || of <= nearest) continue;
-            nearest = of;
-            found = kernel;
+            known.push_back(kernel.at("architecture"));
+            kernels[known.back()] = kernel;
+            shown += (shown.empty() ? "" : ", ") + known.back();
         }
-        if (nearest == 0)
-            throw engine_error("the bundle's kernels are for " + (known.empty() ? "no card" : known) + ", this card is sm_" +
+        const std::string serving = serving_architecture(known, architecture);
+        if (serving.empty())
+            throw engine_error("the bundle's kernels are for " + (known.empty() ? "no card" : shown) + ", this card is sm_" +
                                std::to_string(architecture) + "; export it again");
-        return found;
+        return kernels.at(serving);
     });
 }
 
 }  // namespace
+
+std::string serving_architecture(const std::vector<std::string>& known, int card) {
+    int nearest = 0;
+    std::string serving;
+    for (const std::string& name : known) {
+        const std::string number = name.rfind("sm_", 0) == 0 ? name.substr(3) : "";
+        const int of = std::atoi(number.c_str());
+        const bool fits = number == std::to_string(of) ? of / 10 == card / 10 && of <= card : of == card;
+        if (!fits || of <= nearest) continue;
+        nearest = of;
+        serving = name;
+    }
+    return serving;
+}
+
+void check_driver(const std::string& kernel, const std::string& needed, int version) {
+    int major = 0, minor = 0;
+    char dot = 0;
+    std::istringstream(needed) >> major >> dot >> minor;
+    if (1000 * major + 10 * minor > version)
+        throw engine_error("the bundle's " + kernel + " needs a driver of CUDA " + needed + " or later, this one is of CUDA " +
+                           std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10) +
+                           ": update the driver, or open with device = DRT_CPU");
+}
 
 PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(device) {
     const Json kernel = find_kernel(bundle.file(launch_data), device.architecture());
@@ -61,12 +85,13 @@ PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(devic
     const auto scalar = [](const Json& json) {
         return Scalar{json.at("times").get<std::int64_t>(), std::max<std::int64_t>(json.at("block").get<std::int64_t>(), 1), json.at("size").is_null() ? "" : json.at("size").get<std::string>()};
     };
-    std::string entry, cubin;
+    std::string entry, cubin, needed;
     bool raise_limit = false;
     reading([&] {
         entry = kernel.at("entry"), cubin = folder + kernel.at("cubin").get<std::string>();
         threads_ = kernel.at("threads"), shared_bytes_ = kernel.at("shared_memory_bytes");
         raise_limit = kernel.at("raise_shared_memory_limit");
+        needed = kernel.value("driver", "");  // what was exported earlier does not say it
         for (const Json& axis : kernel.at("grid")) grid_.push_back(scalar(axis));
         for (const Json& item : kernel.at("arguments")) {
             if (item.contains("null"))
@@ -78,6 +103,7 @@ PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(devic
         }
         return 0;
     });
+    check_driver(kernel_name, needed, device.version());
     if (grid_.size() != 3) throw bundle_error(std::string(launch_data) + ": a launch has three axes");
     driver.check(driver.load_module(&module_, bundle.file(cubin).data()), "cuModuleLoadData");
     driver.check(driver.module_function(&function_, module_, entry.c_str()), "cuModuleGetFunction");

@@ -11,6 +11,13 @@
 
 namespace decipher {
 
+// Of the architectures of cubins ("sm_80", "sm_90a"), the one that serves a card best: its own, or the nearest earlier one
+// of the same major number. One with a suffix runs on its own card alone. Empty where none does.
+std::string serving_architecture(const std::vector<std::string>& known, int card);
+
+// Throws an engine error where a kernel needs a newer driver ("12.0") than the machine's (12040).
+void check_driver(const std::string& kernel, const std::string& needed, int version);
+
 class PatchEmbed {
 public:
     PatchEmbed(const Bundle& bundle, CudaDevice& device);

@@ -46,8 +46,8 @@ public:
     void* allocateAsync(std::uint64_t size, std::uint64_t alignment, nvinfer1::AllocatorFlags, cudaStream_t) noexcept override {
         return device_.allocate(size, alignment);
     }
-    bool deallocateAsync(void* memory, cudaStream_t) noexcept override {
-        device_.deallocate(memory);
+    bool deallocateAsync(void* memory, cudaStream_t stream) noexcept override {
+        device_.deallocate(memory, stream);
         return true;
     }
 
@@ -82,6 +82,9 @@ public:
         try {
             const CudaDevice::Current current(device_);
             buckets_.clear();
+#if defined(TRT_MAJOR_RTX)
+            configs_.clear();
+#endif
             engines_.clear();
             runtime_.reset();
             embed_.reset();
@@ -128,7 +131,7 @@ private:
             if (tokens < 1 || profile >= engine->getNbOptimizationProfiles())
                 throw bundle_error(plan.file + ": its manifest names other profiles than it has; export the bundle again");
             Bucket& bucket = buckets_[tokens];
-            bucket.context.reset(engine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+            bucket.context = context_of(*engine);
             if (!bucket.context) throw Error(DRT_ERROR_MEMORY, plan.file + ": no memory for its context: " + log_.said());
             scratch = std::max(scratch, engine->getDeviceMemorySizeForProfileV2(profile));
             const auto count = static_cast<std::size_t>(tokens), width = static_cast<std::size_t>(embed_->width());
@@ -147,6 +150,20 @@ private:
         engines_.push_back(std::move(engine));
     }
 
+    std::unique_ptr<nvinfer1::IExecutionContext> context_of(nvinfer1::ICudaEngine& engine) {
+        constexpr auto memory = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
+#if defined(TRT_MAJOR_RTX)
+        // Left to itself it compiles in a thread of its own, while series come and no memory is given any more.
+        configs_.emplace_back(engine.createRuntimeConfig());
+        if (!configs_.back()) return nullptr;
+        configs_.back()->setExecutionContextAllocationStrategy(memory);
+        configs_.back()->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+        return std::unique_ptr<nvinfer1::IExecutionContext>(engine.createExecutionContext(configs_.back().get()));
+#else
+        return std::unique_ptr<nvinfer1::IExecutionContext>(engine.createExecutionContext(memory));
+#endif
+    }
+
     // So that whatever the library compiles or allocates late is there before the first series.
     void warm_up(std::int64_t tokens, Bucket& bucket) {
         const std::vector<std::byte> zeros(std::max({volume_.bytes(), bucket.tokens.bytes(), bucket.embedded.bytes()}));
@@ -160,7 +177,9 @@ private:
     }
 
     void enqueue(Bucket& bucket) {
-        if (!bucket.context->enqueueV3(device_.stream())) throw engine_error(std::string(tensorrt_flavour) + " does not run: " + log_.said());
+        if (bucket.context->enqueueV3(device_.stream())) return;
+        device_.driver().check(device_.driver().synchronize(device_.stream()), "cuStreamSynchronize");  // a lost device says so
+        throw engine_error(std::string(tensorrt_flavour) + " does not run: " + log_.said());
     }
 
     CudaDevice& device_;
@@ -169,6 +188,9 @@ private:
     SharedLibrary library_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::vector<std::unique_ptr<nvinfer1::ICudaEngine>> engines_;
+#if defined(TRT_MAJOR_RTX)
+    std::vector<std::unique_ptr<nvinfer1::IRuntimeConfig>> configs_;
+#endif
     std::unique_ptr<PatchEmbed> embed_;
     DeviceBuffer volume_, window_, scratch_;
     std::map<std::int64_t, Bucket> buckets_;

@@ -72,7 +72,7 @@ void wrong_volumes(drt_session* session, const Sample& sample) {
     const std::vector<std::int16_t> flat(sample.voxels.size(), 5);
     const std::string said = refused(DRT_ERROR_SERIES, [&](drt_volume& v) { v.voxels = flat.data(); });
     CHECK(said.find("no contrast") != std::string::npos);
-    CHECK(drt_session_enqueue(session, &sample.volume, nullptr) == DRT_ERROR_UNSUPPORTED);
+    CHECK(drt_session_enqueue(session, &sample.volume, nullptr, nullptr) == DRT_ERROR_UNSUPPORTED);
 }
 
 void results(drt_session* session, const Sample& sample) {

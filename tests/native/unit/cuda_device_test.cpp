@@ -3,10 +3,14 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
+#include <map>
 #include <thread>
+#include <vector>
 
 #include "check.hpp"
 #include "error.hpp"
+#include "patch_embed.hpp"
 #include "played_cuda.hpp"
 #include "worker_protocol.hpp"
 
@@ -14,7 +18,8 @@ using namespace decipher;
 
 namespace {
 
-const std::string folder = PLAYED_CUDA_FOLDER;
+// Where the system looks, by LD_LIBRARY_PATH: the driver is no library of an application's folder.
+constexpr const char* library = "libcuda.so.1";
 
 drt_cuda_params on(int device) {
     drt_cuda_params params{};
@@ -24,9 +29,9 @@ drt_cuda_params on(int device) {
 }
 
 Played& played() {
-    void* library = dlopen((folder + "/libcuda.so.1").c_str(), RTLD_NOW | RTLD_LOCAL);
-    CHECK(library != nullptr);
-    const auto state = reinterpret_cast<decltype(&played_cuda)>(dlsym(library, "played_cuda"));
+    void* driver = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+    CHECK(driver != nullptr);
+    const auto state = reinterpret_cast<decltype(&played_cuda)>(dlsym(driver, "played_cuda"));
     CHECK(state != nullptr);
     return *state();
 }
@@ -34,7 +39,7 @@ Played& played() {
 void all_is_on_the_device(int ordinal, int architecture) {
     Played& state = played();
     {
-        CudaDevice device(folder, on(ordinal));
+        CudaDevice device(on(ordinal));
         CHECK(device.ordinal() == ordinal && device.architecture() == architecture);
         CHECK(state.retained[ordinal] == 1 && state.retained[1 - ordinal] == 0);
         CHECK(state.streams.at(device.stream()) == ordinal);
@@ -46,35 +51,35 @@ void all_is_on_the_device(int ordinal, int architecture) {
             CHECK(state.memory.size() == 2);
             for (const auto& [address, owner] : state.memory) CHECK(owner == ordinal);
         }
-        CHECK(state.memory.size() == 1 && state.current.empty());
+        CHECK(state.memory.size() == 1 && state.current == 0);
         std::thread([&left] { left = DeviceBuffer(); }).join();  // in a thread without a context
         CHECK(state.memory.empty());
     }
-    CHECK(state.retained[ordinal] == 0 && state.streams.empty() && state.current.empty() && state.wrong.empty());
+    CHECK(state.retained[ordinal] == 0 && state.streams.empty() && state.current == 0 && state.wrong.empty());
 }
 
 void voxels_are_read_back_on_the_stream() {
     Played& state = played();
     {
-        CudaDevice device(folder, on(1));
+        CudaDevice device(on(1));
         const std::string voxels = "voxels";
         std::string read(voxels.size(), ' ');
         device.read_back(read.data(), voxels.data(), voxels.size());
         CHECK(read == voxels && state.waiting.empty());
     }
-    CHECK(state.current.empty() && state.wrong.empty());
+    CHECK(state.current == 0 && state.wrong.empty());
 }
 
 void a_callers_context_says_which_device() {
     Played& state = played();
-    CudaDevice owner(folder, on(1));
+    CudaDevice owner(on(1));
     {
         const CudaDevice::Current current(owner);
         CUcontext theirs = nullptr;
         CHECK(owner.driver().pop_context(&theirs) == CUDA_SUCCESS && owner.driver().push_context(theirs) == CUDA_SUCCESS);
         drt_cuda_params params = on(0);
         params.context = theirs;
-        const CudaDevice guest(folder, params);
+        const CudaDevice guest(params);
         CHECK(guest.ordinal() == 1 && guest.architecture() == 89);
         CHECK(state.retained[0] == 0 && state.retained[1] == 1);
     }
@@ -83,10 +88,81 @@ void a_callers_context_says_which_device() {
 
 void a_device_that_is_not_there_is_refused_in_a_line() {
     for (const int ordinal : {2, -1}) {
-        const std::string said = CHECK_ERROR(CudaDevice(folder, on(ordinal)), DRT_ERROR_ENGINE);
+        const std::string said = CHECK_ERROR(CudaDevice(on(ordinal)), DRT_ERROR_ENGINE);
         CHECK(said.find("there is no CUDA device " + std::to_string(ordinal) + ", CUDA shows 2: 0 Played Turing, 1 Played Ada; set") == 0);
     }
     CHECK(played().retained[0] == 0 && played().retained[1] == 0);
+}
+
+// TensorRT asks in threads of its own, also in several at a time, which have no context.
+void memory_is_given_and_taken_in_any_thread() {
+    Played& state = played();
+    {
+        CudaDevice device(on(1));
+        const auto work = [&device] {
+            for (int i = 0; i < 500; ++i) {
+                void* first = device.allocate(64, 1);
+                void* second = device.allocate(32, 1);
+                CHECK(first != nullptr && second != nullptr);
+                device.deallocate(second, device.stream());
+                device.deallocate(first);
+            }
+            CHECK(device.allocate(16, 1) != nullptr);
+        };
+        std::vector<std::thread> threads;
+        for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+        for (std::thread& thread : threads) thread.join();
+        CHECK(device.bytes() == 4 * (500 * 96 + 16));
+        CHECK(state.memory.size() == 4);
+        for (const auto& [address, owner] : state.memory) CHECK(owner == 1);
+        device.seal();
+        CHECK(device.allocate(1, 1) == nullptr);
+    }
+    CHECK(state.memory.empty() && state.current == 0 && state.wrong.empty());
+}
+
+// A pool gives memory to others at once: what lies on the stream must be done with it before.
+void a_callers_memory_goes_back_when_nothing_uses_it() {
+    Played& state = played();
+    static std::size_t back = 0;
+    drt_cuda_params params = on(0);
+    params.user_data = &state;
+    params.allocate = [](void*, std::size_t bytes, std::size_t) { return std::malloc(bytes); };
+    params.deallocate = [](void* user_data, void* pointer, std::size_t bytes) {
+        CHECK(static_cast<Played*>(user_data)->waiting.empty());
+        back += bytes;
+        std::free(pointer);
+    };
+    {
+        CudaDevice device(params);
+        float to[4], *from = static_cast<float*>(device.allocate(sizeof to, 1));
+        {
+            const CudaDevice::Current current(device);
+            const auto address = reinterpret_cast<CUdeviceptr>(from);
+            CHECK(device.driver().download(to, address, sizeof to, device.stream()) == CUDA_SUCCESS && state.waiting.size() == 1);
+        }
+        device.deallocate(from, device.stream());
+        CHECK(back == sizeof to);
+        CHECK(device.allocate(8, 1) != nullptr);
+    }
+    CHECK(back == 4 * sizeof(float) + 8 && state.current == 0 && state.wrong.empty());
+}
+
+void a_cubin_with_a_suffix_serves_its_own_card_alone() {
+    const std::vector<std::string> known = {"sm_75", "sm_120a", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "other"};
+    const std::map<int, std::string> expected = {{75, "sm_75"}, {80, "sm_80"}, {87, "sm_86"}, {88, "sm_86"}, {89, "sm_89"}, {90, "sm_90a"},
+                                                 {100, "sm_100a"}, {103, ""}, {120, "sm_120a"}, {121, ""}, {72, ""}, {0, ""}};
+    for (const auto& [card, architecture] : expected) CHECK(serving_architecture(known, card) == architecture);
+}
+
+void a_driver_older_than_a_kernel_is_told_what_it_needs() {
+    const CudaDevice device(on(0));
+    CHECK(device.version() == 12040);
+    for (const char* good : {"", "12.0", "12.4"}) check_driver("patch_embed3d", good, device.version());
+    for (const std::string newer : {"12.5", "12.10", "13.0"}) {
+        const std::string said = CHECK_ERROR(check_driver("patch_embed3d", newer, device.version()), DRT_ERROR_ENGINE);
+        CHECK(said.find("patch_embed3d needs a driver of CUDA " + newer + " or later, this one is of CUDA 12.4: update") != std::string::npos);
+    }
 }
 
 void a_worker_is_told_the_device() {
@@ -108,5 +184,9 @@ int main() {
     voxels_are_read_back_on_the_stream();
     a_callers_context_says_which_device();
     a_device_that_is_not_there_is_refused_in_a_line();
+    memory_is_given_and_taken_in_any_thread();
+    a_callers_memory_goes_back_when_nothing_uses_it();
+    a_cubin_with_a_suffix_serves_its_own_card_alone();
+    a_driver_older_than_a_kernel_is_told_what_it_needs();
     a_worker_is_told_the_device();
 }

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 namespace {
 
@@ -14,6 +15,8 @@ constexpr int architectures[devices] = {75, 89};
 constexpr const char* names[devices] = {"Played Turing", "Played Ada"};
 int contexts[devices];  // their addresses are the handles
 Played played;
+std::mutex mutex;                    // of what was played
+thread_local std::vector<int> pushed;  // devices of this thread's contexts
 
 int device_of(CUcontext context) {
     for (int i = 0; i < devices; ++i)
@@ -21,8 +24,9 @@ int device_of(CUcontext context) {
     return -1;
 }
 
+// With the lock held.
 CUresult needs(const char* call, int device = -1) {
-    if (!played.current.empty() && (device < 0 || played.current.back() == device)) return CUDA_SUCCESS;
+    if (!pushed.empty() && (device < 0 || pushed.back() == device)) return CUDA_SUCCESS;
     played.wrong.emplace_back(call);
     return CUDA_ERROR_INVALID_CONTEXT;
 }
@@ -34,6 +38,11 @@ extern "C" {
 Played* played_cuda() { return &played; }
 
 CUresult cuInit(unsigned flags) { return flags == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE; }
+
+CUresult cuDriverGetVersion(int* version) {
+    *version = 12040;
+    return CUDA_SUCCESS;
+}
 
 CUresult cuGetErrorName(CUresult, const char** name) {
     *name = "CUDA_ERROR_PLAYED";
@@ -63,44 +72,53 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
+    const std::lock_guard guard(mutex);
     ++played.retained[device];
     *context = reinterpret_cast<CUcontext>(&contexts[device]);
     return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
+    const std::lock_guard guard(mutex);
     --played.retained[device];
     return CUDA_SUCCESS;
 }
 
 CUresult cuCtxPushCurrent(CUcontext context) {
+    const std::lock_guard guard(mutex);
     if (device_of(context) < 0) return CUDA_ERROR_INVALID_CONTEXT;
-    played.current.push_back(device_of(context));
+    pushed.push_back(device_of(context));
+    ++played.current;
     return CUDA_SUCCESS;
 }
 
 CUresult cuCtxPopCurrent(CUcontext* context) {
+    const std::lock_guard guard(mutex);
     if (needs("cuCtxPopCurrent") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
-    *context = reinterpret_cast<CUcontext>(&contexts[played.current.back()]);
-    played.current.pop_back();
+    *context = reinterpret_cast<CUcontext>(&contexts[pushed.back()]);
+    pushed.pop_back();
+    --played.current;
     return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetDevice(CUdevice* device) {
+    const std::lock_guard guard(mutex);
     if (needs("cuCtxGetDevice") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
-    *device = played.current.back();
+    *device = pushed.back();
     return CUDA_SUCCESS;
 }
 
 CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned, int) {
+    const std::lock_guard guard(mutex);
     if (needs("cuStreamCreateWithPriority") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     void* made = std::malloc(1);
-    played.streams[made] = played.current.back();
+    played.streams[made] = pushed.back();
     *stream = static_cast<CUstream>(made);
     return CUDA_SUCCESS;
 }
 
 CUresult cuStreamDestroy(CUstream stream) {
+    const std::lock_guard guard(mutex);
     if (needs("cuStreamDestroy", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     played.streams.erase(stream);
     std::free(stream);
@@ -108,14 +126,16 @@ CUresult cuStreamDestroy(CUstream stream) {
 }
 
 CUresult cuMemAlloc(CUdeviceptr* address, std::size_t bytes) {
+    const std::lock_guard guard(mutex);
     if (needs("cuMemAlloc") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     void* made = std::malloc(bytes);
-    played.memory[made] = played.current.back();
+    played.memory[made] = pushed.back();
     *address = reinterpret_cast<CUdeviceptr>(made);
     return CUDA_SUCCESS;
 }
 
 CUresult cuMemFree(CUdeviceptr address) {
+    const std::lock_guard guard(mutex);
     void* pointer = reinterpret_cast<void*>(address);
     if (needs("cuMemFree", played.memory.at(pointer)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     played.memory.erase(pointer);
@@ -125,12 +145,14 @@ CUresult cuMemFree(CUdeviceptr address) {
 
 // Nothing has come before the stream is waited for.
 CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+    const std::lock_guard guard(mutex);
     if (needs("cuMemcpyDtoHAsync", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     played.waiting.push_back({stream, to, reinterpret_cast<const void*>(from), bytes});
     return CUDA_SUCCESS;
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
+    const std::lock_guard guard(mutex);
     if (needs("cuStreamSynchronize", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     std::erase_if(played.waiting, [stream](const PlayedCopy& copy) {
         if (copy.stream == stream) std::memcpy(copy.to, copy.from, copy.bytes);
@@ -139,11 +161,6 @@ CUresult cuStreamSynchronize(CUstream stream) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuStreamWaitValue32(CUstream, CUdeviceptr, cuuint32_t, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuEventRecord(CUevent, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuMemHostAlloc(void**, std::size_t, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuMemFreeHost(void*) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuMemHostGetDevicePointer(CUdeviceptr*, void*, unsigned) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr, const void*, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuModuleLoadData(CUmodule*, const void*) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuModuleUnload(CUmodule) { return CUDA_ERROR_NOT_SUPPORTED; }

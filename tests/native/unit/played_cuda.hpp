@@ -1,4 +1,5 @@
-// What the played libcuda has done so far, for the test that loads it.
+// What the played libcuda has done so far, for the test that loads it. Like the real one it may be called from any thread,
+// and each thread has contexts of its own.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,7 @@ struct PlayedCopy {
 
 struct Played {
     int retained[2] = {0, 0};
-    std::vector<int> current;           // devices of the contexts that were pushed and not popped
+    int current = 0;                    // contexts that were pushed and not popped, of all threads
     std::map<const void*, int> memory;  // address to device
     std::map<const void*, int> streams;
     std::vector<PlayedCopy> waiting;
