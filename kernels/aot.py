@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -32,6 +33,9 @@ STATIC_SHARED_MEMORY = 48 * 1024
 """Bytes a block may use on every architecture without asking (CUDA C++ Programming Guide, Technical Specifications)."""
 SHARED_MEMORY_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
 """KiB a block may use after asking, with cudaFuncAttributeMaxDynamicSharedMemorySize, by architecture (same source)."""
+PTX_VERSION = {75: 80, 80: 80, 86: 80, 87: 80, 89: 80, 90: 80, 100: 86, 120: 87, 121: 88}
+"""PTX of each architecture, times ten: that of CUDA 12.0, or the lowest that knows the architecture (LLVM's NVPTX.td).
+TensorRT's plugins are given PTX, and no driver compiles any that is newer than itself."""
 HIDDEN_PARAMETERS = 2
 """Triton 3.9 appends two pointers, global and profile scratch. Both sizes are 0 here, so null pointers are passed."""
 CACHE_FORMAT = 1
@@ -53,6 +57,7 @@ class CompiledKernel:
     resources : from ptxas
     global_scratch, profile_scratch : bytes; 0, or the hidden pointers would have to be served
     triton : version that compiled
+    ptxas : release of the assembler, as CUDA counts
     """
 
     specialisation: Specialisation
@@ -66,6 +71,7 @@ class CompiledKernel:
     global_scratch: int
     profile_scratch: int
     triton: str
+    ptxas: str
 
     @property
     def asks_for_shared_memory(self) -> bool:
@@ -156,12 +162,19 @@ def _prepare_worker() -> None:
         TRITON_DUMP_PTXAS_LOG="1",
         TRITON_ALWAYS_COMPILE="1",
     )
+    # For Hopper and later Triton takes an assembler of CUDA 13, whose cubins need such a driver. Its other one, of CUDA
+    # 12, knows these cards too.
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        ptxas = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+        os.environ["TRITON_PTXAS_BLACKWELL_PATH"] = str(ptxas)
 
 
 def _compile_into(job: tuple[Specialisation, int], folder: Path) -> None:
     """Compile one kernel (in a worker) and leave it in the cache."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     specialisation, architecture = job
@@ -173,7 +186,12 @@ def _compile_into(job: tuple[Specialisation, int], folder: Path) -> None:
     aligned = pointers | set(specialisation.multiples_of_16)
     attributes = {(names.index(name),): [["tt.divisibility", POINTER_ALIGNMENT]] for name in aligned}
     source = ASTSource(kernel, specialisation.signature, specialisation.constants, attributes)
-    options = {"num_warps": specialisation.num_warps, "num_stages": specialisation.num_stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": specialisation.num_warps,
+        "num_stages": specialisation.num_stages,
+        "enable_fp_fusion": True,
+        "ptx_version": PTX_VERSION[architecture],
+    }
     log = io.StringIO()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TRITON_CACHE_DIR"] = scratch
@@ -187,6 +205,7 @@ def _compile_into(job: tuple[Specialisation, int], folder: Path) -> None:
         "global_scratch": metadata.global_scratch_size,
         "profile_scratch": metadata.profile_scratch_size,
         "triton": metadata.triton_version,
+        "ptxas": get_ptxas(architecture).version,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))

@@ -89,7 +89,9 @@ def describe(kernel: CompiledKernel) -> dict[str, Any]:
         "spilled_bytes": kernel.resources.spill_store_bytes + kernel.resources.spill_load_bytes,
         "fp_fusion": True,
         "tuning": specialisation.tuning,
-        "built_with": {"triton": kernel.triton},
+        # Cubins run on every driver of the assembler's major CUDA version or a later one (minor version compatibility).
+        "driver": f"{kernel.ptxas.split('.')[0]}.0",
+        "built_with": {"triton": kernel.triton, "ptxas": kernel.ptxas},
     }
 
 

@@ -45,6 +45,7 @@ class BundleKernel:
 
     def __init__(self, folder: Path, driver: Driver, name: str) -> None:
         entry = find_kernel(folder, driver.architecture, name)
+        check_driver(entry, driver.version)
         self._launch_data = entry
         try:
             code = _inside(folder, entry["cubin"]).read_bytes()
@@ -105,6 +106,22 @@ def find_kernel(folder: Path, architecture: int, name: str) -> dict[str, Any]:
                 return dict(item)
     known = ", ".join(item["architecture"] for item in kernels) or "no card"
     raise EngineError(f"the bundle's {name} is for {known}, this card is sm_{architecture}; export it again")
+
+
+def check_driver(entry: Mapping[str, Any], version: str) -> None:
+    """Hold the CUDA version of the driver against the one that a kernel needs, where the launch data says it.
+
+    Raises
+    ------
+    EngineError
+        Where the driver is older.
+    """
+    needed = str(entry.get("driver", "0.0"))
+    if [int(part) for part in version.split(".")] < [int(part) for part in needed.split(".")]:
+        raise EngineError(
+            f"the bundle's {entry['kernel']} for {entry['architecture']} needs a driver of CUDA {needed} or later, "
+            f"this one is of CUDA {version}: update the driver, or run on the CPU"
+        )
 
 
 def evaluate(scalar: Mapping[str, Any], sizes: Mapping[str, int]) -> int:

@@ -52,13 +52,40 @@ def test_a_bundle_without_a_kernel_is_to_be_exported_again(tmp_path: Path) -> No
         find_kernel(tmp_path, 89, "patch_embed3d")
 
 
+@pytest.mark.parametrize(
+    ("needed", "driver", "refused"),
+    [
+        ("12.0", "12.4", False),
+        ("12.0", "13.0", False),
+        ("13.0", "12.9", True),
+        ("12.10", "12.9", True),
+        (None, "12.0", False),
+    ],
+)
+def test_a_driver_older_than_a_kernel_is_told_what_it_needs(
+    tmp_path: Path, needed: str | None, driver: str, refused: bool
+) -> None:
+    folder = kernels_json(tmp_path, "sm_90a")
+    document = json.loads((folder / "kernels.json").read_text())
+    for kernel in document["kernels"]:
+        kernel |= {"driver": needed} if needed else {}
+    (folder / "kernels.json").write_text(json.dumps(document))
+    played = Mock(architecture=90, version=driver)
+    # Nothing is read of the kernel before: what follows is that this launch data names no cubin.
+    message = (
+        f"for sm_90a needs a driver of CUDA {needed} or later, this one is of CUDA {driver}" if refused else "cubin"
+    )
+    with pytest.raises(EngineError, match=message):
+        BundleKernel(folder, played, "patch_embed3d")
+
+
 def test_a_cubin_outside_the_bundle_is_never_loaded(tmp_path: Path) -> None:
     folder, outside = kernels_json(tmp_path / "kernels", "sm_90a"), tmp_path / "x.cubin"
     outside.touch()
     document = json.loads((folder / "kernels.json").read_text())
     document["kernels"][0] |= {"cubin": str(outside), "entry": "main", "shared_memory_bytes": 0}
     (folder / "kernels.json").write_text(json.dumps(document))
-    driver = Mock(architecture=90)
+    driver = Mock(architecture=90, version="12.4")
     with pytest.raises(EngineError, match="no usable patch_embed3d"):
         BundleKernel(folder, driver, "patch_embed3d")
     assert driver.mock_calls == []

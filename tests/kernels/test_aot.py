@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from decipher_rt.kernels.aot import (
+    PTX_VERSION,
     SHARED_MEMORY_LIMIT,
     STATIC_SHARED_MEMORY,
     CompiledKernel,
@@ -116,6 +117,16 @@ def check(kernel: CompiledKernel, architecture: int) -> None:
 )
 def test_compiles_without_spills_or_scratch(spec: Spec, architecture: int, compiled: Compiled) -> None:
     check(compiled[spec, architecture], architecture)
+
+
+def test_a_driver_of_cuda_12_takes_every_kernel(compiled: Compiled) -> None:
+    """Cubins of CUDA 13 need release 580, and no driver compiles PTX newer than itself (CUDA Compatibility)."""
+    for (_, architecture), kernel in compiled.items():
+        assert kernel.ptxas.split(".")[0] == "12"
+        assert describe(kernel)["driver"] == "12.0"
+        assert re.findall(r"^\.version (\S+)", kernel.ptx, re.MULTILINE) == [f"{PTX_VERSION[architecture] / 10:.1f}"]
+        if architecture <= 90:  # OS ABI and its version; CUDA 13 writes 65 and 8 for these cards too
+            assert (kernel.cubin[7], kernel.cubin[8]) == (51, 7)
 
 
 @pytest.mark.parametrize(
