@@ -223,5 +223,9 @@ def _cubin_architecture(architecture: int) -> int:
     """Return what serves a card: its own cubin, or before Hopper that of the nearest earlier card of its generation."""
     fitting = [known for known in KERNEL_ARCHITECTURES if known // 10 == architecture // 10 and known <= architecture]
     if not fitting or (architecture >= FIRST_WITHOUT_SUCCESSORS and architecture not in fitting):
-        raise EngineError(f"there is no kernel for sm_{architecture}")
+        known = ", ".join(f"sm_{a}" for a in KERNEL_ARCHITECTURES)
+        raise EngineError(
+            f"there is no kernel for sm_{architecture} (there are for {known}): leave --engine out, and run "
+            "onnxruntime-cuda on that card"
+        )
     return max(fitting)
