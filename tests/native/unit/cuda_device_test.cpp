@@ -100,7 +100,7 @@ void memory_is_given_and_taken_in_any_thread() {
     {
         CudaDevice device(on(1));
         const auto work = [&device] {
-            for (int i = 0; i < 500; ++i) {
+            for (int i = 0; i < 20'000; ++i) {
                 void* first = device.allocate(64, 1);
                 void* second = device.allocate(32, 1);
                 CHECK(first != nullptr && second != nullptr);
@@ -112,7 +112,7 @@ void memory_is_given_and_taken_in_any_thread() {
         std::vector<std::thread> threads;
         for (int i = 0; i < 4; ++i) threads.emplace_back(work);
         for (std::thread& thread : threads) thread.join();
-        CHECK(device.bytes() == 4 * (500 * 96 + 16));
+        CHECK(device.bytes() == 4 * (20'000 * 96 + 16));
         CHECK(state.memory.size() == 4);
         for (const auto& [address, owner] : state.memory) CHECK(owner == 1);
         device.seal();
