@@ -19,14 +19,14 @@ def infonce(image: Tensor, text: Tensor, log_scale: Tensor, shared: Tensor | Non
 
     Parameters
     ----------
-    image, text : Tensor, shape (B, E)
+    image, text : Tensor, shape (B, E), float32
         Unit vectors; row i of both is one pair.
     log_scale : Tensor, scalar
         Logarithm of the factor on cosines, 1 / temperature.
     shared : Tensor, shape (B, B), bool, optional
         [i, j] where text j is known to hold of series i as well. The diagonal does not matter.
     """
-    logits = log_scale.exp() * image.float() @ text.float().T
+    logits = log_scale.exp() * image @ text.T
     if shared is not None:
         others = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(shared & others, -math.inf)

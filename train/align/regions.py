@@ -18,7 +18,7 @@ def batch_indices(regions: Sequence[str | None], batch: int, seed: int, step: in
     Parameters
     ----------
     regions : sequence of str or None
-        Of every series; those without one are a region of their own.
+        Of every series; those without one are in batches of any series alone.
     batch : int
         Series in the whole batch; at most as many as there are.
     step : int
@@ -42,9 +42,13 @@ def epoch_batches(
     """
     order = [int(i) for i in rng.permutation(len(regions))]
     apart, rest = order[: round(by_region * len(order))], order[round(by_region * len(order)) :]
-    members: dict[str | None, list[int]] = {}
+    members: dict[str, list[int]] = {}
     for i in apart:
-        members.setdefault(regions[i], []).append(i)
+        region = regions[i]
+        if region is None:
+            rest.append(i)
+        else:
+            members.setdefault(region, []).append(i)
     batches: list[list[int]] = []
     for found in members.values():
         full = len(found) // batch * batch

@@ -49,11 +49,14 @@ class AlignModel(nn.Module):
         )
         image, report, sentence = (gather(x, with_grad=True) for x in (own_image, own_report, own_sentence))
         said, chosen = gather(batch.said), gather(batch.chosen)
-        parts = {
-            "report": infonce(image, report, self.logit_scale, shared_reports(said)),
-            "sentence": infonce(image, sentence, self.logit_scale, shared_sentences(said, chosen)),
-        }
-        nearest = (image.detach() @ report.detach().T).argmax(dim=1)
+        # A cosine times the scale needs more digits than autocast's half precision leaves it.
+        with torch.autocast(image.device.type, enabled=False):
+            image, report, sentence = image.float(), report.float(), sentence.float()
+            parts = {
+                "report": infonce(image, report, self.logit_scale, shared_reports(said)),
+                "sentence": infonce(image, sentence, self.logit_scale, shared_sentences(said, chosen)),
+            }
+            nearest = (image.detach() @ report.detach().T).argmax(dim=1)
         return {
             "loss": (1 - self._sentences) * parts["report"] + self._sentences * parts["sentence"],
             **parts,
@@ -143,6 +146,14 @@ def with_report(examples: Examples) -> tuple[list[int], list[str | None]]:
     facts = [examples.facts(i) for i in range(len(examples))]
     members = [i for i, found in enumerate(facts) if found.report]
     return members, [facts[i].region for i in members]
+
+
+def heads_with_report(examples: Examples, pool: int) -> list[int]:
+    """Return the first series with a report that recall is measured among.
+
+    Those that are no heads are left out: a handful of sentences serves them all, and finding one says nothing of heads.
+    """
+    return [i for i in with_report(examples)[0] if examples.facts(i).kind == "head"][:pool]
 
 
 def _by_size(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParameterGroup]:

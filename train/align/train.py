@@ -18,7 +18,7 @@ from ..weights import stage_metadata, trained_on
 from .config import AlignConfig
 from .embed import embed_images, embed_texts
 from .retrieval import KS, Retrieval, retrieval
-from .stage import AlignModel, AlignStage, with_report
+from .stage import AlignModel, AlignStage, heads_with_report
 from .start import open_tokenizer, pinned_start, resolved, start
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
         return open_source(config.source, spec, split, cache_dir, config.workers, progress)
 
     examples, test = opened("train"), opened("test")
-    if len(found := with_report(test)[0]) < max(KS):
-        raise ConfigError(f"the test split has {len(found)} series with a report; recall needs {max(KS)} or more")
+    if len(found := heads_with_report(test, config.pool)) < max(KS):
+        raise ConfigError(f"the test split has {len(found)} heads with a report; recall needs {max(KS)} or more")
     tokenizer = open_tokenizer(config, examples)
     torch.manual_seed(config.run.seed)
     stage = AlignStage(config, examples, tokenizer)
@@ -87,8 +87,8 @@ def measure(model: AlignModel, tokenizer: Tokenizer, examples: Examples, pool: i
     Parameters
     ----------
     pool : int
-        The first so many series with a report are the pool.
+        The first so many heads with a report are the pool.
     """
-    members = with_report(examples)[0][:pool]
+    members = heads_with_report(examples, pool)
     texts = [" ".join(examples.facts(i).report) for i in members]
     return retrieval(embed_images(model.encoder, examples, members), embed_texts(model.text, tokenizer, texts), texts)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..align.embed import embed_texts
 from ..align.retrieval import KS, retrieval
-from ..align.stage import with_report
+from ..align.stage import heads_with_report
 from ..config import ConfigError, override_config
 from ..data.sample import KINDS
 from ..metrics import auroc, rounded
@@ -109,8 +109,10 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
     if model.scope is not None and config.scope is not None and config.scope_source is not None:
         tests_of_scope = [test_of(config.scope_source, SCOPE)]
         if config.scope.others:
-            count, seed = test_count(config.scope), config.scope_source.seed
-            tests_of_scope.append(encode_others(encoder, count, seed, "test", cache_dir, config.workers, progress))
+            count = test_count(config.scope)
+            tests_of_scope.append(
+                encode_others(encoder, count, config.scope_source, "test", cache_dir, config.workers, progress)
+            )
         figures["scope"] = scope_figures(model.scope, tests_of_scope)
     if model.text is not None:
         figures |= _retrieval(model.text, folder, list(tests.values()))
@@ -118,9 +120,9 @@ def evaluate_model(weights: Weights, folder: Path, cache_dir: Path, progress: Pr
 
 
 def _retrieval(text: TextTower, folder: Path, tests: Sequence[EncodedSplit]) -> dict[str, Any]:
-    """Return recall between series and their whole reports in the first source that has enough of them."""
+    """Return recall between heads and their whole reports in the first source that has enough of them."""
     for test in tests:
-        members = with_report(test.examples)[0][:POOL]
+        members = heads_with_report(test.examples, POOL)
         if len(members) >= max(KS):
             texts = [" ".join(test.examples.facts(i).report) for i in members]
             embedded = embed_texts(text, load_tokenizer(folder, text.config.max_tokens), texts)

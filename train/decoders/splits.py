@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from ..sources import SourceConfig, open_source
 from ..sources.example import Examples
 from .sight import Sight, sighted
 from .tokens import Tokens, cache_tokens, source_key
+
+OTHER_SEEDS = 1 << 20  # added to the seed of a source: the same seed would make the same series again
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ def encode_split(
 
 
 def encode_others(
-    encoder: ViT, count: int, seed: int, split: Split, cache_dir: Path, workers: int, progress: Progress
+    encoder: ViT, count: int, heads: SourceConfig, split: Split, cache_dir: Path, workers: int, progress: Progress
 ) -> EncodedSplit:
-    """Return simulated series that are no heads: phantoms, noise, other anatomy and scrambled heads."""
+    """Return simulated series that are no heads: phantoms, noise, other anatomy and scrambled heads.
+
+    They are other ones than those that a simulated source of ``heads`` has among them; scrambled are heads of its
+    anatomy.
+    """
+    simulated = heads if heads.kind == "simulator" else SourceConfig(seed=heads.seed)
     # A split has as many series as it is asked for.
-    source = SourceConfig(seed=seed, not_heads=1.0, train=count, validation=count, test=count)
+    source = replace(simulated, seed=heads.seed + OTHER_SEEDS, not_heads=1.0, train=count, validation=count, test=count)
     return encode_split(encoder, source, split, cache_dir, workers, progress)

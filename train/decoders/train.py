@@ -119,7 +119,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
         progress.warn(f"{', '.join(left)} left out: upon another {config.decoder.name}; train again")
         metrics = {name: figures for name, figures in metrics.items() if name not in left}
     if config.scope is not None:
-        settings, seed, tests = config.scope, config.source.seed, [splits["test"]]
+        settings, heads, tests = config.scope, config.source, [splits["test"]]
         train = splits["train"].seen(settings.label)
         if settings.others and config.source.kind != "simulator":
             progress.warn(
@@ -127,11 +127,10 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
                 "that difference as well; set scope.others=0"
             )
         if settings.others:
-            train += encode_others(encoder, settings.others, seed, "train", cache_dir, config.workers, progress).seen(
-                ""
-            )
+            others = encode_others(encoder, settings.others, heads, "train", cache_dir, config.workers, progress)
+            train += others.seen("")
             tests.append(
-                encode_others(encoder, test_count(settings), seed, "test", cache_dir, config.workers, progress)
+                encode_others(encoder, test_count(settings), heads, "test", cache_dir, config.workers, progress)
             )
         found, model.scope = _fit_scope(config, settings, train, splits["validation"].seen(settings.label))
         model.config = replace(model.config, scope=found, scope_source=config.source.located(), subject=config.subject)

@@ -23,7 +23,7 @@ from decipher_rt.train.align.cli import align
 from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.embed import embed_images, embed_texts
 from decipher_rt.train.align.retrieval import retrieval
-from decipher_rt.train.align.stage import AlignModel, AlignStage
+from decipher_rt.train.align.stage import AlignModel, AlignStage, heads_with_report
 from decipher_rt.train.checkpoint import CheckpointError, load_state, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
 from decipher_rt.train.sources import ListedExamples
@@ -221,3 +221,24 @@ def test_committed_stages_fit_each_other(size: str) -> None:
     dataclasses.replace(align, encoder=ssl.encoder, text=text.text).check()
     assert ssl.source == align.source
     assert text.source.seed == align.source.seed
+
+
+def test_the_loss_has_all_its_digits_under_autocast(tmp_path: Path) -> None:
+    config = settings("run.steps=1")
+    MADE_UP["train"](config, tmp_path)
+    model = AlignModel(config.encoder, config.text, config.sentences)
+    load_state(model, read_tensors(tmp_path / "model.safetensors")[0], tmp_path)
+    stage = AlignStage(config, ListedExamples([MADE_UP["series"](i) for i in range(32)]), load_tokenizer(tmp_path))
+    batch = stage.batch(0, 0, 1)
+    exact = model(batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = model(batch, 0)
+    assert {halved[name].dtype for name in ("loss", "report", "sentence")} == {torch.float32}
+    assert halved["report"].item() == pytest.approx(exact["report"].item(), rel=0.02)
+
+
+def test_recall_is_measured_among_heads() -> None:
+    series = [MADE_UP["series"](i) for i in range(6)]
+    series[1] = dataclasses.replace(series[1], kind="phantom")
+    series[2] = dataclasses.replace(series[2], report=())
+    assert heads_with_report(ListedExamples(series), 3) == [0, 3, 4]

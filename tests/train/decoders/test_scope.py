@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
+from decipher_rt.train.decoders import splits
+from decipher_rt.train.samples import sample_seed
 from decipher_rt.train.scope import ScopeConfig, Seen, build_scope, fit_scope
+from decipher_rt.train.sources import SourceConfig
 
 E = 6
 
@@ -97,3 +101,14 @@ def test_too_few_heads_are_refused() -> None:
 def test_settings_out_of_range_are_refused_by_key(changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ScopeConfig(**changes).check()
+
+
+def test_what_is_no_head_is_nothing_that_the_source_has_and_of_its_anatomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[SourceConfig] = []
+    monkeypatch.setattr(splits, "encode_split", lambda _, source, *more: asked.append(source))
+    source = SourceConfig(seed=5, not_heads=0.2, train=200, anatomy="other.nii.gz")
+    splits.encode_others(None, 50, source, "train", Path(), 1, None)
+    (others,) = asked
+    assert (others.not_heads, others.train, others.anatomy) == (1.0, 50, "other.nii.gz")
+    seeds = [{sample_seed(one.seed, "train", i) for i in range(one.train)} for one in (source, others)]
+    assert not seeds[0] & seeds[1]
