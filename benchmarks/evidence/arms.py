@@ -55,7 +55,7 @@ def pretrained(folder: Path) -> ViT:
 
 
 def untrained(config: ViTConfig, series: Sequence[Example], seed: int, *, whitened: bool) -> ViT:
-    """Return an encoder as training finds it: random, or with the patch embedding that ``train ssl`` begins from."""
+    """Return an encoder before training: random, or with its patch embedding whitened, much as ``train ssl`` begins."""
     torch.manual_seed(seed)
     encoder = ViT(replace(config, pool="fixed"))
     if whitened:

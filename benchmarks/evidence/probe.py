@@ -5,7 +5,8 @@
 At 16, 64 and 256 labelled series, for every seed: which series are labelled, and the start of what is untrained. The
 pretrained encoders are one training each. Probes see the embedding beside the mean token, standardised; their penalty
 is the same for all encoders (logistic regression C = 0.05, ridge by leave-one-out). From scratch, one network learns
-all four tasks at once, ``--steps`` steps of 16 series with the views of the alignment.
+all four tasks at once, ``--steps`` steps of 16 series, on views with as few tokens as those of the alignment: minutes,
+beside an hour and a half of pretraining.
 Tasks on held-out series: ``lesion`` (AUROC), ``region`` of the largest lesion (AUROC, mean over regions), ``sequence``
 (accuracy), ``brain_volume`` (mean absolute error, ml). ``--anatomy`` measures on heads around another brain.
 """
