@@ -64,6 +64,7 @@
      its series, whichever thread that is. Different sessions never need a lock between them.
    - After fork() a session is the parent's. The child calls nothing on it; only one with a worker process may be closed
      there, its series freed before, which leaves the parent's session as it is.
+   - Once main has returned, a session may only be closed.
    - The library prints nothing, changes neither locale nor signal handlers nor the environment, opens no network
      connection, and writes a file only into params.cache_folder. Only params.threads threads compute for a session.
    - Not a medical device: see the bundle's intended use. */

@@ -3,6 +3,8 @@
 #include <dali/dali.h>
 
 #include <array>
+#include <atomic>
+#include <cstdlib>
 #include <mutex>
 
 #include "error.hpp"
@@ -16,6 +18,14 @@ constexpr const char* advice = "copy DALI's libraries beside libdecipher_rt or n
 // The graph says the layout; DALI 2.4 crashes on the NULL that its header allows.
 constexpr const char* no_layout = "";
 constexpr std::size_t inputs_of_graph = 8;
+
+// DALI's statics end before those of a host that was there first, and no pipeline can be destroyed after them.
+std::atomic<bool> exiting{false};
+
+// Handlers run in the reverse order: this one before the end of whatever DALI has made so far.
+void notice_exit() {
+    std::atexit([] { exiting = true; });
+}
 
 constexpr daliDataType_t dali_type(VoxelType type) {
     switch (type) {
@@ -85,6 +95,7 @@ std::shared_ptr<const DaliLibrary> load_dali(const std::string& folder) {
     const SharedLibrary dali = SharedLibrary::load(folder, "libdali.so", advice);
     const SharedLibrary operators = SharedLibrary::load(folder, "libdali_operators.so", advice);
     operators.function<void (*)()>("daliInitOperators")();
+    notice_exit();
     auto library = std::make_shared<DaliLibrary>();
     const auto find = [&](auto& member, const char* name) { member = dali.function<std::decay_t<decltype(member)>>(name); };
     find(library->deserialize, "daliPipelineDeserialize");
@@ -193,7 +204,12 @@ DaliGraph::DaliGraph(std::shared_ptr<const DaliLibrary> library, std::span<const
     }
 }
 
-DaliGraph::~DaliGraph() { library_->destroy(handles_->pipeline); }
+DaliGraph::~DaliGraph() {
+    if (exiting)
+        static_cast<void>(handles_.release());  // the process ends, and all with it
+    else
+        library_->destroy(handles_->pipeline);
+}
 
 void DaliGraph::run(const void* voxels, VoxelType type, const Shape& shape, std::span<const GraphArguments> samples,
                     std::span<float> out) {
@@ -222,6 +238,8 @@ void DaliGraph::run(const void* voxels, VoxelType type, const Shape& shape, std:
     give("low", DALI_FLOAT, [&](Sample s) { return description(0, nullptr, DALI_FLOAT, &s.low); });
 
     dali.check(dali.run(handles_->pipeline), "daliPipelineRun");
+    static std::once_flag ran;
+    std::call_once(ran, notice_exit);  // a first run makes statics too
     daliPipelineOutputs_h outputs = nullptr;
     dali.check(dali.pop(handles_->pipeline, &outputs), "daliPipelinePopOutputs");
     const Scoped free_outputs(outputs, dali.free_outputs);

@@ -49,6 +49,10 @@ public:
 
     virtual std::string name() const = 0;
     virtual std::string device() const = 0;
+    // Whether the host's locale lets compiled graphs be kept and read back as they are; where it does not, none is.
+    virtual bool can_keep() const = 0;
+    // Whether a compiled graph was to be kept and was not: no folder, no room.
+    virtual bool failed_to_keep() const = 0;
 
     // For `threads`: a graph that computes in the thread that calls it. It keeps none of its own, and cannot be cancelled.
     static constexpr unsigned in_caller = 0;

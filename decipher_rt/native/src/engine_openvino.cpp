@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <locale>
 #include <openvino/frontend/manager.hpp>
 #include <openvino/openvino.hpp>
 #include <openvino/runtime/exception.hpp>
@@ -19,11 +20,11 @@ namespace decipher {
 namespace {
 
 constexpr auto cancel_interval = std::chrono::milliseconds(5);
-// Raised when a graph that was kept before must not be used again: the first could hold numbers with a host's decimal comma.
-constexpr int kept_format = 2;
+// Raised when a graph that was kept before must not be used again: the first two could hold numbers as a host writes them.
+constexpr int kept_format = 3;
 
-// OpenVINO writes the numbers of a graph by the thread's locale and reads them by the C locale: while this lives, the thread
-// has the C locale, and the host's other threads what they had.
+// OpenVINO writes the numbers of a graph by two locales of the host, the thread's and C++'s global one, and reads them by the
+// C locale. While this lives, the thread has the C locale, and the host's other threads what they had.
 class CLocale {
 public:
     CLocale() : ours_(newlocale(LC_ALL_MASK, "C", locale_t{})), theirs_(uselocale(ours_)) {}
@@ -37,6 +38,13 @@ public:
 private:
     locale_t ours_, theirs_;
 };
+
+// C++'s global locale belongs to all threads: it is only looked at.
+bool writes_plain_numbers() {
+    const std::locale global;
+    const auto& numbers = std::use_facet<std::numpunct<char>>(global);
+    return numbers.decimal_point() == '.' && numbers.grouping().empty();
+}
 
 ov::element::Type element_type(Element element) {
     return element == Element::float32 ? ov::element::f32 : ov::element::i64;
@@ -140,8 +148,11 @@ public:
 
     std::string name() const override { return "openvino"; }
     std::string device() const override { return "cpu"; }
+    bool can_keep() const override { return writes_plain_numbers(); }
+    bool failed_to_keep() const override { return failed_to_keep_; }
 
     std::unique_ptr<Graph> load_kept(const std::string& file, const std::string& sha256, unsigned threads) override {
+        if (!can_keep()) return nullptr;
         auto kept = cache_.find(key(sha256, threads));
         if (!kept) return nullptr;
         const CLocale plain_numbers;
@@ -158,10 +169,10 @@ public:
     std::unique_ptr<Graph> load(const std::string& file, const std::string& sha256, const Bytes& content, unsigned threads) override try {
         const CLocale plain_numbers;
         ov::CompiledModel compiled = core_.compile_model(read_onnx(file, content), "CPU", properties(threads));
-        if (cache_.enabled()) {
+        if (cache_.enabled() && can_keep()) {
             std::ostringstream stream;
             compiled.export_model(stream);
-            cache_.keep(key(sha256, threads), std::move(stream).str());
+            if (can_keep() && !cache_.keep(key(sha256, threads), std::move(stream).str())) failed_to_keep_ = true;
         }
         return std::make_unique<OpenVinoGraph>(file, std::move(compiled), std::nullopt, threads);
     } catch (const ov::Exception& error) {

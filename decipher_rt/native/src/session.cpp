@@ -202,6 +202,9 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     } catch (...) {
         engine_loaded.count_down();
         throw;
+        if (!options.cache_folder.empty() && !engine_->can_keep())
+            callbacks_.say(DRT_LOG_WARNING, "cache_folder is not used, as the host's global std::locale would spoil the numbers of compiled graphs: "
+                                            "give it the numeric category of std::locale::classic(), or use DRT_WORKER");
     }
     engine_loaded.count_down();
     callbacks_.report(DRT_OPEN, 0.2);

@@ -65,6 +65,9 @@ bool SharedMemory::is_life_lost() const {
 
 SharedMemory SharedMemory::attach(Descriptor descriptor) {
     SharedMemory memory(std::move(descriptor));
+    // A file of somebody else's must not be written to.
+    if (const int seals = fcntl(memory.descriptor(), F_GET_SEALS); seals < 0 || (seals & F_SEAL_SHRINK) == 0)
+        throw Error(DRT_ERROR_INTERNAL, "this is not the memory that a host shares with its worker");
     memory.control_ = memory.map(0, control_bytes);
     return memory;
 }

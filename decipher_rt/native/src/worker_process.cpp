@@ -27,6 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* worker_name = "decipher-rt-worker";
+constexpr int first_copy = 16;
 constexpr int end_ms = 2000;  // for a worker to end by itself
 constexpr int pause_ms = 5;   // between two looks, where the kernel has no descriptors of processes
 constexpr auto descriptor_of_process = static_cast<idtype_t>(3);  // P_PIDFD, which glibc before 2.36 does not name
@@ -44,6 +45,14 @@ std::string find_worker() {
                        " nor in ../libexec/decipher_rt: install it, or name it in worker_path");
 }
 
+// Above the numbers that the child gets, so that no dup2 closes what another needs.
+Descriptor copy_above(int descriptor) {
+    Descriptor copy(fcntl(descriptor, F_DUPFD_CLOEXEC, first_copy));
+    if (copy.number() < 0)
+        throw engine_error(std::string("no file descriptors for the worker: ") + std::strerror(errno) + "; raise RLIMIT_NOFILE, or close files");
+    return copy;
+}
+
 }  // namespace
 
 WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : owner_(getpid()) {
@@ -52,18 +61,22 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : o
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
         throw engine_error(std::string("no socket pair for the worker: ") + std::strerror(errno));
     socket_ = Descriptor(ends[0]);
-    // Copies above the numbers that the child gets, so that no dup2 closes what another needs.
     const Descriptor theirs(ends[1]);
-    const Descriptor socket_copy(fcntl(ends[1], F_DUPFD_CLOEXEC, 16)), memory_copy(fcntl(memory_descriptor, F_DUPFD_CLOEXEC, 16));
+    const Descriptor socket_copy = copy_above(ends[1]), memory_copy = copy_above(memory_descriptor);
 
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
+    // A worker without one of these would find the host's own files under the numbers.
+    int failed = 0;
+    const auto add = [&failed](int result) {
+        if (failed == 0) failed = result;
+    };
     for (int standard = 0; standard < 3; ++standard)
-        posix_spawn_file_actions_addopen(&actions, standard, "/dev/null", standard == 0 ? O_RDONLY : O_WRONLY, 0);
-    posix_spawn_file_actions_adddup2(&actions, socket_copy.number(), worker_socket);
-    posix_spawn_file_actions_adddup2(&actions, memory_copy.number(), worker_memory);
+        add(posix_spawn_file_actions_addopen(&actions, standard, "/dev/null", standard == 0 ? O_RDONLY : O_WRONLY, 0));
+    add(posix_spawn_file_actions_adddup2(&actions, socket_copy.number(), worker_socket));
+    add(posix_spawn_file_actions_adddup2(&actions, memory_copy.number(), worker_memory));
     // The host's blocked and ignored signals are its own; a signal to its group is not for the worker.
     sigset_t none, all;
     sigemptyset(&none);
@@ -74,7 +87,7 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : o
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
     std::string name = worker_name;
     char* arguments[] = {name.data(), nullptr};
-    const int failed = posix_spawn(&pid_, program.c_str(), &actions, &attributes, arguments, environ);
+    if (failed == 0) failed = posix_spawn(&pid_, program.c_str(), &actions, &attributes, arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (failed != 0) {

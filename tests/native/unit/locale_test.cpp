@@ -1,4 +1,4 @@
-// A host with a decimal comma: its compiled graphs are read back as they were, and its locale stays as it is.
+// A host with a decimal comma: its compiled graphs are read back as they were, or none is kept, and its locale stays as it is.
 
 #include <stdlib.h>
 #include <unistd.h>
@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <locale>
 #include <map>
 #include <string>
 
@@ -40,6 +41,7 @@ std::string one_and_a_half() {
 struct Answer {
     std::vector<float> embedding;
     double score = 0;  // of a graph of its own: whether the series is in the model's scope
+    int warnings = 0;
 };
 
 Answer answer(const char* bundle, const Sample& sample, const std::string& cache_folder) {
@@ -47,13 +49,16 @@ Answer answer(const char* bundle, const Sample& sample, const std::string& cache
     drt_session_default_params(&params, sizeof params);
     params.threads = 2;
     params.cache_folder = cache_folder.empty() ? nullptr : cache_folder.c_str();
+    int warnings = 0;
+    params.user_data = &warnings;
+    params.log = [](void* data, drt_log_level level, const char*) { *static_cast<int*>(data) += level == DRT_LOG_WARNING; };
     drt_session* session = nullptr;
     CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
     CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
     drt_scope scope{};
     scope.struct_size = sizeof scope;
     CHECK(drt_scope_of_result(session, &scope) == DRT_OK);
-    const Answer found{embedding_of(session), scope.score};
+    const Answer found{embedding_of(session), scope.score, warnings};
     drt_session_close(session);
     return found;
 }
@@ -69,10 +74,41 @@ std::map<fs::path, fs::file_time_type> files(const fs::path& folder) {
     return found;
 }
 
+struct Numbers : std::numpunct<char> {
+    Numbers(char point, char separator) : point_(point), separator_(separator) {}
+    char do_decimal_point() const override { return point_; }
+    char do_thousands_sep() const override { return separator_; }
+    std::string do_grouping() const override { return "\3"; }
+
+private:
+    char point_, separator_;
+};
+
+// A locale that all threads share cannot be set aside: nothing is kept with it, nor read.
+void with_global_locale(const char* bundle, const Sample& sample, const Answer& expected, const fs::path& folder) {
+    const std::string plain = (folder / "plain").string(), fresh = (folder / "fresh").string();
+    CHECK(answer(bundle, sample, plain).warnings == 0);
+    const auto kept = files(plain);
+    CHECK(!kept.empty());
+    for (Numbers* numbers : {new Numbers(',', '.'), new Numbers('.', ',')}) {  // the locale's own
+        const std::locale before = std::locale::global(std::locale(std::locale(), numbers));
+        for (const std::string& cache : {plain, fresh}) {
+            const Answer found = answer(bundle, sample, cache);
+            same(found, expected);
+            CHECK(found.warnings == 1);
+        }
+        CHECK(files(plain) == kept && !fs::exists(fresh));
+        std::locale::global(before);
+    }
+}
+
 }  // namespace
 
 int main(int, char** argv) {
     const fs::path folder = fs::temp_directory_path() / ("decipher_rt_locale_test_" + std::to_string(getpid()));
+    const Sample sample;
+    const Answer expected = answer(argv[1], sample, "");
+    with_global_locale(argv[1], sample, expected, folder);
     write_comma_locale(folder / "comma");
     setenv("LOCPATH", folder.c_str(), 1);
     if (std::setlocale(LC_NUMERIC, "comma") == nullptr || one_and_a_half() != "1,5") {
@@ -80,9 +116,8 @@ int main(int, char** argv) {
         std::cout << "skipped: this C library reads no locale from LOCPATH\n";
         return skipped;
     }
-    const Sample sample;
     const std::string cache = (folder / "cache").string();
-    const Answer expected = answer(argv[1], sample, "");
+    same(answer(argv[1], sample, ""), expected);
     same(answer(argv[1], sample, cache), expected);
     const auto kept = files(cache);
     CHECK(!kept.empty());

@@ -2,7 +2,9 @@
 // waited for, and left to whom it belongs.
 #include "worker_process.hpp"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -14,9 +16,11 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "check.hpp"
 #include "decipher_rt.h"
+#include "error.hpp"
 
 using namespace decipher;
 using namespace std::chrono_literals;
@@ -136,6 +140,50 @@ void forked_children_change_nothing() {
     CHECK(waitpid(holder, nullptr, 0) == holder);
 }
 
+// A host with few descriptors left, whose own files have the worker's numbers.
+void the_hosts_files_stay_as_they_are() {
+    constexpr std::size_t size = std::size_t{1} << 20;
+    const pid_t host = fork();
+    if (host == 0) {
+        for (const int number : {worker_socket, worker_memory}) {
+            char path[] = "/tmp/decipher-rt-host-XXXXXX";
+            const int file = mkstemp(path);
+            CHECK(file >= 0 && unlink(path) == 0 && ftruncate(file, size) == 0);
+            if (file != number) CHECK(dup2(file, number) == number);
+        }
+        const rlimit few{64, 64};
+        CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+        std::vector<Descriptor> taken;
+        for (int file; (file = open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;) taken.emplace_back(file);
+        for (int left = 0; left < 8; ++left) {
+            std::string message;
+            try {
+                const Played played;
+            } catch (const Error& error) {
+                message = error.what();
+            }
+            CHECK(message.empty() == (left >= 5));
+            CHECK(message.empty() || message.find("Too many open files") != message.npos);
+            taken.pop_back();
+        }
+        std::vector<char> bytes(size);
+        for (const int number : {worker_socket, worker_memory}) {
+            CHECK(pread(number, bytes.data(), size, 0) == static_cast<ssize_t>(size));
+            CHECK(bytes == std::vector<char>(size));
+        }
+        std::exit(0);
+    }
+    int status = 0;
+    CHECK(waitpid(host, &status, 0) == host && status == 0);
+}
+
+void only_shared_memory_is_attached() {
+    char path[] = "/tmp/decipher-rt-host-XXXXXX";
+    const int file = mkstemp(path);
+    CHECK(file >= 0 && unlink(path) == 0 && ftruncate(file, 1 << 20) == 0);
+    CHECK_ERROR(SharedMemory::attach(Descriptor(file)), DRT_ERROR_INTERNAL);
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -146,4 +194,6 @@ int main(int, char** argv) {
     a_worker_that_the_host_has_reaped_is_not_waited_for();
     only_an_end_is_an_end();
     forked_children_change_nothing();
+    only_shared_memory_is_attached();
+    the_hosts_files_stay_as_they_are();
 }
