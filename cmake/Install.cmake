@@ -10,6 +10,10 @@ install(EXPORT decipher_rtTargets NAMESPACE decipher_rt::
 configure_package_config_file(cmake/decipher_rtConfig.cmake.in decipher_rtConfig.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/decipher_rt)
 write_basic_package_version_file(decipher_rtConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+# Relative, so that the folder can be moved; libdir may have any depth.
+set(_pc "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig")
+file(RELATIVE_PATH DECIPHER_RT_PREFIX_FROM_PC "${_pc}" "${CMAKE_INSTALL_PREFIX}")
+file(RELATIVE_PATH DECIPHER_RT_INCLUDE_FROM_PC "${_pc}" "${CMAKE_INSTALL_FULL_INCLUDEDIR}")
 configure_file(cmake/decipher_rt.pc.in decipher_rt.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/decipher_rtConfig.cmake ${PROJECT_BINARY_DIR}/decipher_rtConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/decipher_rt COMPONENT Development)

@@ -3,8 +3,9 @@
     python scripts/collect_sdk.py build/sdk dist/decipher-rt-sdk [--bundle BUNDLE]
 
 The folder is a prefix: lib/libdecipher_rt.so, lib/decipher_rt/ (DALI, OpenVINO and what they load),
-libexec/decipher_rt/
-(the worker), include/, lib/cmake/, share/decipher_rt/bundle, share/doc/decipher_rt (licences, sbom.cdx.json).
+libexec/decipher_rt/ (the worker), include/, lib/cmake/, share/decipher_rt/bundle, share/doc/decipher_rt (licences,
+sbom.cdx.json, and files.txt: what was written). It is made beside its place and renamed; one that was made before is
+replaced only if it holds nothing else.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from decipher_rt import __version__
 from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
+from decipher_rt.manifest import Manifest
 
 # What is loaded by name at run time; the rest follows from what these need.
 DALI_ROOTS = ("libdali_core.so", "libdali_kernels.so", "libdali.so", "libdali_operators.so")
@@ -66,6 +69,10 @@ ORIGINS = {
 }
 # Compiled into libdecipher_rt, and so part of what is shipped.
 COMPILED_IN = ("nlohmann_json", "MIT")
+# Those of SPDX's list that are met here; any other licence is stated by its name.
+SPDX = ("Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "LGPL-2.1-or-later", "MIT", "Zlib")
+
+DOCUMENTS = Path("share") / "doc" / "decipher_rt"
 
 
 class CollectError(Exception):
@@ -136,18 +143,23 @@ def origin(path: Path) -> tuple[str, str]:
     return ORIGINS[max(fitting, key=len)]
 
 
+def is_elf(path: Path) -> bool:
+    """Whether a file is a program or library."""
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
 def sha256(path: Path) -> str:
     """Digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sbom(folder: Path, versions: dict[str, str], bundle_version: str) -> dict[str, object]:
+def sbom(folder: Path, versions: dict[str, str], bundle: Manifest) -> dict[str, object]:
     """Return a CycloneDX 1.6 bill of every binary and the bundle that lie in the folder."""
     files: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        binary = path.is_file() and not path.is_symlink() and path.open("rb").read(4) == b"\x7fELF"
-        if binary:
+        if path.is_file() and not path.is_symlink() and is_elf(path):
             files.setdefault(origin(path), []).append(path)
     components: list[dict[str, object]] = [
         {
@@ -177,9 +189,9 @@ def sbom(folder: Path, versions: dict[str, str], bundle_version: str) -> dict[st
         {
             "type": "machine-learning-model",
             "bom-ref": "bundle",
-            "name": "bundle",
-            "version": bundle_version,
-            "licenses": [licence_choice("Apache-2.0")],
+            "name": bundle.name,
+            "version": bundle.version,
+            "licenses": [licence_choice(bundle.licence)] if bundle.licence else [],
             "hashes": [{"alg": "SHA-256", "content": sha256(sums)}],
         }
     )
@@ -203,26 +215,54 @@ def sbom(folder: Path, versions: dict[str, str], bundle_version: str) -> dict[st
 
 def licence_choice(licence: str) -> dict[str, dict[str, str]]:
     """Return a licence as CycloneDX has it: ``id`` for SPDX's list, ``name`` for the rest."""
-    return {"license": {"name": licence}} if licence == "CFITSIO" else {"license": {"id": licence}}
+    return {"license": {"id" if licence in SPDX else "name": licence}}
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files and links below a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with a file that no earlier run wrote there."""
+    listed = folder / DOCUMENTS / "files.txt"
+    ours = set(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else set()
+    foreign = [name for name in files_in(folder) if name not in ours]
+    if foreign:
+        raise CollectError(f"{folder} holds {', '.join(foreign[:3])}, none of ours; name another folder or move it")
 
 
 def collect(build: Path, folder: Path, bundle: Path) -> None:
-    """Fill ``folder`` anew."""
-    if folder.exists() and not (folder / "share" / "doc" / "decipher_rt").is_dir():
-        raise CollectError(f"{folder} exists and is none of ours; choose another name or move it away")
+    """Make ``folder`` anew."""
+    folder = folder.resolve()
+    refuse_foreign(folder)
     if not (build / "cmake_install.cmake").is_file():
         raise CollectError(f"{build} is no finished build; run 'make sdk'")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
+        made = Path(staging) / folder.name
+        fill(build, made, bundle)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    for name, size in sizes(folder).items():
+        print(f"{size / 1e6:8.1f} MB  {name}")
+
+
+def fill(build: Path, folder: Path, bundle: Path) -> None:
+    """Write everything into ``folder``, which is not there yet."""
     dali, openvino = find_wheels()
     opened = open_bundle(bundle)
-    shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["cmake", "--install", build, "--prefix", folder, "--strip"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603, S607
+    if not (folder / "lib" / "libdecipher_rt.so").exists():
+        raise CollectError(f"{build} installs its library elsewhere than in lib; set CMAKE_INSTALL_LIBDIR=lib")
     libraries = folder / "lib" / "decipher_rt"
     for wheel, roots in ((dali, DALI_ROOTS), (openvino, OPENVINO_ROOTS)):
         for path in closure(wheel, roots):
             target = libraries / path.relative_to(wheel.libraries)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        licences = folder / "share" / "doc" / "decipher_rt" / wheel.package
+        licences = folder / DOCUMENTS / wheel.package
         licences.mkdir(parents=True, exist_ok=True)
         for path in wheel.licences:
             shutil.copyfile(path, licences / path.name)
@@ -233,11 +273,12 @@ def collect(build: Path, folder: Path, bundle: Path) -> None:
         "OpenVINO": openvino.version,
         "oneTBB": "as in openvino " + openvino.version,
     }
-    document = sbom(folder, versions, opened.manifest.version)
+    document = sbom(folder, versions, opened.manifest)
     text = json.dumps(document, indent=2) + "\n"
-    (folder / "share" / "doc" / "decipher_rt" / "sbom.cdx.json").write_text(text, encoding="utf-8")
-    for name, size in sizes(folder).items():
-        print(f"{size / 1e6:8.1f} MB  {name}")
+    (folder / DOCUMENTS / "sbom.cdx.json").write_text(text, encoding="utf-8")
+    listed = folder / DOCUMENTS / "files.txt"
+    listed.touch()
+    listed.write_text("".join(f"{name}\n" for name in files_in(folder)), encoding="utf-8")
 
 
 def sizes(folder: Path) -> dict[str, int]:

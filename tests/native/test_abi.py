@@ -27,6 +27,15 @@ def test_exported_symbols_are_those_that_were_committed(sdk: Any) -> None:
     )
 
 
+def test_signatures_are_those_that_were_committed() -> None:
+    """A symbol whose parameters changed keeps its name: the list of symbols does not see it."""
+    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"(?:DRT_API|typedef)[^;{}]*\([^;{}]*;|#define DRT_ABI_VERSION \d+", header)
+    signatures = [" ".join(one.split()) for one in found]
+    committed = (HERE / "abi_signatures.txt").read_text(encoding="utf-8").splitlines()
+    assert signatures == committed, "a signature that changed needs a new DRT_ABI_VERSION; then write the list anew"
+
+
 def test_every_symbol_is_declared_and_versioned(sdk: Any) -> None:
     header = HEADER.read_text(encoding="utf-8")
     declared = set(re.findall(r"DRT_API [^;]*?\b(drt_\w+)\(", header))

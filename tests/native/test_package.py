@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+COLLECT = HERE.parents[1] / "scripts" / "collect_sdk.py"
 EXAMPLES = HERE.parents[1] / "decipher_rt" / "native" / "examples"
 SHAPE = (40, 96, 88)
 SPACING = (4.0, 2.0, 2.0)
@@ -42,9 +45,9 @@ def run(command: list[Any], **options: Any) -> str:
 @pytest.fixture(scope="module")
 def deployed(sdk_build: Path, native_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deployed") / "sdk"
-    script = HERE.parents[1] / "scripts" / "collect_sdk.py"
-    said = run([sys.executable, script, sdk_build, folder, "--bundle", native_bundle])
+    said = run([sys.executable, COLLECT, sdk_build, folder, "--bundle", native_bundle])
     assert "MB  all" in said
+    assert [path.name for path in folder.parent.iterdir()] == ["sdk"]
     return folder
 
 
@@ -138,6 +141,52 @@ def test_installed_package_serves_a_project_of_its_own(
     assert "embedding of" in run(answer_command(tmp_path / "uses_decipher_rt", native_bundle, raw_volume))
 
 
+def collect_fails(build: Path, folder: Path) -> str:
+    failed = subprocess.run([sys.executable, COLLECT, build, folder], capture_output=True, text=True)
+    assert failed.returncode == 1
+    return failed.stderr
+
+
+def test_a_prefix_with_files_of_others_is_left_alone(deployed: Path, tmp_path: Path) -> None:
+    """As after `cmake --install`, whose prefix has our documents too."""
+    ours, theirs = tmp_path / "share" / "doc" / "decipher_rt" / "LICENSE", tmp_path / "bin" / "theirs"
+    for path in (ours, theirs):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert "bin/theirs, share/doc/decipher_rt/LICENSE, none of ours" in collect_fails(tmp_path, tmp_path)
+    assert ours.exists()
+    assert theirs.exists()
+    added = deployed / "lib" / "libvendor.so"
+    added.touch()
+    assert "lib/libvendor.so, none of ours" in collect_fails(tmp_path, deployed)
+    added.unlink()
+    # The folder is ours again: now it is the build that is refused, and nothing is gone.
+    assert "is no finished build" in collect_fails(tmp_path, deployed)
+    assert (deployed / "lib" / "libdecipher_rt.so").exists()
+
+
+@pytest.mark.parametrize("libdir", ["lib", "lib/x86_64-linux-gnu", "/opt/vendor/lib64"])
+def test_pkg_config_finds_the_prefix_whatever_libdir_is(sdk_build: Path, libdir: str, tmp_path: Path) -> None:
+    if shutil.which("pkg-config") is None:
+        pytest.skip("no pkg-config")
+    cached = (sdk_build / "CMakeCache.txt").read_text(encoding="utf-8").splitlines()
+    wheels = next(line.split("=", 1)[1] for line in cached if line.startswith("DECIPHER_RT_PYTHON_ENV:"))
+    options = {"CMAKE_INSTALL_PREFIX": "/opt/vendor", "CMAKE_INSTALL_LIBDIR": libdir, "DECIPHER_RT_PYTHON_ENV": wheels}
+    options |= {"DECIPHER_RT_TESTS": "OFF", "DECIPHER_RT_EXAMPLES": "OFF"}
+    build = tmp_path / "build"
+    run(["cmake", "-S", HERE.parents[1], "-B", build, *(f"-D{name}={value}" for name, value in options.items())])
+    folder = tmp_path / Path("/opt/vendor", libdir).relative_to("/") / "pkgconfig"
+    folder.mkdir(parents=True)
+    shutil.copyfile(build / "decipher_rt.pc", folder / "decipher_rt.pc")
+    environment = {**os.environ, "PKG_CONFIG_PATH": os.fspath(folder)}
+    said = {
+        name: Path(run(["pkg-config", f"--variable={name}", "decipher_rt"], env=environment).strip()).resolve()
+        for name in ("prefix", "libdir", "includedir")
+    }
+    prefix = tmp_path / "opt" / "vendor"
+    assert said == {"prefix": prefix, "libdir": folder.parent, "includedir": prefix / "include"}
+
+
 def test_pkg_config(deployed: Path, tmp_path: Path) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("no pkg-config")
@@ -146,6 +195,22 @@ def test_pkg_config(deployed: Path, tmp_path: Path) -> None:
     source = HERE / "unit" / "header_is_c.c"
     run(["cc", "-std=c99", source, *flags, f"-Wl,-rpath,{deployed / 'lib'}", "-o", tmp_path / "program"])
     run([tmp_path / "program"])
+
+
+def test_sbom_states_the_licence_of_the_bundle(native_bundle: Path, tmp_path: Path) -> None:
+    from decipher_rt.bundle import open_bundle
+
+    script = runpy.run_path(os.fspath(COLLECT))
+    (tmp_path / "share/decipher_rt/bundle").mkdir(parents=True)
+    (tmp_path / "share/decipher_rt/bundle/SHA256SUMS").touch()
+    manifest = open_bundle(native_bundle).manifest
+    for licence, choices in (
+        ("MIT", [{"license": {"id": "MIT"}}]),
+        ("proprietary", [{"license": {"name": "proprietary"}}]),
+        ("", []),
+    ):
+        components = script["sbom"](tmp_path, {}, dataclasses.replace(manifest, licence=licence))["components"]
+        assert [part["licenses"] for part in components if part["bom-ref"] == "bundle"] == [choices]
 
 
 def test_deployment_runs_without_python(deployed: Path, sdk_build: Path, raw_volume: Path, tmp_path: Path) -> None:
@@ -189,7 +254,7 @@ def test_worker_is_found_in_a_deployment(deployed: Path, sdk: Any, native_bundle
     assert said.startswith("0 ")
 
 
-def test_sbom_names_every_binary(deployed: Path) -> None:
+def test_sbom_names_every_binary(deployed: Path, native_bundle: Path) -> None:
     import hashlib
 
     document = json.loads((deployed / "share/doc/decipher_rt/sbom.cdx.json").read_text(encoding="utf-8"))
@@ -207,5 +272,9 @@ def test_sbom_names_every_binary(deployed: Path) -> None:
     assert stated == binaries
     licences = {choice["license"].get("id") for part in document["components"] for choice in part["licenses"]}
     assert not [licence for licence in licences if licence and licence.startswith(("GPL", "AGPL"))]
+    manifest = json.loads((native_bundle / "manifest.json").read_text(encoding="utf-8"))
+    model = next(part for part in document["components"] if part["bom-ref"] == "bundle")
+    assert (model["name"], model["version"]) == (manifest["name"], manifest["version"])
+    assert [value for choice in model["licenses"] for value in choice["license"].values()] == [manifest["licence"]]
     for package in ("nvidia-dali-cuda130", "openvino"):
         assert list((deployed / "share/doc/decipher_rt" / package).iterdir())

@@ -79,7 +79,7 @@
 #define DRT_VERSION_MINOR 1
 #define DRT_VERSION_PATCH 0
 /* Raised when a program built with an older header would no longer work; also the library's SOVERSION. */
-#define DRT_ABI_VERSION 1
+#define DRT_ABI_VERSION 2
 
 #if defined(_WIN32)
 #define DRT_API
@@ -143,8 +143,8 @@ enum { DRT_OPEN = 0, DRT_PREPROCESS = 1, DRT_ENCODE = 2, DRT_HEADS = 3 };
 typedef void (*drt_log_callback)(void *user_data, drt_log_level level, const char *message);
 /* A stage is so far done: fraction runs from 0 to 1. */
 typedef void (*drt_progress_callback)(void *user_data, drt_stage stage, double fraction);
-/* Return non-zero to stop; asked between stages and before each head, and on the CPU every few milliseconds while encoding
-   and, with more than one thread, while a segmentation is computed. */
+/* Return non-zero to stop; asked between stages, a few times while opening and before each head, and on the CPU every few
+   milliseconds while encoding and, with more than one thread, while a segmentation is computed. */
 typedef int (*drt_cancel_callback)(void *user_data);
 
 /* Where and how a session on a GPU works. Handles are those of the CUDA driver: CUcontext, CUstream. Context, stream and
@@ -168,8 +168,9 @@ typedef struct drt_session_params {
     drt_mode mode;
     const char *precision;   /* "fp32", "fp16", "bf16", "int8": which encoder of the bundle */
     uint32_t threads;        /* how many threads may compute at a time, the caller's among them */
-    const char *cache_folder; /* NULL: nothing is written. Else compiled graphs are kept there for a faster next open;
-                                 the folder must be writable by trusted users only */
+    const char *cache_folder; /* NULL: nothing is written. Else compiled graphs are kept there for a faster next open, and
+                                 one warning is logged where they cannot be; the folder must be writable by trusted users
+                                 only */
     const char *library_folder; /* NULL: the system's search. Else where libdali and TensorRT lie; libcuda is the driver's
                                    and always where the system has it */
     const char *worker_path;    /* NULL: decipher-rt-worker, found beside the library or in ../libexec/decipher_rt */
@@ -192,7 +193,8 @@ DRT_API void drt_cuda_default_params(drt_cuda_params *params, size_t struct_size
 DRT_API drt_status drt_session_open(const char *bundle, const drt_session_params *params, drt_session **session);
 /* [one] Wait for what runs, free everything. NULL is allowed. Series of the session must have been freed. */
 DRT_API void drt_session_close(drt_session *session);
-/* [one] Run once on an empty volume, so that the first real one is as fast as the rest. Leaves no result. */
+/* [one] Run once on a made-up volume, all heads too, so that the first real one, whole or slice by slice, is as fast as the
+   rest. That holds for int16 voxels: what other types need is made when they first come. Leaves no result. */
 DRT_API drt_status drt_session_warm_up(drt_session *session);
 
 typedef struct drt_session_info {
@@ -270,8 +272,9 @@ typedef struct drt_volume {
     double affine_lps_mm[16];
     double slope;     /* stored * slope + intercept is the value in the scanner's units (PS3.3 C.11.1) */
     double intercept;
-    const char *modality;  /* "MR" as in DICOM (0008,0060); NULL: not known, and not judged */
-    const char *body_part; /* "BRAIN" as in DICOM (0018,0015); NULL or "": not known, and not judged */
+    /* As in DICOM, blanks around them do not count; NULL, "" and blanks alone: not known, and not judged. */
+    const char *modality;  /* "MR": (0008,0060) */
+    const char *body_part; /* "BRAIN": (0018,0015) */
 } drt_volume;
 
 /* [any] Host memory, C-contiguous, slope 1, intercept 0, no voxels, no shape, identity affine. */

@@ -10,8 +10,6 @@ using namespace decipher;
 namespace {
 
 constexpr unsigned most_threads = 1024;
-// A volume for warming up: large enough to be cut into every slab, small enough to cost little beside the encoder.
-constexpr std::int64_t warm_up_voxels = 32;
 
 const drt_session_params default_params = [] {
     drt_session_params params{};
@@ -153,18 +151,8 @@ void drt_session_close(drt_session* session) {
 drt_status drt_session_warm_up(drt_session* session) {
     return guarded([&] {
         drt_session& opened = idle(session);
-        const Preprocessing& spec = opened.backend->description().manifest.preprocessing;
-        std::vector<std::int16_t> voxels(static_cast<std::size_t>(warm_up_voxels * warm_up_voxels * warm_up_voxels));
-        for (std::size_t i = 0; i < voxels.size(); ++i) voxels[i] = static_cast<std::int16_t>(i % 1000);
-        drt_volume volume = default_volume;
-        volume.voxels = voxels.data();
-        for (int i = 0; i < 3; ++i) {  // as large as the grid, so that nothing is padding
-            volume.shape[i] = warm_up_voxels;
-            volume.affine_lps_mm[5 * i] = spec.spacing_mm[static_cast<std::size_t>(i)] *
-                                          static_cast<double>(spec.grid_shape[static_cast<std::size_t>(i)]) / warm_up_voxels;
-        }
-        run_now(opened, volume);
         opened.result.reset();
+        opened.backend->warm_up();
     });
 }
 

@@ -38,6 +38,7 @@ public:
     virtual const Description& description() const = 0;
     virtual Result run(const SeriesForm& form, const VolumeView& volume) = 0;
     virtual std::unique_ptr<Arrival> begin(const SeriesForm& form) = 0;
+    virtual void warm_up() = 0;
 
     // Where the session is on a GPU; throws DRT_ERROR_UNSUPPORTED elsewhere.
     virtual Gpu& gpu() const = 0;

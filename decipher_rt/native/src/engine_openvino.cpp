@@ -211,6 +211,7 @@ private:
     std::string version_, capabilities_;
     ov::Core core_;
     GraphCache cache_;
+    bool failed_to_keep_ = false;
 };
 
 }  // namespace

@@ -97,10 +97,10 @@ AxisOrder axis_order(const Affine& affine) {
             flips[j] = cosines[j][from] < 0;
             for (std::size_t i = 0; i < 3; ++i) oriented[i][j] = flips[j] ? -cosines[i][from] : cosines[i][from];
         }
-        Key key;
-        key[0] = std::nearbyint((oriented[0][0] + oriented[1][1] + oriented[2][2]) / tie_cosine);
+        Key key;  // rounded whatever the host's rounding mode is
+        key[0] = std::round((oriented[0][0] + oriented[1][1] + oriented[2][2]) / tie_cosine);
         for (std::size_t j = 0; j < 3; ++j)
-            for (std::size_t i = 0; i < 3; ++i) key[1 + 3 * j + i] = std::nearbyint(oriented[i][j] / tie_cosine);
+            for (std::size_t i = 0; i < 3; ++i) key[1 + 3 * j + i] = std::round(oriented[i][j] / tie_cosine);
         const auto candidate = std::tuple(key, permutation, flips);
         if (first || candidate > best) best = candidate;
         first = false;

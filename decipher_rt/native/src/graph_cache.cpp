@@ -57,7 +57,7 @@ std::optional<KeptGraph> GraphCache::find(const std::string& key) const {
     return kept;
 }
 
-void GraphCache::keep(const std::string& key, const std::string& content) const noexcept try {
+bool GraphCache::keep(const std::string& key, const std::string& content) const noexcept try {
     std::error_code ignored;
     fs::create_directories(folder_, ignored);
     const fs::path target = file_of(key);
@@ -72,13 +72,16 @@ void GraphCache::keep(const std::string& key, const std::string& content) const 
     file.close();
     std::error_code failed;
     if (file) fs::rename(staging, target, failed);
-    if (!file || failed) fs::remove(staging, ignored);
+    const bool kept = file && !failed;
+    if (!kept) fs::remove(staging, ignored);
     // What was left by a process that ended while it wrote.
     const std::string begin = target.filename().string() + ".";
     for (const fs::directory_entry& entry : fs::directory_iterator(folder_))
         if (entry.path().filename().string().starts_with(begin) && entry.last_write_time(ignored) < fs::file_time_type::clock::now() - abandoned_after)
             fs::remove(entry.path(), ignored);
-} catch (...) {  // no memory, no room: not kept
+    return kept;
+} catch (...) {  // no memory, no room, no folder
+    return false;
 }
 
 void GraphCache::forget(const std::string& key) const noexcept try {

@@ -31,8 +31,8 @@ public:
 
     bool enabled() const { return !folder_.empty(); }
     std::optional<KeptGraph> find(const std::string& key) const;
-    // Written beside and renamed. A folder that cannot be written is no error: the next open is slower, that is all.
-    void keep(const std::string& key, const std::string& content) const noexcept;
+    // Written beside and renamed; false where it was not. That is no error: the next open is slower.
+    bool keep(const std::string& key, const std::string& content) const noexcept;
     void forget(const std::string& key) const noexcept;
 
 private:

@@ -41,6 +41,8 @@ public:
         return std::make_unique<InProcessArrival>(session_, form);
     }
 
+    void warm_up() override { session_.warm_up(); }
+
     Gpu& gpu() const override { return session_.gpu(); }
 
 private:

@@ -37,7 +37,7 @@ Series::Series(Session& session, const SeriesForm& form)
 std::int64_t Series::index_of(const Vector& position) const {
     const Vector step = form_.affine.axis(0), origin = form_.affine.origin();
     const Vector offset = {position[0] - origin[0], position[1] - origin[1], position[2] - origin[2]};
-    const double place = dot(offset, step) / dot(step, step), nearest = std::nearbyint(place);
+    const double place = dot(offset, step) / dot(step, step), nearest = std::round(place);
     const Vector sideways = {offset[0] - place * step[0], offset[1] - place * step[1], offset[2] - place * step[2]};
     // Written so that NaN is refused too.
     if (!(std::abs(place - nearest) <= spacing_tolerance) || !(norm(sideways) <= sideways_tolerance_mm + spacing_tolerance * norm(step)))

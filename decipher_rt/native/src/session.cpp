@@ -22,6 +22,8 @@ namespace {
 
 // The same on every machine: where a grid is cut decides how its last bits round. See decipher_rt/preprocess/run.py.
 constexpr std::int64_t most_slabs = 4;
+// A volume for warming up: large enough to be cut into every slab, small enough to cost little beside the encoder.
+constexpr std::int64_t warm_up_voxels = 32;
 
 // Graphs of a bundle on an engine, loaded by any number of threads.
 class GraphLoader {
@@ -141,6 +143,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     description_.precision = options.precision;
     if (options.cuda) gpu_ = make_gpu(options.library_folder, *options.cuda);
     Bundle bundle = open_bundle(options.bundle);
+    callbacks_.stop_if_cancelled("while opening");
     // A segmentation answers for every voxel: its graph is large, also where only others that share it are asked for.
     std::set<std::string> dense;
     for (const Head& head : bundle.manifest.heads)
@@ -199,20 +202,22 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     try {
         engine_ = make_openvino(options.cache_folder);
         graphs.emplace(*engine_, bundle);
-    } catch (...) {
-        engine_loaded.count_down();
-        throw;
         if (!options.cache_folder.empty() && !engine_->can_keep())
             callbacks_.say(DRT_LOG_WARNING, "cache_folder is not used, as the host's global std::locale would spoil the numbers of compiled graphs: "
                                             "give it the numeric category of std::locale::classic(), or use DRT_WORKER");
+    } catch (...) {
+        engine_loaded.count_down();
+        throw;
     }
     engine_loaded.count_down();
     callbacks_.report(DRT_OPEN, 0.2);
+    callbacks_.stop_if_cancelled("while opening");
 
     const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision, cpu_features()).file;
     encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : graphs->load(encoder, threads), encoder,
                        {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.6);
+    callbacks_.stop_if_cancelled("while opening");
     load_answerers();
     files.rest();
     checking.get();
@@ -227,6 +232,9 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     description_.manifest = std::move(bundle.manifest);
     description_.open_ms = clock.total();
     callbacks_.report(DRT_OPEN, 1);
+    if (engine_->failed_to_keep())
+        callbacks_.say(DRT_LOG_WARNING, "compiled graphs could not be kept in cache_folder " + options.cache_folder +
+                                            ": opening stays slow; give a folder that can be written and has room");
     callbacks_.say(DRT_LOG_INFO, "bundle " + description_.manifest.name + " " + description_.manifest.version + " is open on " +
                                      description_.engine + ", " + description_.precision + ", " +
                                      std::to_string(threads) + " threads");
@@ -296,7 +304,29 @@ Result Session::finish(const SeriesForm& form, const GridPlan& whole, const floa
     return answer(form, whole, window, clock);
 }
 
-Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Window& window, Clock& clock) {
+void Session::warm_up() {
+    Clock clock;
+    callbacks_.report(DRT_PREPROCESS, 0);
+    callbacks_.stop_if_cancelled("before preprocessing");
+    const Preprocessing& spec = description_.manifest.preprocessing;
+    SeriesForm form{DRT_INT16, VoxelType::int16, {warm_up_voxels, warm_up_voxels, warm_up_voxels}, {}, {}, {}};
+    form.affine.rows[3][3] = 1;
+    for (std::size_t i = 0; i < 3; ++i)  // as large as the grid, so that nothing is padding
+        form.affine.rows[2 - i][i] = spec.spacing_mm[i] * static_cast<double>(spec.grid_shape[i]) / warm_up_voxels;
+    std::vector<std::int16_t> voxels(form.voxels());
+    for (std::size_t i = 0; i < voxels.size(); ++i) voxels[i] = static_cast<std::int16_t>(i % 1000);
+    const Window window = {0, 999};
+
+    const GridPlan grid = plan(form);
+    Buffer<float> planes(static_cast<std::size_t>(form.shape[0] * grid.size[1] * grid.size[2]));
+    for (std::size_t i = 0; i < planes.size(); ++i) planes.data()[i] = static_cast<float>(i % 1000);
+    resample_in_plane(form, grid, voxels.data(), planes.data());
+    make_grid(after_in_plane(grid), VoxelType::float32, {form.shape[0], grid.size[1], grid.size[2]}, planes.data(), window);
+    make_grid(grid, form.stored, form.shape, voxels.data(), window);
+    answer(form, grid, window, clock, Heads::always);
+}
+
+Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Window& window, Clock& clock, Heads heads) {
     const Preprocessing& spec = description_.manifest.preprocessing;
     const std::array<float, 2> limits = {static_cast<float>(window[0]), static_cast<float>(window[1])};
     Result result;
@@ -332,7 +362,7 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     arrays["patch"] = {Element::float32, {1, tokens, width}, result.patch.data()};
     arrays["embedding"] = {Element::float32, {1, result.embedding.size()}, result.embedding.data()};
     result.scope = judge_scope(form, arrays);
-    if (result.scope.inside) {
+    if (result.scope.inside || heads == Heads::always) {
         std::map<std::string, Outputs> given;
         for (const auto& [file, graph] : head_graphs_) {
             callbacks_.stop_if_cancelled("before a head");

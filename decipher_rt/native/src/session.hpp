@@ -84,6 +84,9 @@ public:
     Result finish(const SeriesForm& form, const GridPlan& plan, const float* planes, const Histogram& histogram,
                   std::span<const float> stored);
 
+    // Everything that a run or a series of int16 voxels will want, made ready; heads answer whatever the scope says.
+    void warm_up();
+
     GridPlan plan(const SeriesForm& form) const;
 
     // Throws DRT_ERROR_UNSUPPORTED on the CPU.
@@ -94,7 +97,8 @@ private:
 
     DaliGraph& graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch);
     void make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window);
-    Result answer(const SeriesForm& form, const GridPlan& plan, const Window& window, Clock& clock);
+    enum class Heads { in_scope, always };
+    Result answer(const SeriesForm& form, const GridPlan& plan, const Window& window, Clock& clock, Heads heads = Heads::in_scope);
     ScopeAnswer judge_scope(const SeriesForm& form, const Arrays& features);
 
     Callbacks callbacks_;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <string_view>
 #include <type_traits>
 
 #include "error.hpp"
@@ -48,6 +49,14 @@ void convert_from(const SeriesForm& form, const SliceView& from, std::byte* to) 
     }
 }
 
+// Blanks around a Code String do not count: DICOM pads it to an even length (PS3.5 6.2).
+std::optional<std::string> text_of_header(const char* value) {
+    const std::string_view text = value != nullptr ? value : "";
+    const std::size_t first = text.find_first_not_of(' ');
+    if (first == text.npos) return std::nullopt;
+    return std::string(text.substr(first, text.find_last_not_of(' ') - first + 1));
+}
+
 }  // namespace
 
 std::size_t bytes_of(VoxelType type) {
@@ -86,10 +95,7 @@ VoxelType graph_type(drt_voxel_type type, Rescale rescale) {
 }
 
 HeaderFacts header_facts(const char* modality, const char* body_part) {
-    HeaderFacts facts;
-    if (modality != nullptr) facts.modality = modality;
-    if (body_part != nullptr && *body_part != 0) facts.body_part = body_part;
-    return facts;
+    return {text_of_header(modality), text_of_header(body_part)};
 }
 
 SeriesForm check_form(drt_voxel_type type, const std::int64_t (&shape)[3], const double (&affine)[16], double slope,

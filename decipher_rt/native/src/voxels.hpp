@@ -32,6 +32,7 @@ struct HeaderFacts {
     std::optional<std::string> modality, body_part;
 };
 
+// NULL and what is empty or blank say nothing.
 HeaderFacts header_facts(const char* modality, const char* body_part);
 
 // Geometry and type, checked: sizes positive and together less than 2^48 bytes, affine and rescale finite.

@@ -64,8 +64,8 @@ private:
 };
 
 enum class MessageKind : std::uint32_t {
-    open, run, begin, push, missing, finish, free_series,  // from the host
-    reply, failure, progress, log                          // from the worker
+    open, warm_up, run, begin, push, missing, finish, free_series,  // from the host
+    reply, failure, progress, log                                   // from the worker
 };
 
 struct Message {

@@ -44,6 +44,7 @@ public:
     }
 
     std::unique_ptr<Arrival> begin(const SeriesForm& form) override;
+    void warm_up() override { call({MessageKind::warm_up, 0, {}}); }
 
     Gpu& gpu() const override {
         throw Error(DRT_ERROR_UNSUPPORTED, "device pointers and events do not reach a worker process: open the session in process");

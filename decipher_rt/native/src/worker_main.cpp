@@ -62,6 +62,10 @@ private:
                 const auto voxels = memory_.area(form.voxels() * bytes_of(form.stored));
                 return reply_result(backend_->run(form, {voxels.data(), contiguous(form)}));
             }
+            case MessageKind::warm_up: {
+                backend_->warm_up();
+                return reply({});
+            }
             case MessageKind::begin: {
                 const SeriesForm form = get_form(reader);
                 series_[++last_series_] = {form, backend_->begin(form)};
@@ -141,10 +145,6 @@ private:
     std::uint64_t last_series_ = 0;
 };
 
-}  // namespace
-
-int main() {
-#if defined(SYS_close_range)
 // A program that was started by somebody else has other things under these numbers.
 bool is_started_by_host() {
     int kind = 0;
@@ -152,8 +152,12 @@ bool is_started_by_host() {
     return getsockopt(worker_socket, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 && kind == SOCK_SEQPACKET;
 }
 
+}  // namespace
+
+int main() {
+    if (!is_started_by_host()) return 1;
+#if defined(SYS_close_range)
     syscall(SYS_close_range, worker_memory + 1, ~0U, 0);  // what the host had open is none of the worker's business
 #endif
     return guarded([] { Service().serve(); }) == DRT_OK ? 0 : 1;
-    if (!is_started_by_host()) return 1;
 }

@@ -1,7 +1,12 @@
 // The C interface on a real bundle: arguments, results, buffers, callbacks, streaming.
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <cfenv>
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -139,6 +144,11 @@ void results(drt_session* session, const Sample& sample) {
     head.struct_size = sizeof head;
     CHECK(drt_session_head(session, info.heads, &head) == DRT_ERROR_ARGUMENT);
 
+    drt_volume padded = sample.volume;  // a Code String as it lies in DICOM
+    padded.modality = " MR ", padded.body_part = "BRAIN ";
+    CHECK(drt_session_run(session, &padded) == DRT_OK && drt_scope_of_result(session, &scope) == DRT_OK && scope.has_score != 0);
+    padded.modality = "", padded.body_part = "  ";
+    CHECK(drt_session_run(session, &padded) == DRT_OK && drt_scope_of_result(session, &scope) == DRT_OK && scope.has_score != 0);
     drt_volume other = sample.volume;
     other.modality = "CT";
     CHECK(drt_session_run(session, &other) == DRT_OK && drt_scope_of_result(session, &scope) == DRT_OK);
@@ -220,6 +230,95 @@ void streaming(drt_session* session, const Sample& sample) {
     drt_series_free(series);
 }
 
+// What a series wants was made by warming up, the threads of its graphs too; heads answer though that volume is none.
+void warming_up(const char* bundle, const Sample& sample) {
+    const auto threads_now = [] {
+        const std::filesystem::directory_iterator tasks("/proc/self/task");
+        return std::distance(begin(tasks), end(tasks));
+    };
+    struct Host {
+        bool in_heads = false, asked_there = false;
+    } host;
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.user_data = &host;
+    params.progress = [](void* data, drt_stage stage, double fraction) {
+        static_cast<Host*>(data)->in_heads = stage == DRT_HEADS && fraction == 0;
+    };
+    params.cancel = [](void* data) -> int {
+        auto& seen = *static_cast<Host*>(data);
+        seen.asked_there = seen.asked_there || seen.in_heads;
+        return 0;
+    };
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
+    CHECK(drt_session_warm_up(session) == DRT_OK);
+    drt_session_info info{};
+    info.struct_size = sizeof info;
+    CHECK(drt_session_describe(session, &info) == DRT_OK && host.asked_there == (info.heads > 0));
+    const auto threads = threads_now();
+    streaming(session, sample);
+    CHECK(threads_now() == threads);
+    drt_session_close(session);
+}
+
+// A thread of a host needs no more than the stack that docs/embedding.md names.
+[[maybe_unused]] void small_stack(const char* bundle) {
+    struct Work {
+        const char* bundle;
+        Sample sample;
+    } work{bundle, {}};
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    CHECK(pthread_attr_setstacksize(&attributes, std::size_t{512} << 10) == 0);
+    pthread_t thread;
+    const auto in_thread = [](void* data) -> void* {
+        const auto& [folder, sample] = *static_cast<Work*>(data);
+        drt_session* session = nullptr;
+        CHECK(drt_session_open(folder, nullptr, &session) == DRT_OK && drt_session_warm_up(session) == DRT_OK);
+        CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
+        drt_session_close(session);
+        return nullptr;
+    };
+    CHECK(pthread_create(&thread, &attributes, in_thread, &work) == 0);
+    pthread_join(thread, nullptr);
+    pthread_attr_destroy(&attributes);
+}
+
+void opening_is_cancelled(const char* bundle) {
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.cancel = [](void*) { return 1; };
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_ERROR_CANCELLED && session == nullptr);
+    CHECK(message() == "cancelled while opening");
+}
+
+void a_cache_that_cannot_be_written_is_told_once(const char* bundle) {
+    std::vector<std::string> warnings;
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.cache_folder = "/dev/null/cache";
+    params.user_data = &warnings;
+    params.log = [](void* data, drt_log_level level, const char* text) {
+        if (level == DRT_LOG_WARNING) static_cast<std::vector<std::string>*>(data)->emplace_back(text);
+    };
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
+    CHECK(warnings.size() == 1 && warnings[0].find("/dev/null/cache") != std::string::npos);
+    drt_session_close(session);
+}
+
+// A host may round as it likes.
+void rounding(drt_session* session, const Sample& sample) {
+    for (const int mode : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}) {
+        CHECK(std::fesetround(mode) == 0);
+        streaming(session, sample);
+        CHECK(std::fegetround() == mode);
+    }
+    std::fesetround(FE_TONEAREST);
+}
+
 struct Seen {
     int logs = 0, calls_until_cancel = -1;
     double last = -1;
@@ -291,6 +390,13 @@ int main(int, char** argv) {
     results(session, sample);
     layouts(session, sample);
     streaming(session, sample);
+    rounding(session, sample);
     drt_session_close(session);
+    warming_up(bundle, sample);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which take stack of their own
+    small_stack(bundle);
+#endif
+    opening_is_cancelled(bundle);
+    a_cache_that_cannot_be_written_is_told_once(bundle);
     callbacks(bundle, sample);
 }

@@ -32,7 +32,7 @@ void kept_graphs(const fs::path& folder) {
     CHECK(reinterpret_cast<std::uintptr_t>(kept->bytes().data()) % 64 == 0);
 
     // What somebody holds stays as it was, whatever becomes of the file.
-    cache.keep("key", "newer");
+    CHECK(cache.keep("key", "newer"));
     CHECK(text_of(*cache.find("key")) == "newer" && text_of(*kept) == content);
     cache.forget("key");
     CHECK(!cache.find("key") && text_of(*kept) == content);

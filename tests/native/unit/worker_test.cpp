@@ -84,6 +84,23 @@ void what_is_too_long_is_said(const char* bundle, const Sample& sample) {
     drt_session_close(session);
 }
 
+void opening_is_cancelled(const char* bundle) {
+    Host host;
+    drt_session_params params = worker_params(&host);
+    params.cancel = [](void*) { return 1; };
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_ERROR_CANCELLED && session == nullptr);
+}
+
+void warming_up_leaves_no_result(const char* bundle, const Sample& sample) {
+    Host host;
+    drt_session* session = open(bundle, &host);
+    std::size_t size = 0;
+    CHECK(drt_session_run(session, &sample.volume) == DRT_OK && drt_session_warm_up(session) == DRT_OK);
+    CHECK(drt_embedding(session, nullptr, 0, &size) == DRT_ERROR_NO_RESULT);
+    drt_session_close(session);
+}
+
 void pointers_of_cuda_are_refused(const char* bundle) {
     Host host;
     drt_cuda_params cuda;
@@ -104,5 +121,7 @@ int main(int, char** argv) {
     no_call_gets_the_answer_to_another(argv[1], sample);
     freeing_a_series_throws_nothing(argv[1], sample);
     what_is_too_long_is_said(argv[1], sample);
+    opening_is_cancelled(argv[1]);
+    warming_up_leaves_no_result(argv[1], sample);
     pointers_of_cuda_are_refused(argv[1]);
 }
