@@ -5,8 +5,11 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <latch>
 #include <mutex>
+#include <thread>
 
+#include "blocked_signals.hpp"
 #include "error.hpp"
 #include "shared_library.hpp"
 
@@ -18,6 +21,7 @@ constexpr const char* advice = "copy DALI's libraries beside libdecipher_rt or n
 // The graph says the layout; DALI 2.4 crashes on the NULL that its header allows.
 constexpr const char* no_layout = "";
 constexpr std::size_t inputs_of_graph = 8;
+constexpr unsigned most_threads_of_graph = inputs_of_graph + 1;  // beside those that compute
 
 // DALI's statics end before those of a host that was there first, and no pipeline can be destroyed after them.
 std::atomic<bool> exiting{false};
@@ -55,6 +59,19 @@ std::string essence(const char* message) {
     return one_line(first.empty() ? "no message" : first);
 }
 
+// DALI ends the process where it gets no thread: whether there are so many is tried before. Others may take them meanwhile.
+void try_threads(unsigned count) {
+    std::latch tried(1);
+    std::vector<std::jthread> threads;
+    try {
+        for (unsigned i = 0; i < count; ++i) threads.emplace_back([&] { tried.wait(); });
+    } catch (...) {
+        tried.count_down();
+        throw;
+    }
+    tried.count_down();
+}
+
 }  // namespace
 
 struct DaliLibrary {
@@ -88,6 +105,7 @@ std::shared_ptr<const DaliLibrary> load_dali(const std::string& folder) {
     static std::mutex loading;
     static std::weak_ptr<const DaliLibrary> loaded;
     const std::lock_guard lock(loading);
+    const BlockedSignals in_new_threads;
     if (auto library = loaded.lock()) return library;
     // In the order in which they depend on each other.
     SharedLibrary::load(folder, "libdali_core.so", advice);
@@ -188,6 +206,8 @@ void check_output(const DaliLibrary& dali, daliTensorList_h output, std::size_t 
 DaliGraph::DaliGraph(std::shared_ptr<const DaliLibrary> library, std::span<const std::byte> serialised,
                      std::size_t batch, unsigned threads)
     : library_(std::move(library)), handles_(std::make_unique<Handles>()), batch_(batch) {
+    const BlockedSignals in_new_threads;
+    try_threads(threads + most_threads_of_graph);
     daliPipelineParams_t params{};
     params.max_batch_size_present = params.num_threads_present = params.exec_type_present = 1;
     params.max_batch_size = static_cast<int>(batch);

@@ -9,6 +9,7 @@
 #include <openvino/runtime/exception.hpp>
 #include <sstream>
 
+#include "blocked_signals.hpp"
 #include "engine.hpp"
 #include "error.hpp"
 #include "graph_cache.hpp"
@@ -156,6 +157,7 @@ public:
         auto kept = cache_.find(key(sha256, threads));
         if (!kept) return nullptr;
         const CLocale plain_numbers;
+        const BlockedSignals in_new_threads;
         try {
             const std::span<const std::byte> bytes = kept->bytes();
             const ov::Tensor compiled(ov::element::u8, ov::Shape{bytes.size()}, const_cast<std::byte*>(bytes.data()));  // only read
@@ -168,6 +170,7 @@ public:
 
     std::unique_ptr<Graph> load(const std::string& file, const std::string& sha256, const Bytes& content, unsigned threads) override try {
         const CLocale plain_numbers;
+        const BlockedSignals in_new_threads;
         ov::CompiledModel compiled = core_.compile_model(read_onnx(file, content), "CPU", properties(threads));
         if (cache_.enabled() && can_keep()) {
             std::ostringstream stream;
@@ -217,6 +220,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Engine> make_openvino(const std::string& cache_folder) try {
+    const BlockedSignals in_new_threads;
     return std::make_unique<OpenVino>(cache_folder);
 } catch (const ov::Exception& error) {
     throw engine_error("OpenVINO does not start: " + one_line(error.what()));

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <new>
 #include <sstream>
+#include <system_error>
 
 namespace decipher {
 
@@ -34,6 +35,9 @@ drt_status remember_current() noexcept {
         return remember(error.status, error.what());
     } catch (const std::bad_alloc&) {
         return remember(DRT_ERROR_MEMORY, "out of memory");
+    } catch (const std::system_error& error) {
+        if (error.code() != std::errc::resource_unavailable_try_again) return remember(DRT_ERROR_INTERNAL, error.what());
+        return remember(DRT_ERROR_MEMORY, "the system gives this process no more threads: raise its limit (RLIMIT_NPROC, pids.max), or ask for fewer");
     } catch (const std::exception& error) {
         return remember(DRT_ERROR_INTERNAL, error.what());
     } catch (...) {

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "file_limit.hpp"
 #include "sha256.hpp"
 
 namespace decipher {
@@ -58,6 +59,7 @@ std::optional<KeptGraph> GraphCache::find(const std::string& key) const {
 }
 
 bool GraphCache::keep(const std::string& key, const std::string& content) const noexcept try {
+    if (KeptGraph::header_bytes + content.size() > largest_file()) return false;
     std::error_code ignored;
     fs::create_directories(folder_, ignored);
     const fs::path target = file_of(key);

@@ -5,13 +5,14 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace decipher {
 
-// Call work(i) for every i in [0, count) in up to `threads` threads, the caller's among them. They end with the call:
-// a guest keeps no thread that the host did not ask for. The first exception is thrown again here.
+// Call work(i) for every i in [0, count) in up to `threads` threads, the caller's among them; in fewer where the system gives no
+// more. They end with the call: a guest keeps no thread that the host did not ask for. The first exception is thrown again here.
 template <class Work>
 void parallel_for(std::size_t count, unsigned threads, Work&& work) {
     std::atomic<std::size_t> next{0};
@@ -29,7 +30,10 @@ void parallel_for(std::size_t count, unsigned threads, Work&& work) {
     };
     {
         std::vector<std::jthread> helpers;
-        for (std::size_t t = 1; t < std::min<std::size_t>(threads, count); ++t) helpers.emplace_back(run);
+        try {
+            for (std::size_t t = 1; t < std::min<std::size_t>(threads, count); ++t) helpers.emplace_back(run);
+        } catch (const std::system_error&) {
+        }
         run();
     }
     if (failure) std::rethrow_exception(failure);

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "error.hpp"
+#include "file_limit.hpp"
 
 namespace decipher {
 
@@ -106,6 +107,9 @@ std::span<std::byte> SharedMemory::map(std::size_t offset, std::size_t bytes) co
 // The pages are taken here: where one is not to be had, touching it would kill who does. In pieces, as a signal makes the
 // kernel begin anew with each.
 void SharedMemory::grow(std::size_t bytes) const {
+    if (bytes > largest_file())
+        throw Error(DRT_ERROR_MEMORY, "shared memory cannot grow to " + std::to_string(bytes) + " bytes: this process may make files of " +
+                                          std::to_string(largest_file()) + "; raise RLIMIT_FSIZE");
     struct stat now {};
     if (fstat(descriptor(), &now) != 0) throw system_error("shared memory cannot be measured");
     for (auto at = static_cast<std::size_t>(now.st_size); at < bytes; at += growth_bytes)

@@ -32,14 +32,21 @@ constexpr int end_ms = 2000;  // for a worker to end by itself
 constexpr int pause_ms = 5;   // between two looks, where the kernel has no descriptors of processes
 constexpr auto descriptor_of_process = static_cast<idtype_t>(3);  // P_PIDFD, which glibc before 2.36 does not name
 
-std::string find_worker() {
+// Where the library lies. Asked while it is loaded: its name may be relative, and the host may change its working folder.
+const fs::path own_folder = [] {
     Dl_info self{};
-    if (dladdr(reinterpret_cast<const void*>(&drt_version), &self) == 0 || self.dli_fname == nullptr) return {};
-    const fs::path folder = fs::absolute(self.dli_fname).parent_path();
+    if (dladdr(reinterpret_cast<const void*>(&drt_version), &self) == 0 || self.dli_fname == nullptr) return fs::path();
+    std::error_code failed;
+    const fs::path name = fs::absolute(self.dli_fname, failed);
+    return failed ? fs::path() : name.parent_path();
+}();
+
+std::string find_worker() {
+    const fs::path& folder = own_folder;
     for (const fs::path& place : {folder / worker_name, folder / "../libexec/decipher_rt" / worker_name,
                                   folder / "../../libexec/decipher_rt" / worker_name}) {
         std::error_code ignored;
-        if (fs::exists(place, ignored)) return place.string();
+        if (!folder.empty() && fs::exists(place, ignored)) return place.string();
     }
     throw engine_error(std::string(worker_name) + " is neither in " + folder.string() +
                        " nor in ../libexec/decipher_rt: install it, or name it in worker_path");

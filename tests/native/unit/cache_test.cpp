@@ -1,4 +1,6 @@
 // Kept graphs: what comes back is what was kept, or nothing. And room in heaps costs no memory until it is used.
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -71,6 +73,21 @@ void kept_graphs(const fs::path& folder) {
     CHECK(!MappedFile::open(folder / "empty") && !MappedFile::open(folder / "absent"));
 }
 
+// The signal that comes where a file would be too large ends who does not expect it.
+void nothing_beyond_the_limit_is_kept(const fs::path& folder) {
+    const pid_t limited = fork();
+    if (limited == 0) {
+        const rlimit small{10'000, 10'000};
+        CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
+        const GraphCache cache(folder.string());
+        CHECK(!cache.keep("large", std::string(10'000, 'g')) && !cache.find("large"));
+        CHECK(cache.keep("small", std::string(9'000, 'g')) && cache.find("small"));
+        std::exit(0);
+    }
+    int status = 0;
+    CHECK(waitpid(limited, &status, 0) == limited && status == 0);
+}
+
 long resident_pages() {
     std::ifstream file("/proc/self/statm");
     long all = 0, resident = 0;
@@ -94,5 +111,6 @@ int main() {
     room();
     const fs::path folder = fs::temp_directory_path() / ("decipher_rt_cache_test_" + std::to_string(getpid()));
     kept_graphs(folder);
+    nothing_beyond_the_limit_is_kept(folder);
     fs::remove_all(folder);
 }

@@ -1,5 +1,6 @@
 // A guest in another's process: it prints nothing, and leaves locale, signals, environment, rounding, umask and working
-// folder as they were; it computes on no more threads than it was given, and its threads end with it.
+// folder as they were; it computes on no more threads than it was given, and its threads take none of the host's signals
+// and end with it.
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -12,6 +13,8 @@
 #include <chrono>
 #include <clocale>
 #include <cstdio>
+#include <cstdlib>
+#include <fstream>
 #include <string>
 
 #include "check.hpp"
@@ -73,6 +76,24 @@ int threads_now() {
     return count;
 }
 
+// Of threads other than the main one, how many would take one of these signals.
+int threads_that_take(std::initializer_list<int> signals) {
+    int count = 0;
+    DIR* folder = opendir("/proc/self/task");
+    while (const dirent* entry = readdir(folder)) {
+        if (entry->d_name[0] == '.' || std::atoi(entry->d_name) == getpid()) continue;
+        std::ifstream status("/proc/self/task/" + std::string(entry->d_name) + "/status");
+        unsigned long long blocked = ~0ULL;  // of a thread that has ended meanwhile
+        for (std::string line; std::getline(status, line);)
+            if (line.starts_with("SigBlk:")) blocked = std::stoull(line.substr(7), nullptr, 16);
+        bool takes = false;
+        for (const int number : signals) takes = takes || (blocked >> (number - 1) & 1) == 0;
+        count += takes;
+    }
+    closedir(folder);
+    return count;
+}
+
 double cpu_seconds() {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
@@ -93,6 +114,7 @@ int work(const char* bundle, const Sample& sample, unsigned threads, double* cor
     for (int i = 0; i < 5; ++i) CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
     *cores = (cpu_seconds() - cpu) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     const int count = threads_now();
+    CHECK(threads_that_take({SIGTERM, SIGHUP, SIGINT, SIGUSR2, SIGALRM}) == 0);
     drt_session_close(session);
     return count;
 }

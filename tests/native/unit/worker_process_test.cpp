@@ -13,6 +13,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -177,6 +178,44 @@ void the_hosts_files_stay_as_they_are() {
     CHECK(waitpid(host, &status, 0) == host && status == 0);
 }
 
+// The signal that comes where a file would be too large ends who does not expect it.
+void memory_grows_up_to_the_limit() {
+    const pid_t host = fork();
+    if (host == 0) {
+        SharedMemory memory = SharedMemory::create();
+        const rlimit small{large, large};
+        CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
+        CHECK(memory.area(large / 2).size() == large / 2);
+        CHECK(CHECK_ERROR(memory.area(large), DRT_ERROR_MEMORY).find("RLIMIT_FSIZE") != std::string::npos);
+        std::exit(0);
+    }
+    int status = 0;
+    CHECK(waitpid(host, &status, 0) == host && status == 0);
+}
+
+// Loaded by a relative name, as this program is when it starts itself so, and gone elsewhere before a worker is wanted.
+int look_for_worker_elsewhere() {
+    const std::filesystem::path begun = std::filesystem::current_path();
+    CHECK(chdir("/") == 0);
+    const SharedMemory memory = SharedMemory::create();
+    const std::string message = CHECK_ERROR(WorkerProcess("", memory.descriptor()), DRT_ERROR_ENGINE);
+    CHECK(message.find("neither in " + begun.string()) != message.npos);
+    return 0;
+}
+
+void the_worker_is_looked_for_where_the_library_lies() {
+    const pid_t host = fork();
+    if (host == 0) {
+        const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe");
+        CHECK(chdir(self.parent_path().c_str()) == 0);
+        const std::string name = "./" + self.filename().string();
+        execl(name.c_str(), name.c_str(), "elsewhere", nullptr);
+        _exit(1);
+    }
+    int status = 0;
+    CHECK(waitpid(host, &status, 0) == host && status == 0);
+}
+
 void only_shared_memory_is_attached() {
     char path[] = "/tmp/decipher-rt-host-XXXXXX";
     const int file = mkstemp(path);
@@ -188,6 +227,7 @@ void only_shared_memory_is_attached() {
 
 int main(int, char** argv) {
     if (std::string(argv[0]) == "decipher-rt-worker") return play_worker();
+    if (std::string(argv[1] != nullptr ? argv[1] : "") == "elsewhere") return look_for_worker_elsewhere();
     memory_is_taken_when_it_grows();
     death_is_noticed_at_once();
     signals_do_not_cut_the_end_short();
@@ -195,5 +235,7 @@ int main(int, char** argv) {
     only_an_end_is_an_end();
     forked_children_change_nothing();
     only_shared_memory_is_attached();
+    memory_grows_up_to_the_limit();
+    the_worker_is_looked_for_where_the_library_lies();
     the_hosts_files_stay_as_they_are();
 }
