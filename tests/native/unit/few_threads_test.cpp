@@ -70,5 +70,15 @@ int main(int, char** argv) {
     CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
     most_alive = alive.load();  // a run goes on with the threads that there are
     CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
+    // Another type of voxels wants another graph of DALI's, which ends the process where its second thread is not to be had.
+    drt_volume other = sample.volume;
+    other.type = DRT_UINT16;
+    status = DRT_ERROR_MEMORY;
+    for (int most = 0; status != DRT_OK; ++most) {
+        CHECK(most < 40);
+        most_alive = alive + most;
+        status = drt_session_run(session, &other);
+        CHECK(status == DRT_OK || status == DRT_ERROR_MEMORY);
+    }
     drt_session_close(session);
 }
