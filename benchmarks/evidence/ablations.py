@@ -52,7 +52,7 @@ def main() -> None:
     }
     settings = {name: getattr(options, name) for name in ("steps", "labels", "pool", "test")}
     weights = {"ssl": fingerprint(started_from.state_dict()), "text": folder_fingerprint(options.text)}
-    results = Results(options.json, {**settings, **weights})
+    results = Results(options.json, {**settings, **weights, "recall": "among heads"})
     results.part("without alignment/0", lambda: {"probe": probes(pretrained(options.ssl), pool, test, options)})
     for seed in range(options.seeds):
         for name, changed in arms.items():
