@@ -219,7 +219,7 @@ def as_fp32_answers(bundle: Bundle, known: list[KnownSeries]) -> list[KnownSerie
 
 
 DAMAGE = {
-    "patch": (-1.0, r"lesion falls from 100.00 to \d+\.\d\d % \(allowed 0.5 points\)"),
+    "patch": (-1.0, r"lesion falls from 100.00 to \d+\.\d\d % on 20 series \(allowed 0.5 points\)"),
     "embedding": (-1.0, r"cosine -0\.99\d\d to fp32 \(at least 0\.99\)"),
     "not finite": (np.nan, r"cosine -1\.0000"),
 }

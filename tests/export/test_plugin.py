@@ -53,7 +53,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     times = {"native": 2.0, "kernel": 1.0}
     monkeypatch.setattr(builder, "Driver", lambda: SimpleNamespace(architecture=89))
     monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89))
-    monkeypatch.setattr(files, "version", lambda _: "10.14")
+    monkeypatch.setattr(files, "require_library", lambda _: SimpleNamespace(__version__="10.14"))
     monkeypatch.setattr(builder, "_load", lambda path, plan, tokens, surroundings: SimpleNamespace(not_recorded=None))
     monkeypatch.setattr(builder, "measure", lambda engines, tokens, spec: {name: times[name] for name in engines})
     return times

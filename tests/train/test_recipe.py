@@ -70,7 +70,7 @@ def test_the_sequence_head_learns_and_evaluate_says_so(runs: Path) -> None:
     assert set(figures) == {*DECODERS, "scope", "retrieval"}
     assert 30 < figures["sequence"]["series"] < 48  # one in five is no head
     assert figures["sequence"]["accuracy"] > 0.4  # the most frequent of five has three tenths
-    assert figures["retrieval"]["pool"] == 48
+    assert figures["retrieval"]["pool"] == figures["sequence"]["series"]
 
 
 def test_the_bundle_is_sound(runs: Path) -> None:
