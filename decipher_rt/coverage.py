@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +27,27 @@ def what_is_cut(volume: Volume, window: NDArray[np.float32], spec: Preprocessing
     spec : Preprocessing
     """
     spacing = np.linalg.norm(volume.affine_lps_mm[:3, :3], axis=0)
+    threshold: float | int = float(tissue_threshold(window, spec))
+    if volume.voxels.dtype.kind != "f":
+        threshold = math.floor(threshold)  # the same of whole numbers, which then stay what they are
+    tissue: int | None = None
     cut = []
     for axis, acquired in enumerate(axis_order(volume.affine_lps_mm).permutation):
         seen_mm, count = spec.grid_shape[axis] * spec.spacing_mm[axis], volume.voxels.shape[acquired]
         beyond = int((count - seen_mm / spacing[acquired]) / 2)  # voxels, at either end
         if beyond > 0:
             along = np.moveaxis(volume.voxels, acquired, 0)
-            unseen = sum(_tissue(part, window, spec) for part in (along[:beyond], along[count - beyond :]))
-            share = unseen / max(_tissue(along, window, spec), 1)
-            if share > MOST_UNSEEN:
+            unseen = sum(int(np.count_nonzero(end > threshold)) for end in (along[:beyond], along[count - beyond :]))
+            tissue = _tissue(volume, threshold) if tissue is None else tissue
+            if unseen > MOST_UNSEEN * tissue:
+                share = unseen / tissue
                 cut.append(f"{share:.0%} of the tissue lies beyond the {seen_mm:g} mm that the model sees {AXES[axis]}")
     return cut
 
 
-def _tissue(voxels: NDArray[Any], window: NDArray[np.float32], spec: Preprocessing) -> int:
-    return int(np.count_nonzero(voxels > tissue_threshold(window, spec)))
+def _tissue(volume: Volume, threshold: float) -> int:
+    """Count the voxels above a threshold, from the histogram where there is one."""
+    histogram = volume.histogram
+    if histogram is None:
+        return int(np.count_nonzero(volume.voxels > threshold))
+    return int(histogram.counts[max(0, math.floor(threshold) + 1 - histogram.first) :].sum())

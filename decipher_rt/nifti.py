@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import logging
-import threading
 import uuid
 import zlib
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from decipher_rt.dicom.geometry import FLIP_RAS_LPS, axis_order
 from decipher_rt.dicom.pixels import ValueCounter, count_values
 from decipher_rt.dicom.source import MAX_ARCHIVE_RATIO, Source
 from decipher_rt.errors import SeriesError, one_line
+from decipher_rt.quiet import quiet
 from decipher_rt.volume import SeriesInfo, Volume
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ REAL_KINDS: Final = "iuf"
 # Metres and microns, by the low bits of xyzt_units; all else is taken for millimetres.
 MM: Final = {1: 1e3, 3: 1e-3}
 SPATIAL_UNITS: Final = 7
-
-
-_quiet = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,6 @@ def open_nifti(source: Source) -> NiftiFile:
         Not NIfTI, damaged, not three or four dimensions, not real numbers, or neither qform nor sform.
     """
     import nibabel
-    from nibabel import imageglobals
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
@@ -73,11 +68,8 @@ def open_nifti(source: Source) -> NiftiFile:
     head = _bytes(source, 0, HEADER_BYTES)
     image_class = nibabel.Nifti2Image if _is_nifti2(head) else nibabel.Nifti1Image
     # nibabel writes to the terminal what it finds odd in a header; here that is an error, or of no matter.
-    _quiet.acquire()  # its level is the process's
-    level = imageglobals.logger.level
-    imageglobals.logger.setLevel(logging.CRITICAL + 1)
     try:
-        with np.errstate(all="ignore"):
+        with quiet("nibabel.global"), np.errstate(all="ignore"):
             header = image_class.header_class.from_fileobj(BytesIO(head))
             shape = header.get_data_shape()
             dtype = header.get_data_dtype()
@@ -98,9 +90,6 @@ def open_nifti(source: Source) -> NiftiFile:
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SeriesError(f"{source.name}: not a readable NIfTI header ({reason[:80]})") from None
-    finally:
-        imageglobals.logger.setLevel(level)
-        _quiet.release()
     size, volumes = _check_shape(source, shape)
     if dtype.kind not in REAL_KINDS:
         raise SeriesError(f"{source.name}: holds {dtype} voxels; real numbers are read")

@@ -88,8 +88,9 @@ def embed(
             embedded += len(waiting)
             waiting.clear()
 
+    outcomes = session.infer_each(paths, options, check)  # by name, as in Session.answer_each
     try:
-        for outcome in session.infer_each(paths, options, check):
+        for outcome in outcomes:
             if isinstance(outcome, Failure):
                 failed += 1
                 click.echo(f"decipher-rt: {outcome.error}", err=True)

@@ -45,7 +45,9 @@ def require_no_grid(elements: Elements) -> None:
 def require_no_enhanced_mosaic(elements: Elements) -> None:
     """Raise NotAnImageError for one image of an enhanced object that holds slices side by side, as navigators do."""
     if tags.number(elements, tags.FRAMES) == 1 and is_mosaic(elements.texts(tags.IMAGE_TYPE)):
-        raise NotAnImageError("is a mosaic in an enhanced object, which says nowhere how its slices lie")
+        raise NotAnImageError(
+            "is a mosaic in an enhanced object, which is not read; export it with a frame for each slice"
+        )
 
 
 def mosaic_frames(elements: Elements, image: Frame) -> tuple[Frame, ...]:

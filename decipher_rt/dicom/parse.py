@@ -5,9 +5,7 @@ The two must agree on every value; what is built from the elements is written on
 
 from __future__ import annotations
 
-import logging
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -34,6 +32,7 @@ from decipher_rt.dicom.mosaic import is_mosaic, mosaic_frames, require_no_enhanc
 from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.walk import UnusualFileError, Walker
 from decipher_rt.errors import one_line
+from decipher_rt.quiet import quiet
 from decipher_rt.volume import Acquisition
 
 if TYPE_CHECKING:
@@ -199,30 +198,18 @@ def pydicom_errors() -> tuple[type[Exception], ...]:
     )
 
 
-_quiet = threading.RLock()
-
-
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Keep pydicom and the decoders from warning and logging: they write whole values, of the patient too.
 
-    What matters is checked here and said once, with the file's name. Warnings, levels and validation are the process's:
-    one thread at a time, or the second would keep for ever what the first had set.
+    What matters is checked here and said once, with the file's name. Warnings and validation are the process's as well
+    as the loggers, and so under their lock.
     """
     from pydicom import config
 
-    loggers = [logging.getLogger(name) for name in LOUD]
-    with _quiet:
-        levels = [logger.level for logger in loggers]
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL + 1)
-            with warnings.catch_warnings(), config.disable_value_validation():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    with quiet(*LOUD), warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _from_dataset(source: Source, dataset: FileDataset, keep_phi: bool, bare: bool) -> ImageFile | Foreign | Damaged:
