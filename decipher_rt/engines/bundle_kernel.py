@@ -45,9 +45,9 @@ class BundleKernel:
 
     def __init__(self, folder: Path, driver: Driver, name: str) -> None:
         entry = find_kernel(folder, driver.architecture, name)
-        check_driver(entry, driver.version)
         self._launch_data = entry
         try:
+            check_driver(entry, driver.version)
             code = _inside(folder, entry["cubin"]).read_bytes()
             symbol, shared, raise_limit = (
                 entry[k] for k in ("entry", "shared_memory_bytes", "raise_shared_memory_limit")

@@ -79,6 +79,15 @@ def test_a_driver_older_than_a_kernel_is_told_what_it_needs(
         BundleKernel(folder, played, "patch_embed3d")
 
 
+def test_launch_data_that_name_no_driver_are_one_line(tmp_path: Path) -> None:
+    folder = kernels_json(tmp_path, "sm_90a")
+    document = json.loads((folder / "kernels.json").read_text())
+    document["kernels"][0]["driver"] = "new"
+    (folder / "kernels.json").write_text(json.dumps(document))
+    with pytest.raises(EngineError, match="no usable patch_embed3d"):
+        BundleKernel(folder, Mock(architecture=90, version="12.4"), "patch_embed3d")
+
+
 def test_a_cubin_outside_the_bundle_is_never_loaded(tmp_path: Path) -> None:
     folder, outside = kernels_json(tmp_path / "kernels", "sm_90a"), tmp_path / "x.cubin"
     outside.touch()

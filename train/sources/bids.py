@@ -19,6 +19,7 @@ from .rows import UNKNOWN, Row, SourceError, one_error, typed_columns
 IMAGE = re.compile(r"(?P<subject>sub-[A-Za-z0-9+]+)_(?:.+_)?(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9+]+")
 DESCRIPTION = "dataset_description.json"
+NO_MAGNITUDE = re.compile(r"_part-(phase|real|imag)_")  # of the contrast that the suffix names, and none of its looks
 
 
 def left_out(folder: Path, sequences: Mapping[str, str]) -> Counter[str]:
@@ -78,9 +79,9 @@ def name_of(folder: Path) -> str:
 
 
 def _images(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    """Return the anatomical images, each with the parts of its name."""
+    """Return the anatomical images, magnitude alone, each with the parts of its name."""
     found = ((path, IMAGE.fullmatch(path.name)) for path in sorted(folder.glob("sub-*/**/anat/*.nii*")))
-    return [(path, name) for path, name in found if name]
+    return [(path, name) for path, name in found if name and not NO_MAGNITUDE.search(path.name)]
 
 
 def _read_participants(path: Path) -> tuple[dict[str, dict[str, Label]], dict[str, Split]]:
