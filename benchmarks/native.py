@@ -8,7 +8,9 @@ before the process is started, and ``open_to_result`` from before the library is
 after numpy, in Python), the volume being in memory. The processor time of all threads between the same moments as the
 latter is given too: it depends less on what else runs on the machine. The files are in the page cache, and OpenVINO's
 compiled graphs in the native cache folder, as on a machine where the program has run once; ``without cache`` is the
-first time ever. With ``embedding alone`` no head is loaded. Warm latency is of later runs in one process.
+first time ever. With ``embedding alone`` no head is loaded. With ``huge pages`` the process was started with
+``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` (glibc 2.35), which a host may set for itself and a library may not. Warm
+latency is of later runs in one process.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ REPOSITORY = Path(__file__).parents[1]
 BUILD = REPOSITORY / "build" / "sdk"
 PACKAGES = ("openvino", "nvidia-dali-cuda130", "onnxruntime", "numpy")
 KILLS = 20
-EMBEDDING_ALONE = ", embedding alone"  # after a program's name: no head is loaded
+# After a program's name: no head is loaded; its memory comes in huge pages, as the system's own allocator can give it.
+EMBEDDING_ALONE, HUGE_PAGES = ", embedding alone", ", huge pages"
+MALLOC_IN_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+COMPARED = ("native", "Python, onnxruntime")
 GRID_MM = 2.5  # of the bundle that ships
 
 PYTHON = """
@@ -99,9 +104,9 @@ def write_head(path: Path) -> None:
     head.clip(0).round().astype(np.uint16).tofile(path)
 
 
-def run(command: list[str | Path], cache_home: Path) -> dict[str, Any]:
+def run(command: list[str | Path], cache_home: Path, tunables: str = "") -> dict[str, Any]:
     """Run a program that prints one JSON object; the time from its start to its first result is added."""
-    environment = {**os.environ, "XDG_CACHE_HOME": os.fspath(cache_home)}
+    environment = {**os.environ, "XDG_CACHE_HOME": os.fspath(cache_home), "GLIBC_TUNABLES": tunables}
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     said = json.loads(done.stdout)
@@ -131,10 +136,12 @@ def measure(rounds: int, threads: int) -> dict[str, Any]:
         }
         for command in programs.values():  # fills caches
             run(command, cache)
-        cold: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+        turns = [(name, command, "") for name, command in programs.items()]
+        turns += [(f"{name}{HUGE_PAGES}", programs[name], MALLOC_IN_HUGE_PAGES) for name in COMPARED]
+        cold: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in turns}
         for _ in range(rounds):
-            for program, command in programs.items():
-                cold[program].append(run(command, cache))
+            for name, command, tunables in turns:
+                cold[name].append(run(command, cache, tunables))
         warm = str(3 * rounds)
         warm_native = run([*native[:3], warm, str(threads), cache / "native"], cache)
         warm_python = run([*python[:5], warm, str(threads), "onnxruntime"], cache)
@@ -231,8 +238,12 @@ def main() -> None:
         "deployed_mb": deployed_megabytes(),
     }
     cold = result["cold_start"]
-    for name, alone in (("cold_start_native_over_python", ""), ("embedding_alone_native_over_python", EMBEDDING_ALONE)):
-        ours, theirs = cold[f"native{alone}"], cold[f"Python, onnxruntime{alone}"]
+    for name, how in (
+        ("cold_start_native_over_python", ""),
+        ("embedding_alone_native_over_python", EMBEDDING_ALONE),
+        ("huge_pages_native_over_python", HUGE_PAGES),
+    ):
+        ours, theirs = (cold[f"{program}{how}"] for program in COMPARED)
         result[name] = {
             key: {which: round(ours[key][which] / theirs[key][which], 3) for which in ("median", "min")}
             for key in ("start_to_result_ms", "open_to_result_ms", "open_to_result_cpu_ms")

@@ -12,6 +12,7 @@ from typing import Final
 
 # How often a folder is moved aside for another: one more for each process that puts one there at the same moment.
 MOVES: Final = 20
+NAME_MAX: Final = 255  # bytes of a file's name, on all file systems of Linux that matter
 
 
 @contextmanager
@@ -58,6 +59,8 @@ def whole_file(target: Path, *, writer: str = "") -> Iterator[Path]:
 
 def require_place(file: Path) -> None:
     """Raise now the OSError that writing a file would end in after long work; folders on its way need not exist yet."""
+    if len(os.fsencode(f".{file.name}.{os.getpid()}.part")) > NAME_MAX:  # the name that it is written under
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(file))
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     folder = next(parent for parent in file.parents if parent.exists())

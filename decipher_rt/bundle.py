@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -59,6 +60,8 @@ class Bundle:
             If the file is missing, or not as the sums have it.
         """
         path = self.path / _safe(name)
+        if self.sums and _sha256(self.path / SUMS) != self.sha256:
+            raise BundleError(f"bundle {self.path}: was written anew since it was opened; open it again")
         if not path.is_file():
             raise BundleError(f"bundle {self.path}: {name} is named in {MANIFEST} and missing; export it again")
         if name in self.unchecked:
@@ -104,7 +107,7 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -
     _check_listing(folder, sums)
     _check_sum(folder, MANIFEST, sums[MANIFEST])
     try:
-        document = json.loads(_read_text(folder, MANIFEST), parse_constant=_no_number)
+        document = json.loads(_read_text(folder, MANIFEST), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); export the bundle again") from None
     if _nesting(document) > DEEPEST_NESTING:
@@ -135,10 +138,21 @@ def require_bundle_place(folder: Path) -> None:
     """
     if folder.name in ("", ".."):
         raise BundleError(f"{folder}: name the bundle's folder itself, as it is written beside its place and renamed")
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away")
+    if folder.exists():
+        _require_replaceable(folder)
     require_place(folder / MANIFEST)
     require_place(folder.parent / f".{folder.name}-")
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Raise BundleError where a folder is no bundle, or holds what no bundle's sums list; a bundle may be damaged."""
+    try:
+        sums = _parse_sums(folder, _read_text(folder, SUMS))
+    except BundleError:
+        raise BundleError(f"{folder}: exists and is not a bundle; choose another name or move it away") from None
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    if foreign := next((name for name in files if name not in sums and name != SUMS), None):
+        raise BundleError(f"{folder}: holds {foreign}, which is no part of the bundle; move it away")
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
@@ -240,6 +254,12 @@ def _check_names(manifest: Manifest, sums: Mapping[str, str]) -> None:
             raise BundleError(
                 f"{MANIFEST}: two heads of one kind share {file}, whose graph has one output for each kind"
             )
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is beyond what a number can be")
+    return value
 
 
 def _no_number(constant: str) -> NoReturn:

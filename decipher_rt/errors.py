@@ -1,9 +1,18 @@
 """Errors that a user can act on: one line that says what, where and what to do. The CLI ends with status 2 on them."""
 
+import unicodedata
+
+_COMMANDS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of text, bytes that are no text, line breaks
+
 
 def one_line(text: str) -> str:
     """Return a text without line breaks or control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def shown_path(path: object) -> str:
+    """Return a path as it can be given again, every blank of it, without what a terminal would obey."""
+    return "".join("?" if unicodedata.category(c) in _COMMANDS else c for c in str(path))
 
 
 class DecipherError(Exception):

@@ -12,7 +12,6 @@ import fcntl
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,21 +21,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decipher_rt.archives import DAMAGE
+from decipher_rt.archives import read_arrays
 from decipher_rt.atomic import write_bytes
 from decipher_rt.bundle import Bundle
 from decipher_rt.errors import DecipherError
-from decipher_rt.result import Result
+from decipher_rt.result import UNIT_TOLERANCE, Result
 
 SCHEMA = "decipher-rt/index/1"
-UNIT_TOLERANCE = 1e-2
 MAX_BYTES = 8 << 30  # of the file; a row of 512 values is 2 KiB
 ADVICE = "make it again with 'decipher-rt embed'"
 
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """Which series a row stands for. Nothing of the patient is kept."""
+    """Which series a row stands for; ``path`` is absolute. Nothing of the patient is kept."""
 
     uid: str
     volume_index: int
@@ -95,7 +93,7 @@ def add_results(index: SeriesIndex, results: Iterable[tuple[Result, NDArray[np.f
         entry = IndexEntry(
             uid=str(series["uid"]),
             volume_index=int(series["volume_index"]),
-            path=str(series["path"]),
+            path=str(Path(series["path"]).absolute()),
             manufacturer=str(series["manufacturer"]),
             description=str(series["description"]),
             in_scope=result.scope.inside,
@@ -116,6 +114,7 @@ def store_results(
     Parameters
     ----------
     path : Path
+        Of a symbolic link, what it points to.
     bundle : Bundle
         That made the embeddings.
     results : iterable of (Result, embedding (E,))
@@ -127,6 +126,7 @@ def store_results(
     DecipherError
         Where there is one and ``add`` is false, or it is damaged or of another bundle.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(path.parent):
         require_absent(path, add=add)
@@ -180,11 +180,10 @@ def read_index(path: Path) -> SeriesIndex:
     if path.stat().st_size > MAX_BYTES:
         raise DecipherError(f"{path}: larger than {MAX_BYTES >> 30} GiB, no index of this program; {ADVICE}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in stored.zip.infolist()):
-                raise ValueError("compressed: a small file could fill the memory")
-            vectors, about = stored["vectors"], json.loads(stored["about"].tobytes())
-    except DAMAGE:
+        with path.open("rb") as file:
+            stored = read_arrays(file, ("vectors", "about"), MAX_BYTES, compressed=False)
+        vectors, about = stored["vectors"], json.loads(stored["about"].tobytes())
+    except (OSError, ValueError, KeyError, RecursionError):
         raise DecipherError(f"{path}: is damaged, or no index of decipher-rt; {ADVICE}") from None
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         found = about.get("schema") if isinstance(about, dict) else None
@@ -195,7 +194,9 @@ def read_index(path: Path) -> SeriesIndex:
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise DecipherError(f"{path}: does not say what its rows are; {ADVICE}") from None
     good = vectors.dtype == np.float32 and vectors.ndim == 2 and len(vectors) == len(entries) and vectors.shape[1] > 0
-    if not good or not (np.abs(np.linalg.norm(vectors, axis=1) - 1) <= UNIT_TOLERANCE).all():
+    with np.errstate(all="ignore"):  # of what is no vector at all
+        good = good and bool((np.abs(np.linalg.norm(vectors, axis=1) - 1) <= UNIT_TOLERANCE).all())
+    if not good:
         raise DecipherError(f"{path}: its vectors are not unit vectors, one a series; {ADVICE}")
     return SeriesIndex(name, version, sha256, np.ascontiguousarray(vectors), entries)
 

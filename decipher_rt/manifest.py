@@ -25,6 +25,7 @@ HeadKind = Literal["classification", "regression", "segmentation", "localisation
 # What the length of a voxel can be, in mm, of a volume's and of the grid's. Far below it DALI 2.4 divides by zero,
 # which ends the process.
 SPACING_RANGE_MM = (1e-3, 1e3)
+LARGEST_SIZE = 10**15  # of the encoder, in anything
 LARGEST_AXIS = 1 << 20  # voxels of the grid: products stay far from overflow
 MOST_LABELS = 256  # of a segmentation: its map is uint8
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # a segmentation is written to a file named after its head
@@ -85,6 +86,11 @@ class Preprocessing:
                 f"manifest.json: preprocessing.token_buckets {buckets} must ascend and end with the number of patches, "
                 f"{self.patches}"
             )
+        if not 0 <= self.tissue_level <= 1 or not 0 <= self.min_tissue <= 1:
+            raise BundleError(
+                f"manifest.json: preprocessing.tissue_level {self.tissue_level} and min_tissue {self.min_tissue} must "
+                "be shares, 0 to 1"
+            )
         low, high = self.window_percentiles
         if not 0 <= low < high <= 100:
             raise BundleError(
@@ -100,6 +106,12 @@ class Encoder:
     embedding_size: int
     parameters: int
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise BundleError where a size cannot be."""
+        for name, least in (("width", 1), ("embedding_size", 1), ("parameters", 0)):
+            if not least <= getattr(self, name) <= LARGEST_SIZE:
+                raise BundleError(f"manifest.json: encoder.{name} is {str(getattr(self, name))[:20]}, which cannot be")
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,8 @@ class Head:
         where = f"manifest.json: head {self.name}"
         if self.kind == "classification" and not self.labels:
             raise BundleError(f"{where} has no labels")
+        if len(set(self.labels)) < len(self.labels):
+            raise BundleError(f"{where} has two labels of one name")
         if self.kind == "segmentation":
             if not 2 <= len(self.labels) <= MOST_LABELS:
                 raise BundleError(f"{where} has {len(self.labels)} labels, expected 2 to {MOST_LABELS}")
@@ -266,6 +280,10 @@ class Manifest:
             raise BundleError(f"manifest.json: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
         manifest = typing.cast("Manifest", _build(cls, document, "manifest"))
         manifest.preprocessing.check()
+        manifest.encoder.check()
+        for row in manifest.numerics:
+            if not 0 < row.tolerance < math.inf:
+                raise BundleError(f"manifest.json: numerics: tolerance is {row.tolerance}, expected a positive number")
         for head in manifest.heads:
             head.check(manifest.preprocessing)
         if manifest.text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from decipher_rt.volume import Volume
 T = TypeVar("T")
 
 AHEAD = "one-ahead"  # how the threads that work in advance are called
+NO_MEMORY = "needs more memory than there is; close other programs, or answer for it on another machine"
 _END: Any = object()
 
 
@@ -41,8 +43,12 @@ def read_each(
         except DecipherError as error:
             yield Failure(str(path), None, str(error))
             continue
-        share_ms = (time.perf_counter() - start) * 1e3 / len(found)
-        for series in filter(wanted, found):
+        except MemoryError:
+            yield Failure(str(path), None, f"{path}: {NO_MEMORY}")
+            continue
+        asked = [series for series in found if wanted(series)]
+        share_ms = (time.perf_counter() - start) * 1e3 / max(len(asked), 1)
+        for series in asked:
             try:
                 yield open_series(series, options, StageClock(share_ms))
             except DecipherError as error:
@@ -57,12 +63,22 @@ def open_series(series: Series, options: ReadOptions, clock: StageClock) -> Open
     SeriesError
         As ``read_series``, with the path.
     """
-    try:
-        volume = read_series(series, options)
-    except SeriesError as error:
-        raise SeriesError(located(series, str(error))) from None
+    with in_memory(series):
+        try:
+            volume = read_series(series, options)
+        except SeriesError as error:
+            raise SeriesError(located(series, str(error))) from None
     clock.finish("read")
     return OpenedSeries(series, volume, clock)
+
+
+@contextmanager
+def in_memory(series: Series) -> Iterator[None]:
+    """Let a series that is too large for this machine be one that cannot be read: those after it may be smaller."""
+    try:
+        yield
+    except MemoryError:
+        raise SeriesError(located(series, NO_MEMORY)) from None
 
 
 def located(series: Series, message: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _lock = threading.RLock()
+_silenced: list[tuple[logging.Logger, int]] = []  # with what they were before, while the lock is held
 
 
 @contextmanager
@@ -19,20 +20,27 @@ def quiet(*names: str) -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in names]
     with _lock:
-        levels = [logger.level for logger in loggers]
+        outer = len(_silenced)
         try:
             for logger in loggers:
+                _silenced.append((logger, logger.level))
                 logger.setLevel(logging.CRITICAL + 1)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            _restore(outer)
+
+
+def _restore(outer: int) -> None:
+    while len(_silenced) > outer:
+        logger, level = _silenced.pop()
+        logger.setLevel(level)
 
 
 def _unlock() -> None:
-    """Give a process that was forked a lock that no thread of its parent holds."""
+    """Give a process that was forked a lock that no thread of its parent holds, and what such a thread had silenced."""
     global _lock
     _lock = threading.RLock()
+    _restore(0)
 
 
 os.register_at_fork(after_in_child=_unlock)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from decipher_rt.volume import Volume
 
 SCHEMA = "decipher-rt/result/1"
 FAILURE_SCHEMA = "decipher-rt/failure/1"
+UNIT_TOLERANCE = 1e-2  # of the length of an embedding, which is said to be one
 NOTICE = "Research tool, not a medical device."
 
 
@@ -159,7 +162,7 @@ class Failure:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, schema ``decipher-rt/failure/1``."""
-        return {"schema": FAILURE_SCHEMA, "series": {"uid": self.uid, "path": self.path}, "error": self.error}
+        return {"schema": FAILURE_SCHEMA, "series": {"uid": self.uid, "path": _as_text(self.path)}, "error": self.error}
 
 
 class SeriesSeen:
@@ -186,7 +189,7 @@ def describe_series(volume: Volume, more_warnings: Iterable[str] = ()) -> dict[s
     frame = canonical_ras(volume.affine_lps_mm, volume.voxels.shape)
     described: dict[str, Any] = {
         "uid": series.uid,
-        "path": str(series.path),
+        "path": _as_text(series.path),
         "manufacturer": series.manufacturer,
         "description": series.description,
         "files": series.files,
@@ -200,6 +203,11 @@ def describe_series(volume: Volume, more_warnings: Iterable[str] = ()) -> dict[s
     if series.patient:
         described["patient"] = dict(series.patient)
     return described
+
+
+def _as_text(path: str | Path) -> str:
+    """Return a path as text; bytes that are no UTF-8, which JSON cannot say, as four characters from a backslash on."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _seven(number: float) -> float:

@@ -51,7 +51,7 @@ class Series:
     uid : str
         Series Instance UID; empty for a file that cannot be read as far as that.
     path : Path
-        What was asked for; for NIfTI the file itself.
+        Where it lies: its file, archive, or the folder that holds all its files.
     description : str
     files : int
     content : DicomSeries, NiftiFile or str
@@ -102,7 +102,7 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
             files.append(source)
     found = find_dicom(files, path, options.keep_phi)
     foreign = list(found.foreign)
-    series = [Series(one.uid, path, one.description, len(one.files), one) for one in found.series]
+    series = [Series(one.uid, one.path, one.description, len(one.files), one) for one in found.series]
     if niftis:
         from decipher_rt.nifti import open_nifti
 
@@ -112,7 +112,8 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
             except SeriesError as error:
                 series.append(Series("", source.path, source.name, 1, str(error)))
             else:
-                if nifti.is_label_map and path.is_dir():  # a result of an earlier run, most likely
+                named = source.path == path and source.data is None
+                if nifti.is_label_map and not named:  # a result of an earlier run, most likely
                     foreign.append(Foreign(source, "a label map"))
                 else:
                     series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))

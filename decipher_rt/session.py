@@ -25,10 +25,10 @@ from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesEr
 from decipher_rt.head_graphs import dense_files, load_heads, output_of, wanted
 from decipher_rt.heads import answer_of
 from decipher_rt.manifest import Precision, Scope
-from decipher_rt.pipeline import OpenedSeries, located, one_ahead, open_series, read_each
+from decipher_rt.pipeline import OpenedSeries, in_memory, located, one_ahead, open_series, read_each
 from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
 from decipher_rt.preprocess.graph import Device
-from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
+from decipher_rt.result import UNIT_TOLERANCE, Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, find_only_series
 from decipher_rt.streaming import SeriesStream, blank_volume
 from decipher_rt.tokens import Tokens, rank_patches, select_tokens, tissue_threshold
@@ -260,11 +260,12 @@ class Session:
             return _failure(opened, error)
 
     def _prepare(self, opened: OpenedSeries) -> _Prepared:
-        try:
-            grid = self.preprocessor(opened.volume)
-        except SeriesError as error:
-            raise SeriesError(located(opened.series, str(error))) from None
-        return _Prepared(opened, *self._grid_and_tokens(grid, opened.clock))
+        with in_memory(opened.series):
+            try:
+                grid = self.preprocessor(opened.volume)
+            except SeriesError as error:
+                raise SeriesError(located(opened.series, str(error))) from None
+            return _Prepared(opened, *self._grid_and_tokens(grid, opened.clock))
 
     def _grid_and_tokens(self, grid: Grid, clock: StageClock) -> tuple[Grid, Tokens]:
         clock.finish("preprocess")
@@ -280,8 +281,9 @@ class Session:
 
     def _finish(self, prepared: _Prepared, write: Write | None) -> Result:
         volume, clock = prepared.opened.volume, prepared.opened.clock
-        result = self._answer_grid(volume, prepared.grid, prepared.tokens, clock)
-        return write(result, volume, clock) if write else replace(result, timings_ms=clock.timings_ms())
+        with in_memory(prepared.opened.series):
+            result = self._answer_grid(volume, prepared.grid, prepared.tokens, clock)
+            return write(result, volume, clock) if write else replace(result, timings_ms=clock.timings_ms())
 
     def stream(
         self,
@@ -337,6 +339,10 @@ class Session:
         if not np.isfinite(embedding).all():
             raise EngineError(
                 f"{self.bundle.path}: the encoder gave an embedding that is not finite; use another precision"
+            )
+        if not abs(float(np.linalg.norm(embedding)) - 1) <= UNIT_TOLERANCE:
+            raise BundleError(
+                f"{self.bundle.path}: the encoder gives an embedding that is no unit vector; export the bundle again"
             )
         features = {**encoded, "tokens": tokens.indices[None], "window": grid.window[None]}
         scope = self._judge_scope(volume, features)

@@ -14,11 +14,10 @@ from decipher_rt.bundle import Bundle
 from decipher_rt.engines import load_engine
 from decipher_rt.errors import BundleError, DecipherError
 from decipher_rt.manifest import Text
-from decipher_rt.result import PromptAnswer, ScopeAnswer
+from decipher_rt.result import UNIT_TOLERANCE, PromptAnswer, ScopeAnswer
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
-UNIT_TOLERANCE = 1e-2  # of the length of an embedding that is said to be normalised
 SHOWN = 40  # characters of a prompt in a message
 MOST_CHARACTERS = 1 << 20  # of one text: far above any report, and tokenizers need memory for each
 

@@ -34,7 +34,7 @@ class SeriesInfo:
     uid : str
         Series Instance UID (0020,000E); for NIfTI a name-based UUID derived from the file's bytes, as ``2.25.<int>``.
     path : Path
-        Folder, archive or file that was asked for.
+        Folder that holds all its files, archive or file.
     files : int
         Number of files the series was read from.
     volume_index, volumes : int

@@ -20,7 +20,7 @@ from decipher_rt.errors import EngineError
 
 OPSET = 20  # the first with Gelu as one operator
 LARGE = 1024  # weights that are worth a cast
-MOST = 4096  # of any axis that stays free
+MOST = 1 << 16  # of any axis that stays free
 _STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
@@ -64,7 +64,7 @@ def graph(
     dynamic : mapping
         For each input, names of the axes that stay free.
     most : mapping
-        The largest size of an axis, by name; default: 4096.
+        The largest size of an axis, by name; default: 65536.
 
     Raises
     ------

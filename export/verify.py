@@ -21,8 +21,8 @@ from decipher_rt.errors import EngineError
 from decipher_rt.head_graphs import HeadGraphs, dense_files
 from decipher_rt.manifest import EngineFile, Manifest, Numerics
 from decipher_rt.text import TextTower
+from decipher_rt.verify import MIN_EMBEDDING_COSINE, SCOPE, TEXT, TOLERANCES, VerifyRow, compare, run_case
 from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
-from decipher_rt.verify import SCOPE, TEXT, TOLERANCES, VerifyRow, compare, run_case
 
 from .parts import PROMPTS, TOKENIZER, Parts, TextPart
 from .runnable import runnable_encoders, write_files
@@ -119,7 +119,7 @@ def check_graphs(
                 cosine, compared = compare(run_case(case, encoder, heads, scope), case, manifest, tolerance)
                 cosines.append(cosine)
                 rows += [replace(row, output=row.output + place) for row in compared]
-            _refuse(rows, f"{entry.target} {entry.precision}" if single else entry.precision)
+            _refuse(rows, f"{entry.target} {entry.precision}" if single else entry.precision, min(cosines))
             numerics.append(_numerics(entry, min(cosines), rows, tolerance))
     return tuple(numerics)
 
@@ -138,13 +138,15 @@ def _text_rows(folder: Path, manifest: Manifest, case: Arrays) -> list[VerifyRow
     return [VerifyRow(TEXT, error, manifest.text.tolerance if manifest.text else 0.0)]
 
 
-def _refuse(rows: Sequence[VerifyRow], encoder: str) -> None:
+def _refuse(rows: Sequence[VerifyRow], encoder: str, cosine: float = 1.0) -> None:
     failed = [
         f"{row.output} differs by {row.error:.3g} (tolerance {row.tolerance:g})"
         + (f" and answers {row.answer} instead of {row.expected}" if row.answer != row.expected else "")
         for row in rows
         if not row.passed
     ]
+    if not cosine >= MIN_EMBEDDING_COSINE:
+        failed.append(f"embedding has cosine {cosine:.4f} to it (at least {MIN_EMBEDDING_COSINE})")
     if failed:
         raise EngineError(
             f"the {encoder} graphs differ from the fp32 torch model, no bundle was written: {'; '.join(failed)}"

@@ -226,6 +226,8 @@ def files_in(folder: Path) -> list[str]:
 
 def refuse_foreign(folder: Path) -> None:
     """Refuse a folder with a file that no earlier run wrote there."""
+    if folder.exists() and not folder.is_dir():
+        raise CollectError(f"{folder} exists and is no folder; name another")
     listed = folder / DOCUMENTS / "files.txt"
     ours = set(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else set()
     foreign = [name for name in files_in(folder) if name not in ours]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decipher_rt.atomic import whole_file, whole_folder, write_bytes
+from decipher_rt.atomic import require_place, whole_file, whole_folder, write_bytes
 
 
 def fill_the_disk(whole, target):
@@ -90,3 +90,9 @@ def test_what_was_moved_aside_comes_back_where_nothing_takes_its_place(tmp_path,
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "a").read_text() == "old"
+
+
+def test_a_name_too_long_to_be_written_beside_is_refused_before_the_work(tmp_path):
+    require_place(tmp_path / ("a" * 200))
+    with pytest.raises(OSError, match="name too long"):
+        require_place(tmp_path / ("a" * 250))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from decipher_rt.bundle import open_bundle, write_bundle
+from decipher_rt.bundle import open_bundle, require_bundle_place, write_bundle
 from decipher_rt.errors import BundleError
-from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Preprocessing
+from decipher_rt.manifest import Encoder, EngineFile, Head, Manifest, Numerics, Preprocessing
 
 MANIFEST = Manifest(
     name="toy",
@@ -21,6 +21,7 @@ MANIFEST = Manifest(
     encoder=Encoder(width=8, embedding_size=4, parameters=10),
     engines=(EngineFile("onnx", "fp32", "encoder.onnx"),),
     heads=(Head("lesion", "classification", "heads/lesion.onnx", labels=("absent", "present")),),
+    numerics=(Numerics("fp32", 1.0, 0.0, 0.0, 0.0, 1e-4),),
 )
 FILES = {"encoder.onnx": b"encoder", "heads/lesion.onnx": b"head", "preprocess.cpu.dali": b"graph"}
 
@@ -82,6 +83,27 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     assert (tmp_path / "photos" / "cat.png").exists()
 
 
+def test_a_folder_that_holds_more_than_a_bundle_is_never_replaced(tmp_path, bundle):
+    (tmp_path / "webapp").mkdir()
+    (tmp_path / "webapp" / "manifest.json").write_text('{"manifest_version": 3}')
+    with pytest.raises(BundleError, match="not a bundle"):
+        require_bundle_place(tmp_path / "webapp")
+    (bundle / "heads" / "notes.txt").touch()
+    with pytest.raises(BundleError, match=r"holds heads/notes\.txt"):
+        write_bundle(bundle, MANIFEST, FILES)
+    (bundle / "heads" / "notes.txt").rename(tmp_path / "notes.txt")
+    (bundle / "encoder.onnx").write_bytes(b"damaged")
+    write_bundle(bundle, MANIFEST, FILES)
+    assert open_bundle(bundle).file("encoder.onnx").read_bytes() == b"encoder"
+
+
+def test_a_bundle_that_took_its_place_hands_out_nothing(bundle):
+    opened = open_bundle(bundle)
+    write_bundle(bundle, MANIFEST, {**FILES, "heads/lesion.onnx": b"trained again"})
+    with pytest.raises(BundleError, match="written anew since"):
+        opened.file("heads/lesion.onnx")
+
+
 def _append(folder):
     with (folder / "encoder.onnx").open("ab") as file:
         file.write(b"x")
@@ -123,6 +145,20 @@ DAMAGE = {
     "unknown kind": (lambda f: edit(f, lambda d: d["heads"][0].update(kind="oracle")), "one of"),
     "escaping head": (lambda f: edit(f, lambda d: d["heads"][0].update(file="../../x.onnx")), "plain relative path"),
     "absent head": (lambda f: edit(f, lambda d: d["heads"][0].update(file="heads/none.onnx")), "heads/none.onnx"),
+    "same label twice": (lambda f: edit(f, lambda d: d["heads"][0].update(labels=["no", "no"])), "two labels"),
+    "percent for shares": (lambda f: edit(f, lambda d: d["preprocessing"].update(min_tissue=5)), "min_tissue 5"),
+    "negative tolerance": (lambda f: edit(f, lambda d: d["numerics"][0].update(tolerance=-1)), "tolerance is -1"),
+    "no embedding": (lambda f: edit(f, lambda d: d["encoder"].update(embedding_size=-5)), "embedding_size is -5"),
+    "endless parameters": (lambda f: edit(f, lambda d: d["encoder"].update(parameters=10**400)), "parameters is 1000"),
+    "infinite figure": (
+        lambda f: (
+            (f / "manifest.json").write_text(
+                (f / "manifest.json").read_text().replace('"metrics": {', '"metrics": {"x": 1e999', 1)
+            ),
+            reseal(f),
+        ),
+        "1e999 is beyond",
+    ),
     "same head twice": (lambda f: edit(f, lambda d: d["heads"].append(d["heads"][0])), "same name"),
 }
 

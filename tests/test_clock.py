@@ -1,10 +1,17 @@
-"""The clock of a series against time.sleep and time.perf_counter."""
+"""The clock of a series against time.sleep, time.perf_counter and what proc(5) says of another process."""
 
+import os
 import time
+import timeit
+from pathlib import Path
 
 import pytest
 
-from decipher_rt.clock import StageClock
+from decipher_rt.clock import StageClock, decoder_pid, processor_s
+from decipher_rt.dicom import decode_process
+from decipher_rt.series import find_series, read_series
+
+TICK_MS = 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 def test_spans_touch_and_sum_to_the_total():
@@ -95,3 +102,33 @@ def test_a_stage_that_is_not_over_has_its_time_so_far():
     assert times["heads"] < 20
     clock.finish("write")
     assert clock.spans[-1].wall_ms >= times["write"]
+
+
+def test_the_process_that_decodes_is_counted(tmp_path, synthetic, compressed_dataset):
+    """From its start on: that alone takes some tenths of a second."""
+    dataset = compressed_dataset(synthetic.voxels((1, 40, 48))[0], "jpeg-ls")
+    (series,) = find_series(synthetic.save(dataset, tmp_path / "a.dcm", dataset.file_meta.TransferSyntaxUID))
+    decode_process.stop_decoding()
+    clock, own = StageClock(), time.process_time()
+    read_series(series)
+    clock.finish("read")
+    own_ms = (time.process_time() - own) * 1e3
+    decoder_ms = used_ms(decoder_pid())
+    assert decoder_ms > 50
+    assert clock.spans[0].cpu_ms == pytest.approx(own_ms + decoder_ms, abs=4 * TICK_MS)
+    decode_process.stop_decoding()
+    assert decoder_pid() is None
+    clock.finish("preprocess")  # what it had used is not taken back where it ends
+    assert -2 * TICK_MS < clock.spans[1].cpu_ms < decoder_ms / 2
+
+
+def used_ms(pid: int) -> float:
+    """Processor time as proc(5) has it, in ticks: utime and stime, the 14th and 15th field of ``stat``."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) * TICK_MS
+
+
+def test_looking_at_the_clock_takes_microseconds():
+    decode_process.stop_decoding()
+    best_s = min(timeit.repeat(processor_s, number=200, repeat=20)) / 200
+    assert best_s < 20e-6  # 2 where nothing else runs

@@ -168,6 +168,31 @@ def test_every_truncation_and_every_changed_byte_is_noticed(tmp_path):
         assert found.entries == whole.entries
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_damaged_header_of_a_large_array_is_noticed_before_its_checksum(tmp_path, bit):
+    write_index(tmp_path / "a.index", index_of(64, size=32))
+    content = (tmp_path / "a.index").read_bytes()
+    broken = tmp_path / "b.index"
+    for place in range(40, 180):  # the array's header begins there
+        broken.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        try:
+            read_index(broken)
+        except DecipherError as error:
+            assert "decipher-rt embed" in str(error)  # noqa: PT017 - a blank may be any blank
+
+
+def test_an_index_behind_a_link_is_the_one_that_is_added_to(answering_bundle, tmp_path):
+    bundle = open_bundle(answering_bundle)
+    vector = np.array([1, 0, 0, 0], np.float32)
+    (tmp_path / "shared").mkdir()
+    shared, link = tmp_path / "shared" / "a.index", tmp_path / "a.index"
+    store_results(shared, bundle, [(result_of("1.2"), vector)], add=False)
+    link.symlink_to(shared)
+    store_results(link, bundle, [(result_of("1.3"), vector)], add=True)
+    assert link.is_symlink()
+    assert [entry.uid for entry in read_index(shared).entries] == ["1.2", "1.3"]
+
+
 def run(*arguments, status=0) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", "from decipher_rt.cli import main; main()", *map(str, arguments)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -223,6 +248,21 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
         assert failed.stdout == ""
+
+
+def test_a_hit_is_told_by_where_its_series_lies(answering_bundle, tmp_path, write_series, monkeypatch):
+    archive, bundle = tmp_path / "archive", ("-b", answering_bundle)
+    for name, uid in (("one/t1", "1.2.1"), ("two/t1", "1.2.2")):
+        write_series(archive / name, shape=(32, 32, 32), series_uid=uid)
+    for name in ("a", "b"):
+        write_series(archive / "flat", shape=(32, 32, 32), prefix=name, series_uid=f"1.3.{ord(name)}")
+    monkeypatch.chdir(tmp_path)
+    run("embed", "archive", "-o", "archive.index", *bundle)
+    assert "4 series, 0 of them new" in run("embed", "archive", "-o", "archive.index", *bundle, "--add").stdout
+    hits = run("search", "archive.index", "a brain", *bundle).stdout
+    for said in (str(archive / "one" / "t1"), str(archive / "two" / "t1"), "1.3.97", "1.3.98"):
+        assert said in hits
+    assert "1.2." not in hits
 
 
 def test_what_interrupts_an_archive_loses_no_series_that_was_embedded(

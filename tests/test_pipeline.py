@@ -6,6 +6,7 @@ import time
 import pytest
 
 import decipher_rt
+from decipher_rt import pipeline
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, read_each
 from decipher_rt.result import Failure, Result
 from decipher_rt.series import ReadOptions, Series
@@ -108,3 +109,28 @@ def test_many_series_give_the_answers_of_each_alone(tmp_path, write_series):
         assert (found.embedding == expected.embedding).all()
         parts = sum(ms for stage, ms in found.timings_ms.items() if stage != "total")
         assert parts == pytest.approx(found.timings_ms["total"], rel=0.02)
+
+
+def test_a_series_too_large_for_the_memory_is_a_failure_and_the_others_go_on(tmp_path, write_series, monkeypatch):
+    large, small = write_series(tmp_path / "large"), write_series(tmp_path / "small")
+    read = pipeline.read_series
+
+    def no_room(series, options):
+        if series.path == large:
+            raise MemoryError
+        return read(series, options)
+
+    monkeypatch.setattr(pipeline, "read_series", no_room)
+    failure, opened = read_each([large, small], ReadOptions())
+    assert failure.error.startswith(f"{large} (synthetic t1): needs more memory")
+    assert failure.uid
+    assert opened.series.path == small
+
+
+def test_the_time_of_finding_is_shared_by_the_series_that_are_read(tmp_path, write_series, monkeypatch):
+    for name in "abcd":
+        write_series(tmp_path / name)
+    find = pipeline.find_series
+    monkeypatch.setattr(pipeline, "find_series", lambda *asked: (time.sleep(0.4), find(*asked))[1])
+    (only,) = read_each([tmp_path], ReadOptions(), lambda series: series.path.name == "c")
+    assert only.clock.timings_ms()["read"] >= 400

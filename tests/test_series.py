@@ -37,7 +37,10 @@ def study(tmp_path, write_series, synthetic):
 
 def test_every_series_of_a_study(study, synthetic):
     first, second = find_series(study)
-    assert [(one.description, one.files, one.path) for one in (first, second)] == [("t1", 6, study), ("t2", 4, study)]
+    assert [(one.description, one.files, one.path) for one in (first, second)] == [
+        ("t1", 6, study / "DICOM" / "S0001"),
+        ("t2", 4, study / "DICOM" / "more" / "S0002"),
+    ]
     volume = read_series(first)
     np.testing.assert_array_equal(volume.voxels, synthetic.voxels((6, 10, 12), seed=1))
     np.testing.assert_array_equal(read_series(second).voxels, synthetic.voxels((4, 5, 6), seed=2))
@@ -235,6 +238,14 @@ def test_the_slices_that_philips_counts(tmp_path, write_series, vr):
 
     volume = read_series(find_series(write_series(tmp_path / "a", edit=count))[0])
     assert any("counts 170" in warning for warning in volume.series.warnings) == (vr == "SL")
+
+
+def test_an_echo_time_that_varies_in_its_last_digit_is_one_contrast(tmp_path, write_series, synthetic):
+    def jitter(dataset, index):
+        dataset.EchoTime = [2.98, 2.98, 2.99, 2.98, 2.99, 2.99][index]
+
+    volume = read_series(find_series(write_series(tmp_path / "a", edit=jitter))[0])
+    np.testing.assert_array_equal(volume.voxels, synthetic.voxels((6, 10, 12)))
 
 
 def test_volumes_of_two_contrasts_shifted_by_half_a_slice_are_not_one(tmp_path, write_series, synthetic):

@@ -137,6 +137,15 @@ def test_an_embedding_that_is_not_finite_is_an_error(session, ball, monkeypatch)
         session.infer_volume(ball)
 
 
+def test_an_embedding_that_is_no_unit_vector_is_an_error(session, ball, monkeypatch):
+    honest = session.encoder.run
+    monkeypatch.setattr(
+        session.encoder, "run", lambda a: {n: x * 3 if n == "embedding" else x for n, x in honest(a).items()}
+    )
+    with pytest.raises(BundleError, match="no unit vector"):
+        session.infer_volume(ball)
+
+
 def test_both_engines_agree(ball):
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
     results = [decipher_rt.load(engine=engine).infer_volume(ball) for engine in ("onnxruntime", "openvino")]

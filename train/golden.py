@@ -6,13 +6,13 @@ Its inputs lie in ``golden.npz`` of a weights folder; the export adds what the m
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decipher_rt.archives import read_arrays
 from decipher_rt.atomic import write_bytes
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid
@@ -23,6 +23,7 @@ from .data import load_anatomy, simulate
 from .samples import sample_seed
 
 GOLDEN = "golden.npz"
+MOST_BYTES = 1 << 30
 STORED_RANGE = 2000  # whole numbers between the window's ends, as in a typical series of 12 bits
 
 
@@ -62,11 +63,11 @@ def load_golden(folder: Path) -> GoldenCase:
     """
     path = folder / GOLDEN
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return GoldenCase(stored["volume"], stored["window"], stored["tokens"])
+        with path.open("rb") as file:
+            return GoldenCase(**read_arrays(file, ("volume", "window", "tokens"), MOST_BYTES))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: no such file; give a folder that 'decipher-rt train decoder' has finished"
         ) from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a golden case ({error}); copy it again") from None

@@ -16,7 +16,8 @@ from .config import ConfigError, build_config, dump_config, load_config, read_do
 from .model.recipe import RecipeConfig, RecipeModel
 from .model.text import TextConfig
 from .model.vit import ViTConfig
-from .sources import SourceConfig, Split, patients_of, seen_again
+from .progress import Progress
+from .sources import SourceConfig, Split, keys_of_others, patients_of, seen_again
 
 KIND = "model"  # key of ``config.yaml`` that a whole model has, and no single stage
 # Keys of the metadata: hashes of the patients that a stage, or one that it stands upon, was trained on; and of those
@@ -120,11 +121,19 @@ def check_patients(
     """
     of_decoders = metadata.get(PATIENTS_OF_DECODERS, {})
     earlier = {*metadata.get(PATIENTS, ())}.union(*(of_decoders.get(name, ()) for name in decoders))
-    if earlier and (again := seen_again(source, earlier, *splits)):
+    if not earlier:
+        return
+    if again := seen_again(source, earlier, *splits):
         raise ConfigError(
             f"{source.path}: {len(again)} patients of its {' or '.join(splits)} split were trained on in {where}; list "
             "them in split train, leave them out, or give the source.seed and source.shares they were drawn by; if "
             "they are other people with the same keys, name them: source.cohort=NAME"
+        )
+    if alike := keys_of_others(source, earlier, *splits):
+        Progress().warn(
+            f"{source.path}: {alike} patients of its {' or '.join(splits)} split have the keys of some that {where} "
+            "was trained on, in a data set of another Name (dataset_description.json); if they are the same people, "
+            "give that Name: source.cohort=NAME"
         )
 
 

@@ -61,7 +61,8 @@ def untrained(config: ViTConfig, series: Sequence[Example], seed: int, *, whiten
     if whitened:
         spec = config.preprocessing
         patches = np.concatenate([to_patches(one.volume, spec) for one in series[:64]]).astype(np.float32)
-        whiten_patch_embed(encoder.patch_embed, torch.from_numpy(patches[patches.mean(axis=1) > 0.1] * 2 - 1))
+        seen = patches[patches.mean(axis=1) > 0.1].clip(0, 1) * 2 - 1  # as the encoder maps them
+        whiten_patch_embed(encoder.patch_embed, torch.from_numpy(seen))
     fit_pool(encoder, (one.volume for one in series[:POOL_SERIES]))
     return encoder.eval().requires_grad_(False)
 
@@ -90,7 +91,7 @@ class Results:
         self.document = {"provenance": [], "settings": settings, "weights": {}, "parts": self.parts} | kept
 
     def part(self, name: str, make: Callable[[], Any], weights: str | None = None) -> Any:
-        """Return a part, measured now unless the file has it of the same ``weights`` (a fingerprint)."""
+        """Return a part, measured now unless the file has it of the same ``weights``, or whatever tells them."""
         if name not in self.parts or self.document["weights"].get(name) != weights:
             self.parts[name] = make()
             if weights is not None:

@@ -56,7 +56,7 @@ def main() -> None:
     of_test = replace(source, anatomy=options.anatomy) if options.anatomy else source
     test = open_heads(of_test, config, "test", options.test, options.cache)
     settings = {
-        "labels": options.labels, "pool": options.pool, "test": options.test, "steps": options.steps,
+        "labels": options.labels, "pool": options.pool, "test": options.test,
         "anatomy": Path(options.anatomy).name or "mni152",
     }  # fmt: skip
     results = Results(options.json, settings)
@@ -66,16 +66,18 @@ def main() -> None:
         results.part(name, lambda trained=trained: probes(trained, pool, test, options), weights)
     for name, whitened in (("untrained", False), ("untrained, whitened", True)):
         for seed in range(options.seeds):
-            start = {"seed": seed, "whitened": whitened}
+            start = untrained(config, pool, seed, whitened=whitened)
             results.part(
                 f"{name}/{seed}",
-                lambda start=start: probes(untrained(config, pool, **start), pool, test, options, [start["seed"]]),
+                lambda start=start, seed=seed: probes(start, pool, test, options, [seed]),
+                fingerprint(start.state_dict()),
             )
     for seed in range(options.seeds):
         for n in options.labels:
             results.part(
                 f"from scratch/{seed}/{n}",
                 lambda n=n, seed=seed: {f"{seed}/{n}": from_scratch(config, pool, test, n, seed, options.steps)},
+                f"{options.steps} steps",
             )
     print(table(results.parts, options.labels))
 
@@ -216,7 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=512, help="training series that the labelled ones are drawn from")
     parser.add_argument("--test", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120, help="of a training from scratch")
+    parser.add_argument("--steps", type=int, default=300, help="of a training from scratch")
     parser.add_argument("--source-seed", type=int, default=20)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/evidence-probe.json"))
     return parser.parse_args()

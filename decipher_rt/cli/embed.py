@@ -74,17 +74,21 @@ def embed(
         require_bundle(before, session.bundle, output)
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
     seen = SeriesSeen()
+    known = {(entry.uid, entry.volume_index) for entry in before.entries} if before else set()
+    added: set[tuple[str, int]] = set()
     waiting: list[tuple[Result, NDArray[np.float32]]] = []
     embedded = failed = 0
+    begun = add
 
     def check(result: Result, _: Volume, __: StageClock) -> Result:
         seen.require_new(result)
         return result
 
     def store() -> None:
-        nonlocal embedded
+        nonlocal embedded, begun
         if waiting:
-            store_results(output, session.bundle, waiting, add=add or embedded > 0)
+            may_be_there, begun = begun, True  # what is interrupted from here on may have been written
+            store_results(output, session.bundle, waiting, add=may_be_there)
             embedded += len(waiting)
             waiting.clear()
 
@@ -96,6 +100,7 @@ def embed(
                 click.echo(f"decipher-rt: {outcome.error}", err=True)
             elif not isinstance(outcome.embedding, str):
                 waiting.append((outcome, outcome.embedding))
+                added.add((str(outcome.series["uid"]), int(outcome.series["volume_index"])))
                 if len(waiting) == STORED_TOGETHER:
                     store()
     finally:
@@ -107,5 +112,7 @@ def embed(
             counts = {"series": len(index.entries), "embedded": embedded, "failed": failed, "out_of_scope": outside}
             click.echo(json.dumps({"index": str(output), "bundle_sha256": index.bundle_sha256, **counts}))
         else:
-            click.echo(f"{output}: {len(index.entries)} series, {embedded} of them new, {outside} out of scope")
+            click.echo(
+                f"{output}: {len(index.entries)} series, {len(added - known)} of them new, {outside} out of scope"
+            )
     sys.exit((1 if embedded else 2) if failed else 0)

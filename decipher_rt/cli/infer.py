@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decipher_rt.cli.options import bundle_option, engine_options, heads_option
-from decipher_rt.errors import one_line
+from decipher_rt.errors import one_line, shown_path
 
 if TYPE_CHECKING:
     from decipher_rt.boxes import Box
@@ -31,7 +31,8 @@ Examples:
   decipher-rt infer series/ --prompt "T1-weighted image" --prompt "T2-weighted image"
   decipher-rt infer series/ --heads sequence,tissue
 
-Exit status: 0 all answered, 1 some of several series failed, 2 none could be answered.
+Exit status: 0 all answered, 1 some of several series failed, 2 none could be answered. With --new those that OUT has
+count as answered.
 """,
 )
 @click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -76,7 +77,7 @@ def infer(
     any_modality: bool,
     keep_phi: bool,
 ) -> None:
-    """Answer for each DICOM or NIfTI series under SERIES (folders, .zip archives or files)."""
+    """Answer for each DICOM or NIfTI series under SERIES: files, folders, .zip archives named themselves."""
     import decipher_rt
     from decipher_rt.pipeline import one_ahead, read_each
     from decipher_rt.result import Failure, Result
@@ -109,12 +110,21 @@ def infer(
         else:
             answered += 1
         if as_json:
-            click.echo(json.dumps(outcome.to_json()))
+            _say_whole(json.dumps(outcome.to_json()))
         elif isinstance(outcome, Result):
             click.echo(summary(outcome, out))
     if left_out:
         click.echo(f"decipher-rt: {out} has results of {left_out} series, which were left out", err=True)
-    sys.exit((1 if answered else 2) if failed else 0)
+    sys.exit((1 if answered or left_out else 2) if failed else 0)
+
+
+def _say_whole(line: str) -> None:
+    """Print a line, or raise OSError: where Python does not buffer, it writes what fits and says nothing."""
+    sys.stdout.flush()
+    stream, left = sys.stdout.buffer, memoryview(f"{line}\n".encode())
+    while left:
+        left = left[stream.write(left) :]
+    stream.flush()
 
 
 def _with_progress(outcomes: Any) -> Any:
@@ -130,7 +140,9 @@ def _with_progress(outcomes: Any) -> Any:
         task = progress.add_task("series", total=None)
         for outcome in outcomes:
             progress.advance(task)
+            progress.stop()  # what is said of it begins its own line, and whoever leaves meanwhile gets the cursor back
             yield outcome
+            progress.start()
 
 
 def summary(result: Result, out: Path | None) -> str:
@@ -142,7 +154,7 @@ def summary(result: Result, out: Path | None) -> str:
     spacing = " x ".join(f"{s:.2f}" for s in series["spacing_mm"])
     inside = click.style("in", fg="green") if result.scope.inside else click.style("out", fg="yellow")
     lines = [
-        click.style(one_line(series["path"]), bold=True)
+        click.style(shown_path(series["path"]), bold=True)
         + f"  {series['manufacturer']}  {series['description']}".rstrip(),
         f"  volume     {shape} voxels, {spacing} mm (R x A x S), {series['files']} files",
         f"  scope      {inside}: {result.scope.reason}",
@@ -152,7 +164,8 @@ def summary(result: Result, out: Path | None) -> str:
         lines += [click.style(f"{'':13}{one_line(answer.note)}", dim=True)] * bool(answer.note)
     for prompt, near in result.prompts.items():
         lines.append(f"  {'prompt':<10} {say_prompt(near)}  {one_line(prompt)}")
-    lines += [f"  {click.style('warning', fg='yellow')}    {one_line(warning)}" for warning in series["warnings"]]
+    told = [*series["warnings"], *([result.engine["fallback"]] if "fallback" in result.engine else [])]
+    lines += [f"  {click.style('warning', fg='yellow')}    {one_line(warning)}" for warning in told]
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in times.items() if stage != "total" and ms >= 0.5)
     lines.append(
         f"  time       {times['total']:.0f} ms: {stages}; {result.tokens['kept']} of {result.tokens['total']} tokens"

@@ -30,7 +30,8 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({**manifest.to_json(), "sha256": opened.sha256, "bytes": size}))
         return
     spec, encoder = manifest.preprocessing, manifest.encoder
-    click.echo(f"{click.style(manifest.name, bold=True)} {manifest.version}  {size / 1e6:.1f} MB, sums good")
+    name, version = one_line(manifest.name), one_line(manifest.version)
+    click.echo(f"{click.style(name, bold=True)} {version}  {size / 1e6:.1f} MB, sums good")
     rows = [
         ("sha256", opened.sha256),
         ("use", manifest.intended_use),
@@ -56,15 +57,15 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
         for n in manifest.numerics
     ]
     for label, text in rows:
-        click.echo(f"  {label:<9} {text}")
+        click.echo(f"  {label:<9} {one_line(text)}")
 
 
 def _say_head(head: Head, figures: Any) -> list[tuple[str, str]]:
     rows = [("head", f"{head.name}: {head.kind} {', '.join(head.labels) or head.unit}".rstrip())]
     error = figures.get("calibration_error") if isinstance(figures, dict) else None
-    if error is not None:
+    if isinstance(error, float):
         rows.append(("", f"calibration error {error:.3f} on held-out series"))
-    return [*rows, ("", one_line(head.description))] if head.description else rows
+    return [*rows, ("", head.description)] if head.description else rows
 
 
 def _by(sizes: tuple[float, ...]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from decipher_rt.cli.options import bundle_option, engine_options
-from decipher_rt.errors import one_line
+from decipher_rt.errors import one_line, shown_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,12 +72,14 @@ def search(
         found = {"by": "series" if by_series else "text", "searched": len(opened_index.entries), "hits": rows}
         click.echo(json.dumps({"schema": SCHEMA, **about, **found}))
         return
+    in_place = Counter(entry.path for entry in opened_index.entries)
     for rank, hit in enumerate(hits, 1):
         entry = hit.entry
-        what = one_line("  ".join(filter(None, (entry.manufacturer, entry.description))))
+        series = entry.uid if in_place[entry.path] > 1 else ""
+        what = one_line("  ".join(filter(None, (entry.manufacturer, entry.description, series))))
         marks = f"  volume {entry.volume_index}" * (entry.volume_index > 0)
         marks += "" if entry.in_scope else click.style("  out of scope", fg="yellow")
-        click.echo(f"{rank:>4}  {hit.cosine:+.4f}  {click.style(one_line(entry.path), bold=True)}  {what}{marks}")
+        click.echo(f"{rank:>4}  {hit.cosine:+.4f}  {click.style(shown_path(entry.path), bold=True)}  {what}{marks}")
 
 
 def _is_series(query: str) -> bool:

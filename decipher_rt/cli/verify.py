@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decipher_rt.cli.options import engine_options
+from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
     from decipher_rt.verify import VerifyRow
@@ -32,7 +33,7 @@ def verify(
     more than the bundle allows.
     """
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
-    from decipher_rt.verify import verify_bundle
+    from decipher_rt.verify import MIN_EMBEDDING_COSINE, verify_bundle
 
     opened = open_bundle(bundle or DEFAULT_BUNDLE)
     report = verify_bundle(opened, engine, precision, threads, device)
@@ -42,12 +43,14 @@ def verify(
         click.echo(json.dumps({**said, "rows": rows, "passed": report.passed}, allow_nan=False))
     else:
         ran = f"{report.engine} {report.precision} on {report.device}"
-        click.echo(f"{opened.manifest.name} {opened.manifest.version}: {ran}")
-        click.echo(f"  embedding cosine {report.embedding_cosine:.7f}")
+        click.echo(one_line(f"{opened.manifest.name} {opened.manifest.version}: {ran}"))
+        click.echo(f"  embedding cosine {report.embedding_cosine:.7f}, at least {MIN_EMBEDDING_COSINE}")
         for row in report.rows:
             mark = click.style("ok", fg="green") if row.passed else click.style("differs", fg="red")
-            answer = f"  {row.answer}" + (f" (expected {row.expected})" if row.answer != row.expected else "")
-            click.echo(f"  {mark} {row.output:<16} error {row.error:.2e}, allowed {row.tolerance:.2e}{answer}")
+            answer = f"{row.answer}" + (f" (expected {row.expected})" if row.answer != row.expected else "")
+            click.echo(
+                f"  {mark} {row.output:<16} error {row.error:.2e}, allowed {row.tolerance:.2e}  {one_line(answer)}"
+            )
     raise SystemExit(0 if report.passed else 1)
 
 

@@ -93,6 +93,11 @@ def _forget_child() -> None:
 os.register_at_fork(after_in_child=_forget_child)
 
 
+def child_pid() -> int | None:
+    """Return the number of the process that decodes, None where none does."""
+    return _child.pid if _child is not None and _child.returncode is None else None
+
+
 def kill_child() -> None:
     """End the child process where this one ends at once: another thread may be waiting for its answer."""
     if _child is not None:

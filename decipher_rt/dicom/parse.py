@@ -151,6 +151,8 @@ def _describe(
 
 def parse_with_pydicom(source: Source, keep_phi: bool = False) -> ImageFile | Foreign | Damaged:
     """Parse with the parser of record."""
+    if source.name.lower().endswith(".zip"):
+        return Foreign(source, "an archive, which is read where it is given itself")
     head = source.head(132)
     if head[128:132] != b"DICM" and head[:2] not in BARE_STARTS:
         return Foreign(source, "not a DICOM file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -76,8 +77,16 @@ def find_dicom(files: Iterable[Source | Unreadable], path: Path, keep_phi: bool 
         else:
             foreign.append(Foreign(source, "not a DICOM file"))
     notes = _notes(damaged, foreign)
-    series = tuple(DicomSeries(uid, path, tuple(members), notes) for uid, members in images.items())
+    series = tuple(DicomSeries(uid, _place(members, path), tuple(members), notes) for uid, members in images.items())
     return Found(series, tuple(damaged), tuple(foreign))
+
+
+def _place(members: list[ImageFile], path: Path) -> Path:
+    """Return where the files of a series lie: the one file, the archive, or the folder that holds them all."""
+    if not path.is_dir():
+        return path
+    files = {file.source.path for file in members}
+    return Path(os.path.commonpath([file.parent for file in files])) if len(files) > 1 else files.pop()
 
 
 def _ending(source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from decipher_rt.errors import SeriesError
 KINDS: Final[tuple[Kind, ...]] = ("magnitude", "field map", "phase", "real", "imaginary")
 # Stacks of the same orientation whose images begin further apart than this within the plane are different stacks.
 SAME_STACK_MM: Final = 1.0
+ALIKE: Final = 0.01  # share by which an echo time (and such) of one contrast may differ from image to image
 
 PlaneReader = Callable[[Frame], NDArray[np.generic]]
 
@@ -208,16 +210,29 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
 
 def _require_one_contrast(frames: Sequence[Frame], slots: NDArray[np.intp]) -> None:
     """Raise SeriesError where images of different contrast lie between one another: volumes that are shifted."""
+    keys = [frame.keys for frame in frames]
+    told = [
+        _levels([getattr(one, name) for one in keys])
+        for name in ("echo_time", "b_value", "inversion_time", "flip_angle")
+    ]
     places: dict[Hashable, list[int]] = defaultdict(list)
-    for frame, slot in zip(frames, slots, strict=True):
-        keys = frame.keys
-        places[keys.echo_time, keys.b_value, keys.inversion_time, keys.flip_angle].append(int(slot))
+    for contrast, slot in zip(zip(*told, strict=True), slots, strict=True):
+        places[contrast].append(int(slot))
     stretches = sorted((min(members), max(members)) for members in places.values() if len(members) > 1)
     if any(after[0] < before[1] for before, after in pairwise(stretches)):
         raise SeriesError(
             f"images of {len(stretches)} contrasts (echo, inversion time, b-value, flip angle) lie between each other: "
             "volumes that are shifted; export each as a series of its own"
         )
+
+
+def _levels(values: Sequence[float | None]) -> list[int]:
+    """Return numbers for values, the same for those that a scanner varies from image to image; 0 for None."""
+    level, level_of = 0, {}
+    for before, value in pairwise([-math.inf, *sorted({value for value in values if value is not None})]):
+        level += value - before > ALIKE * abs(value)
+        level_of[value] = level
+    return [0 if value is None else level_of[value] for value in values]
 
 
 def _by_keys(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]] | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from decipher_rt.archives import DAMAGE
+from decipher_rt.archives import read_arrays
 from decipher_rt.device_array import DeviceArray
 from decipher_rt.engines.bundle_kernel import BundleKernel
 from decipher_rt.engines.cuda import Buffer, Driver, Launch
 from decipher_rt.errors import EngineError
 
-CONSTANTS = "patch_embed3d.npz"
+CONSTANTS, CONSTANT_NAMES = "patch_embed3d.npz", ("weight", "bias", "position")
+MOST_BYTES = 1 << 30
 
 
 class PatchEmbed:
@@ -35,9 +34,10 @@ class PatchEmbed:
         self._kernel = BundleKernel(folder, driver, "patch_embed3d")
         self._constants = {}
         try:
-            with np.load(folder / CONSTANTS, allow_pickle=False) as stored:
-                constants = {name: np.asarray(stored[name]) for name in ("weight", "bias", "position")}
-        except DAMAGE as error:
+            with (folder / CONSTANTS).open("rb") as file:
+                stored = read_arrays(file, CONSTANT_NAMES, MOST_BYTES)
+            constants = {name: stored[name] for name in CONSTANT_NAMES}
+        except (OSError, ValueError, KeyError) as error:
             raise EngineError(f"{folder / CONSTANTS}: cannot be read ({error}); export the bundle again") from None
         for name, array in constants.items():
             buffer = Buffer(driver, array.shape, array.dtype)

@@ -15,6 +15,10 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "series": lambda r: (r["series"]["description"], tuple(r["series"]["shape_ras"])),
     "processor": lambda r: r["machine"]["processor"],
     "cores": lambda r: r["machine"]["cores"],
+    "memory (GiB)": lambda r: r["machine"]["memory_gib"],
+    "processor features": lambda r: ", ".join(r["machine"]["cpu_features"]),
+    "GPUs": lambda r: ", ".join(gpu["name"] for gpu in r["machine"]["gpus"]) or "none",
+    "system": lambda r: r["machine"]["system"],
     "engine": lambda r: r["engine"]["name"],
     "device": lambda r: r["engine"]["device"],
     "precision": lambda r: r["engine"]["precision"],
@@ -23,6 +27,8 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "heads": lambda r: r.get("heads"),  # earlier reports do not say
     "bundle": lambda r: r["bundle"]["sha256"][:12],
 }
+# What a report has by name, package or variable, and what it is where a name is missing.
+NAMED_CONDITIONS = {"versions": "not installed", "environment": "not set"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Differen
 def changed_conditions(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return what the two were measured under that is not the same."""
     found = {name: (str(of(a)), str(of(b))) for name, of in CONDITIONS.items()}
+    for key, missing in NAMED_CONDITIONS.items():
+        for name in {**a[key], **b[key]}:
+            found[name] = a[key].get(name, missing), b[key].get(name, missing)
     return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
 
 

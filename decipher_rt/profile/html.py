@@ -8,7 +8,7 @@ from typing import Any
 
 from decipher_rt.profile.compare import changed_conditions, compare_reports
 from decipher_rt.profile.page import definitions, figures, page, ratios, round_up, strips, table, waterfall
-from decipher_rt.profile.report import percentile_note, share_texts
+from decipher_rt.profile.report import CPU_NOTE, percentile_note, share_texts
 
 COLUMNS = ("p50_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "cpu_p50_ms")
 HEAD = ("stage", "p50", "p95", "p99", "min", "max", "CPU", "share")
@@ -21,6 +21,7 @@ def html_report(report: Mapping[str, Any]) -> str:
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">{escape(subtitle(report))}</p>',
+        *([f'<div class="warn">fallback: {escape(engine["fallback"])}</div>'] if "fallback" in engine else []),
         figures(_figures(report)),
         "<h2>Warm</h2>",
         f'<p class="soft">One series at a time, {total["runs"]} runs: idle latency. Medians of the stages.</p>',
@@ -56,7 +57,7 @@ def html_report(report: Mapping[str, Any]) -> str:
         ),
         "<h2>Numbers</h2>",
         table(HEAD, [(stage, *(f"{row[c]:.2f}" for c in COLUMNS), f"{row['share']:.1%}") for stage, row in rows]),
-        f"<p><small class=soft>Milliseconds{escape(percentile_note(total['runs']))}. CPU is of all threads. The parts "
+        f"<p><small class=soft>Milliseconds{escape(percentile_note(total['runs']))}. {CPU_NOTE}. The parts "
         f"sum to {report['parts_over_total']:.2%} of the total, which is measured on its own.</small></p>",
         "<h2>Machine and memory</h2>",
         definitions(_machine(report)),
@@ -164,7 +165,7 @@ def _machine(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("features", ", ".join(machine["cpu_features"]) or "none of note"),
         *(("GPU", f"{gpu['name']}, {gpu['memory_mib']} MiB") for gpu in machine["gpus"]),
         (
-            "measured peak",
+            "CPU's measured peak",
             f"{report['machine_peak']['gemm_gflops']:.0f} GFLOP/s (fp32 matrix product), "
             f"{report['machine_peak']['copy_gb_s']:.1f} GB/s (copy), in this run",
         ),
@@ -172,12 +173,12 @@ def _machine(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "memory",
             f"{memory['loaded_mib']:.0f} MiB when loaded, {report['peak_mib']:.0f} at the peak, "
-            f"{memory['growth_after_warm_up_mib']:.1f} more over the warm runs",
+            f"{memory['growth_after_warm_up_mib']:.1f} more over the warm runs; the decoder's process included",
         ),
         (
             "a warm run",
             f"holds up to {memory['python_peak_mib']:.1f} MiB of Python and numpy memory, keeps "
-            f"{memory['python_growth_kib']:.1f} KiB, touches {memory['page_faults']} new pages",
+            f"{memory['python_growth_kib']:.1f} KiB, touches {memory['page_faults']} new pages, all in this process",
         ),
     ]
 

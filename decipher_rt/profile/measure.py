@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from decipher_rt.clock import Span, StageClock
+from decipher_rt.clock import Span, StageClock, processor_s
 from decipher_rt.errors import SeriesError
 from decipher_rt.profile.memory import Allocations, allocations_of, resident_mib
 from decipher_rt.profile.ranges import nvtx_ranges
@@ -44,7 +44,7 @@ class Warm:
     runs : tuple of Run
     loaded_mib : resident memory when the bundle was loaded
     growth_mib : its growth from the end of warm-up to the last run
-    peak_mib : of this process, machine peak not included
+    peak_mib : of this process and its decoder's, machine peak not included
     allocations : of one more run
     """
 
@@ -67,7 +67,7 @@ class Throughput:
     series : int
     wall_s : float
     busy : float
-        Share of the usable cores' time that this process used.
+        Share of the usable cores' time that this process and its decoder's used.
     peak_mib : float
     runs : spans of each series; those of successive series overlap
     """
@@ -95,10 +95,10 @@ def measure_warm(
 
     def once() -> tuple[Result, Run]:
         clock = StageClock(on_finish=nvtx_ranges(on_gpu))
-        start, cpu = time.perf_counter(), time.process_time()
+        start, cpu = time.perf_counter(), processor_s()
         result = session.infer(path, options, write=write_json, clock=clock)
         clock.extend()
-        run = Run(tuple(clock.spans), (time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3)
+        run = Run(tuple(clock.spans), (time.perf_counter() - start) * 1e3, (processor_s() - cpu) * 1e3)
         progress()
         return result, run
 
@@ -137,12 +137,12 @@ def measure_throughput(session: Session, path: Path, options: ReadOptions, serie
         runs.append(tuple(clock.spans))
         return written
 
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), processor_s()
     for outcome in session.infer_each([path] * series, options, write):
         if isinstance(outcome, Failure):
             raise SeriesError(outcome.error)
     wall = time.perf_counter() - start
-    busy = (time.process_time() - cpu) / wall / cores
+    busy = (processor_s() - cpu) / wall / cores
     return Throughput(series, wall, busy, resident_mib()[1], tuple(runs))
 
 

@@ -1,4 +1,4 @@
-"""Memory of this process, and what a run allocates once everything is warm."""
+"""Memory of this process and its decoder's, and what a run allocates once everything is warm."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
+from decipher_rt.clock import decoder_pid
 
 
 @dataclass(frozen=True)
 class Allocations:
-    """What one warm run allocates.
+    """What one warm run allocates in this process; the decoder's is left out.
 
     Attributes
     ----------
@@ -32,9 +32,19 @@ class Allocations:
 
 
 def resident_mib() -> tuple[float, float]:
-    """Return resident memory now and at its peak since this program began, in MiB (VmRSS and VmHWM of proc(5))."""
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
-    now, peak = (int(fields[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    """Return resident memory now and at its peak since this program began, in MiB (VmRSS and VmHWM of proc(5)).
+
+    That of the process that decodes compressed images is added while it runs. The two peaks need not fall together, and
+    libraries that both map count twice: with a decoder these are upper bounds.
+    """
+    now, peak = _resident_mib("self")
+    pid = decoder_pid()
+    if pid is not None:
+        try:
+            decoder_now, decoder_peak = _resident_mib(str(pid))
+        except (OSError, KeyError):  # it ended just now: a process that ended has no status, or one without sizes
+            return now, peak
+        now, peak = now + decoder_now, peak + decoder_peak
     return now, peak
 
 
@@ -58,3 +68,10 @@ def allocations_of(run: Callable[[], object]) -> Allocations:
     finally:
         tracemalloc.stop()
     return Allocations(round((peak - held) / 2**20, 2), round((after - held) / 2**10, 2), faults)
+
+
+def _resident_mib(process: str) -> tuple[float, float]:
+    lines = Path("/proc", process, "status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    now, peak = (int(fields[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    return now, peak

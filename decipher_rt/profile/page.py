@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from decipher_rt.profile.spread import spread
 from decipher_rt.profile.style import COLOURS, CSS
 
 TICKS = 4
@@ -63,7 +64,7 @@ def waterfall(
 
 
 def strips(runs_ms: Mapping[str, Sequence[float]], caption: str) -> str:
-    """Draw every run of every stage as a dot on the stage's own axis, with its median."""
+    """Draw every run of every stage as a dot on the stage's own axis, with its median as the table has it."""
     rows = []
     for name, runs in runs_ms.items():
         low, high = min(runs), max(runs)
@@ -75,7 +76,7 @@ def strips(runs_ms: Mapping[str, Sequence[float]], caption: str) -> str:
             f'background:{_colour(name)}"></div>'
             for n, ms in enumerate(runs)
         )
-        middle = sorted(runs)[len(runs) // 2]
+        middle = spread(runs)["p50_ms"]
         mark = f'<div class="median" style="left:{(middle - left) / width:.2%}"></div>'
         track = f'<div class="track strip">{dots}{mark}</div>'
         rows.append(_row(name, track, f"{_number(low)} <small class=soft>to</small> {_ms(high)}"))

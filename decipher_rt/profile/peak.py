@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured in the same run: a matrix product and a copy."""
+"""What this machine's CPU can do at most, measured in the same run: a matrix product and a copy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def measure_peak() -> MachinePeak:
     target = np.empty_like(source)
     gemm_s = _best(lambda: np.matmul(a, b, out=product))
     copy_s = _best(lambda: np.copyto(target, source))
-    return MachinePeak(2 * GEMM_SIZE**3 / gemm_s / 1e9, 2 * COPY_BYTES / copy_s / 1e9)
+    return MachinePeak(2 * GEMM_SIZE**3 / gemm_s / 1e9, copied_gb_s(COPY_BYTES, copy_s))
+
+
+def copied_gb_s(size: int, seconds: float) -> float:
+    """Return the rate of ``size`` bytes that are read once and written once, in GB/s: both count."""
+    return 2 * size / seconds / 1e9
 
 
 def encoder_gflop(encoder: Encoder, spec: Preprocessing, tokens: int) -> float | None:

@@ -18,10 +18,11 @@ from decipher_rt.errors import DecipherError
 from decipher_rt.machine import describe_machine, package_version
 from decipher_rt.profile.cold import PARTS, ColdRun, environment
 from decipher_rt.profile.measure import Run, Throughput, Warm
-from decipher_rt.profile.peak import MachinePeak, encoder_gflop
+from decipher_rt.profile.peak import MachinePeak, copied_gb_s, encoder_gflop
 from decipher_rt.profile.spread import RUNS_FOR, spread
 
 SCHEMA = "decipher-rt/profile/1"
+CPU_NOTE = "CPU is of all threads, and of the process that decodes compressed images"
 PACKAGES = ("numpy", "pydicom", "nvidia-dali-cuda130", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
@@ -54,7 +55,7 @@ def build_report(
     total = spread([run.total_ms for run in warm.runs]) | {"cpu_p50_ms": _median([run.cpu_ms for run in warm.runs])}
     sums = [sum(span.wall_ms for span in run.spans) for run in warm.runs]
     gflop = encoder_gflop(bundle.manifest.encoder, bundle.manifest.preprocessing, result.tokens["kept"])
-    shares = _shares(stages, warm.volume_bytes, gflop, peak)
+    shares = _shares(stages, warm.volume_bytes, gflop, peak, result.engine["device"] == "cpu")
     machine = dataclasses.asdict(describe_machine())
     machine |= {key: list(machine[key]) for key in ("cpu_features", "gpus")}
     return {
@@ -116,6 +117,7 @@ def text_report(report: Mapping[str, Any]) -> str:
         f"{report['series']['files']} files; {tokens['kept']} of {tokens['total']} tokens",
         f"{report['bundle']['name']} {report['bundle']['version']} on {engine['name']} {engine['precision']} "
         f"({engine['device']}, {engine['threads']} threads); heads: {', '.join(report['heads']) or 'none'}",
+        *([f"  fallback: {engine['fallback']}"] if "fallback" in engine else []),
         "",
         f"warm, one series at a time, {runs} runs (ms){percentile_note(runs)}",
         f"  {'stage':<14}{'p50':>9}{'p95':>9}{'p99':>9}{'min':>9}{'max':>9}{'CPU':>9}{'share':>8}",
@@ -124,6 +126,7 @@ def text_report(report: Mapping[str, Any]) -> str:
         lines.append(_row(stage, row, row["share"]))
     lines.append(_row("total", total, 1.0))
     lines.append(f"  the parts sum to {report['parts_over_total']:.2%} of the total, which is measured on its own")
+    lines.append(f"  {CPU_NOTE}")
     lines += _load_lines(report)
     lines += _cold_lines(report["cold"])
     if throughput := report["throughput"]:
@@ -135,11 +138,12 @@ def text_report(report: Mapping[str, Any]) -> str:
         ]
     lines += [
         "",
-        f"memory: peak {report['peak_mib']:.0f} MiB, {memory['loaded_mib']:.0f} after loading, "
+        f"memory, the decoder's process included: peak {report['peak_mib']:.0f} MiB, "
+        f"{memory['loaded_mib']:.0f} after loading, "
         f"{memory['growth_after_warm_up_mib']:.1f} more after {runs} warm runs",
         f"  a warm run holds up to {memory['python_peak_mib']:.1f} MiB of Python and numpy memory, keeps "
-        f"{memory['python_growth_kib']:.1f} KiB and touches {memory['page_faults']} new pages",
-        f"machine: {report['machine_peak']['gemm_gflops']:.0f} GFLOP/s (fp32 matrix product), "
+        f"{memory['python_growth_kib']:.1f} KiB and touches {memory['page_faults']} new pages, all in this process",
+        f"CPU: {report['machine_peak']['gemm_gflops']:.0f} GFLOP/s (fp32 matrix product), "
         f"{report['machine_peak']['copy_gb_s']:.1f} GB/s (copy)",
         *(f"  {stage}: {text}" for stage, text in share_texts(report).items()),
         f"  {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {machine['system']}",
@@ -150,8 +154,8 @@ def text_report(report: Mapping[str, Any]) -> str:
 
 
 def share_texts(report: Mapping[str, Any]) -> dict[str, str]:
-    """Say for each stage what share of the machine's measured peak it reaches."""
-    units = {"gemm": "GFLOP/s, {:.0%} of the matrix product", "copy": "GB/s, {:.0%} of the copy"}
+    """Say for each stage what share of the CPU's measured peak it reaches."""
+    units = {"gemm": "GFLOP/s, {:.0%} of the matrix product", "copy": "GB/s read and written, {:.0%} of the copy"}
     return {
         stage: f"{row['rate']:.3g} {units[row['of']].format(row['share'])}"
         for stage, row in report["share_of_peak"].items()
@@ -175,15 +179,18 @@ def _stage(stage: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _shares(
-    stages: Mapping[str, Mapping[str, Any]], volume_bytes: int, gflop: float | None, peak: MachinePeak
+    stages: Mapping[str, Mapping[str, Any]], volume_bytes: int, gflop: float | None, peak: MachinePeak, on_cpu: bool
 ) -> dict[str, Any]:
-    """Compare with the machine's peak: arithmetic where a stage is arithmetic, the voxels' bytes where it is not."""
+    """Compare with the CPU's peak: arithmetic where a stage is arithmetic, and else a copy of the voxels.
+
+    Of an encoder on a GPU, and of preprocessing, which may run there with it, the CPU's peak says nothing.
+    """
     shares = {}
-    for stage in ("read", "preprocess"):
+    for stage in ("read", "preprocess") if on_cpu else ("read",):
         if stages[stage]["p50_ms"]:
-            rate = volume_bytes / stages[stage]["p50_ms"] / 1e6
+            rate = copied_gb_s(volume_bytes, stages[stage]["p50_ms"] / 1e3)
             shares[stage] = {"of": "copy", "rate": round(rate, 3), "share": round(rate / peak.copy_gb_s, 4)}
-    if gflop is not None:
+    if gflop is not None and on_cpu:
         rate = gflop / stages["encode"]["p50_ms"] * 1e3
         shares["encode"] = {"of": "gemm", "rate": round(rate, 1), "share": round(rate / peak.gemm_gflops, 4)}
     return shares

@@ -8,16 +8,18 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from decipher_rt.atomic import require_place, whole_folder
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
-from decipher_rt.result import Result, SeriesSeen
+from decipher_rt.result import SCHEMA, Result, SeriesSeen
 from decipher_rt.volume import Volume
 
 RESULT, EMBEDDING, VIEWS = "result.json", "embedding.npy", "views.png"
+HIDDEN = (".DS_Store", "Thumbs.db")  # of those who look at the folder
 
 
 def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClock], Result]:
@@ -38,8 +40,8 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
     def write(result: Result, volume: Volume, clock: StageClock) -> Result:
         target = out / folder_name(result.series["uid"], result.series["volume_index"])
         seen.require_new(result)
-        if target.exists() and not (target / RESULT).is_file():
-            raise DecipherError(f"{target}: exists and holds no {RESULT}; move it away or choose another -o")
+        if target.exists():
+            _require_ours(target)
         try:
             with whole_folder(target) as staging:
                 return _fill(staging, target, result, volume, clock, png=png)
@@ -78,8 +80,29 @@ def _write_segmentations(result: Result, volume: Volume, staging: Path, target: 
 
 
 def has_answer(out: Path, uid: str, volume_index: int) -> bool:
-    """Whether a result of this series is below ``out``, whatever bundle gave it."""
-    return (out / folder_name(uid, volume_index) / RESULT).is_file()
+    """Whether a result of this series is below ``out``, whatever bundle gave it: a whole one, as after a power cut."""
+    return _read_result(out / folder_name(uid, volume_index)) is not None
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result that lies in a folder, None where there is none that can be read."""
+    try:
+        document = json.loads((folder / RESULT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
+
+
+def _require_ours(folder: Path) -> None:
+    """Raise DecipherError where a folder holds what no earlier run wrote: it would go with what did."""
+    if not (folder / RESULT).is_file():
+        raise DecipherError(f"{folder}: exists and holds no {RESULT}; move it away or choose another -o")
+    from decipher_rt.writers.segmentation import nifti_name
+
+    heads = (_read_result(folder) or {}).get("heads", {})
+    ours = {RESULT, EMBEDDING, VIEWS, *(nifti_name(name) for name in heads)}
+    if foreign := next((p.name for p in folder.iterdir() if p.name not in ours and p.name not in HIDDEN), None):
+        raise DecipherError(f"{folder}: holds {foreign}, which is none of its result; move it away")
 
 
 def folder_name(uid: str, volume_index: int) -> str:

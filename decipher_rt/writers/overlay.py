@@ -37,9 +37,14 @@ NOTHING = Findings()
 
 def findings(heads: Mapping[str, HeadAnswer]) -> Findings:
     """Collect what the heads of a result found."""
-    maps = [answer.label_map for answer in heads.values() if answer.label_map is not None]
+    drawn = drawn_segmentation(heads)
     boxes = [box for answer in heads.values() for box in answer.boxes]
-    return Findings(maps[0] if maps else None, tuple(sorted(boxes, key=lambda box: -box.score)))
+    return Findings(None if drawn is None else heads[drawn].label_map, tuple(sorted(boxes, key=lambda box: -box.score)))
+
+
+def drawn_segmentation(heads: Mapping[str, HeadAnswer]) -> str | None:
+    """Return the name of the head whose map is drawn: maps over one another could not be told apart."""
+    return next((name for name, answer in heads.items() if answer.label_map is not None), None)
 
 
 def colour(value: int) -> str:

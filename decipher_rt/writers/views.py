@@ -21,6 +21,7 @@ from decipher_rt.writers.overlay import (
     Rectangle,
     center_and_reach,
     colour,
+    drawn_segmentation,
     findings,
     labels_of_plane,
     rectangle_on_plane,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PANEL = 400  # pixels, each view
 COLUMN = 380  # pixels, the answers
 MARGIN, HEADER, FOOTER = 16, 56, 40
+FOOTER_LINE = 22  # pixels, a line more where the engine is not the one that was asked for
 BACKGROUND, PANEL_BACKGROUND = "#14171c", "#000000"
 TEXT, FAINT, ACCENT, WARNING, TRACK = "#e8eaed", "#8b929c", "#4ea3e0", "#e0a94e", "#2a3038"
 DISPLAY_PERCENTILES = (0.5, 99.5)
@@ -102,7 +104,9 @@ def draw_views(result: Result, volume: Volume) -> bytes:
     # The answers are written once to see how far down they go: there may be many.
     scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     panel = max(PANEL, _draw_answers(scratch, result, 0, 0))
-    canvas = Image.new("RGB", (width, HEADER + panel + FOOTER + MARGIN), BACKGROUND)
+    fallback = result.engine.get("fallback")
+    footer = FOOTER + (FOOTER_LINE if fallback else 0)
+    canvas = Image.new("RGB", (width, HEADER + panel + footer + MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     _draw_header(draw, result)
     pixels_per_mm = PANEL / max(extent for view in views for extent in view.size_mm)
@@ -112,6 +116,9 @@ def draw_views(result: Result, volume: Volume) -> bytes:
     _draw_answers(draw, result, MARGIN + 3 * (PANEL + MARGIN), HEADER)
     _text(draw, (MARGIN, HEADER + panel + 18), _footer(result), FAINT, 14)
     _text(draw, (width - MARGIN, HEADER + panel + 18), NOTICE, WARNING, 14, anchor="ra")
+    if fallback:
+        said = _shortened(draw, f"fallback: {fallback}", width - 2 * MARGIN, 14)
+        _text(draw, (MARGIN, HEADER + panel + 18 + FOOTER_LINE), said, WARNING, 14)
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
@@ -163,25 +170,27 @@ def _draw_header(draw: ImageDraw, result: Result) -> None:
 
 def _draw_answers(draw: ImageDraw, result: Result, left: int, top: int) -> int:
     """Draw the answers' column and return where it ends."""
-    inside = result.scope.inside
+    inside, drawn = result.scope.inside, drawn_segmentation(result.heads)
     _text(draw, (left, top), "In scope" if inside else "Out of scope", ACCENT if inside else WARNING, 18)
     y = _wrapped(draw, (left, top + 26), result.scope.reason, FAINT, 13) + 10
     for name, answer in result.heads.items():
-        y = _draw_head(draw, name, answer, left, y)
+        y = _draw_head(draw, name, answer, left, y, drawn=name == drawn)
         y = (_wrapped(draw, (left, y), answer.note, FAINT, 12) if answer.note else y) + 12
     if result.prompts:
         y = _draw_prompts(draw, result, left, y)
     return y
 
 
-def _draw_head(draw: ImageDraw, name: str, answer: HeadAnswer, left: int, y: int) -> int:
-    """Draw one head's answer and return where the next may begin."""
+def _draw_head(draw: ImageDraw, name: str, answer: HeadAnswer, left: int, y: int, *, drawn: bool) -> int:
+    """Draw one head's answer and return where the next may begin; ``drawn`` is whether its map lies on the views."""
     _text(draw, (left, y), name.replace("_", " "), FAINT, 14)
     if answer.not_answered is not None:
         _text(draw, (left + COLUMN, y), "not answered", WARNING, 14, anchor="ra")
         return y + 20
     if answer.kind == "segmentation":
-        return _draw_volumes(draw, answer, left, y + 20)
+        if not drawn:
+            _text(draw, (left + COLUMN, y), "not drawn", FAINT, 14, anchor="ra")
+        return _draw_volumes(draw, answer, left, y + 20, drawn=drawn)
     if answer.kind == "localisation":
         return _draw_boxes(draw, answer, left, y)
     if answer.label is None:
@@ -204,10 +213,11 @@ def _draw_bar(draw: ImageDraw, label: str, probability: float, left: int, y: int
     return y + 20
 
 
-def _draw_volumes(draw: ImageDraw, answer: HeadAnswer, left: int, y: int) -> int:
-    """Draw the key to the colours, with the volume of each label."""
+def _draw_volumes(draw: ImageDraw, answer: HeadAnswer, left: int, y: int, *, drawn: bool) -> int:
+    """Draw the volume of each label, and its colour where its map is drawn."""
     for value, (label, ml) in enumerate(answer.volumes_ml.items(), 1):
-        draw.rectangle((left + 6, y + 3, left + 16, y + 13), fill=colour(value))
+        if drawn:
+            draw.rectangle((left + 6, y + 3, left + 16, y + 13), fill=colour(value))
         _text(draw, (left + 24, y), label, TEXT, 13)
         _text(draw, (left + COLUMN, y), f"{ml:.4g} ml", TEXT, 13, anchor="ra")
         y += 20
@@ -261,6 +271,15 @@ def _wrapped(draw: ImageDraw, place: tuple[int, int], text: str, colour: str, si
         _text(draw, (left, y), line, colour, size)
         y, line = y + size + 4, word
     return y
+
+
+def _shortened(draw: ImageDraw, text: str, width: int, size: int) -> str:
+    """Return a text, or as much of its beginning as fits on a line of ``width`` pixels, with dots for the rest."""
+    font, shown = _font(size), text
+    while draw.textlength(shown, font=font) > width:
+        text = text[:-1]
+        shown = f"{text}..."
+    return shown
 
 
 def _text(

@@ -1,8 +1,11 @@
 """``decipher-rt infer`` as a program and a person call it."""
 
+import contextlib
 import json
 import os
 import pty
+import re
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -156,6 +159,25 @@ def test_progress_is_for_terminals_only(tmp_path, write_series):
     run.communicate(timeout=60)
     os.close(leader)
     assert b"series" in shown
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is there again
+
+
+def test_a_result_on_a_terminal_begins_its_own_line(tmp_path, write_series):
+    series = write_series(tmp_path / "a")
+    leader, follower = pty.openpty()
+    run = subprocess.Popen(
+        [*COMMAND, str(series)], stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    run.wait(timeout=60)
+    os.close(leader)
+    before, _, _ = shown.partition(str(series).encode())
+    drawn = re.split(rb"\x1b\[2K", before)[-1]  # since the line was last cleared
+    assert b"series done" not in drawn
 
 
 def test_the_reader_that_goes_away_is_no_error(tmp_path, write_series):
@@ -199,12 +221,16 @@ def test_every_real_series_has_its_line_or_its_error(shared_data):
     documents = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(documents) >= len(folders)
     reference = json.loads((shared_data / "reference.json").read_text())
+
+    def set_of(path):
+        return Path(path).relative_to(shared_data / "dicom").parts[0]
+
     for document in documents:
         validate(document)
         if document["schema"] == "decipher-rt/result/1":
-            name = Path(document["series"]["path"]).name
+            name = set_of(document["series"]["path"])
             assert document["series"]["shape_ras"] == reference[name][0]["shape"][:3]
-    answered = {Path(d["series"]["path"]).name for d in documents if d["schema"] == "decipher-rt/result/1"}
+    answered = {set_of(d["series"]["path"]) for d in documents if d["schema"] == "decipher-rt/result/1"}
     assert answered == {p.name for p in folders}
 
 
@@ -265,6 +291,9 @@ def test_only_new_series_are_answered(tmp_path, write_series):
     assert again.returncode == 0
     assert json.loads(again.stdout)["series"]["uid"] in {path.name for path in out.iterdir()}
     assert "1 series, which were left out" in again.stderr
+    (tmp_path / "study" / "three").mkdir()
+    (tmp_path / "study" / "three" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    assert infer(tmp_path / "study", "-o", out, "--new").returncode == 1  # as when the others were answered
     nowhere = infer(tmp_path / "study", "--new")
     assert nowhere.returncode == 2
     assert "give OUT with -o" in nowhere.stderr
@@ -297,3 +326,35 @@ main()
         if gone == "reader":
             run.stdout.close()
         assert run.wait(100) == {"user": 130, "reader": 1}[gone]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_that_does_not_fit_is_an_error(tmp_path, write_series, unbuffered):
+    """Python without buffers writes what fits, and says nothing."""
+    write_series(tmp_path / "a")
+    answers = tmp_path / "answers.jsonl"
+    answers.write_bytes(b"\n" * 9_000)
+    limited = f"ulimit -f 10; exec {sys.executable} -m decipher_rt infer {tmp_path / 'a'} --json >> {answers}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nowhere"}
+    run = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, env=environment)
+    assert run.returncode == 2
+    assert "File too large" in run.stderr
+
+
+def test_a_person_is_told_what_was_not_used(tmp_path, write_series, monkeypatch):
+    from decipher_rt import session
+
+    monkeypatch.setattr(session, "golden_fault", lambda *_: "on the golden case it is wrong")
+    monkeypatch.setattr(session, "is_accepted", lambda *_: False)
+    arguments = ["infer", str(write_series(tmp_path / "a")), "--precision", "int8"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0
+    assert "on the golden case it is wrong" in shown.output
+
+
+def test_an_archive_below_a_folder_is_told(tmp_path, write_series):
+    write_series(tmp_path / "incoming" / "first")
+    shutil.make_archive(str(tmp_path / "incoming" / "second"), "zip", write_series(tmp_path / "other"))
+    run = infer(tmp_path / "incoming", "--json")
+    warnings = json.loads(run.stdout)["series"]["warnings"]
+    assert [w for w in warnings if "an archive, which is read where it is given itself" in w]

@@ -167,24 +167,49 @@ raise SystemExit(os.waitstatus_to_exitcode(status))
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=100)
 
 
+def test_a_process_forked_while_a_thread_reads_is_not_silent():
+    """Of the thread nothing is left in the child, nobody would undo what it had done."""
+    program = """
+import logging, os, threading
+from decipher_rt.quiet import quiet
+inside, forked = threading.Event(), threading.Event()
+def read():
+    with quiet("pydicom"):
+        inside.set()
+        forked.wait()
+thread = threading.Thread(target=read)
+thread.start()
+inside.wait()
+if not (child := os.fork()):
+    os._exit(logging.getLogger("pydicom").level > logging.CRITICAL)
+forked.set()
+thread.join()
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=100)
+
+
 def test_two_threads_that_read_leave_the_process_as_it_was():
     before = (
         list(warnings.filters),
         logging.getLogger("pydicom").level,
         pydicom.config.settings.reading_validation_mode,
     )
-    first, second = threading.Event(), threading.Event()
+    inside, gone = threading.Event(), threading.Event()
 
-    def overlap():
+    def first():
         with quiet_pydicom():
-            first.set()
-            second.wait(0.2)
+            inside.set()
+            entered.wait(0.2)  # in vain: the second waits until this one has left
+        gone.set()
 
-    thread = threading.Thread(target=overlap)
+    entered = threading.Event()
+    thread = threading.Thread(target=first)
     thread.start()
-    first.wait()
+    inside.wait()
     with quiet_pydicom():
-        second.set()
+        entered.set()
+        gone.wait()
     thread.join()
     after = (
         list(warnings.filters),

@@ -73,6 +73,14 @@ BAD_MANIFESTS: dict[str, Change] = {
     "encoder is a list": lambda m: m.update(encoder=[]),
     "width is text": lambda m: m["encoder"].update(width="192"),
     "encoder without parameters": lambda m: m["encoder"].pop("parameters"),
+    "an embedding of no size": lambda m: m["encoder"].update(embedding_size=-5),
+    "parameters of 400 digits": lambda m: m["encoder"].update(parameters=10**400),
+    "parameters beyond reason": lambda m: m["encoder"].update(parameters=10**16),
+    "tissue in percent": lambda m: m["preprocessing"].update(min_tissue=5),
+    "a tissue level below nothing": lambda m: m["preprocessing"].update(tissue_level=-0.1),
+    "two labels of a name": lambda m: m["heads"][0].update(kind="classification", labels=["no", "yes", "no"]),
+    "two labels of a name in a map": lambda m: m["heads"][0].update(SEGMENTATION, labels=["a", "b", "b"]),
+    "a negative tolerance": lambda m: m["numerics"][0].update(tolerance=-1),
     "metrics is a list": lambda m: m.update(metrics=[]),
     "metrics too deep": lambda m: m.update(metrics={"a": nested(63)}),
     "numerics without tolerance": lambda m: m["numerics"][0].pop("tolerance"),
@@ -255,13 +263,18 @@ def test_encoder_that_is_no_encoder(content: bytes, sdk: Any, native_bundle: Pat
 
 def with_infinite(bundle: Path, file: str, output: str) -> None:
     """Let a graph give what a division by zero would."""
+    with_added(bundle, file, output, np.inf)
+
+
+def with_added(bundle: Path, file: str, output: str, number: float) -> None:
+    """Add a number to an output of a graph."""
     model = onnx.load_from_string((bundle / file).read_bytes())
     for node in model.graph.node:
         for i, name in enumerate(node.output):
             if name == output:
                 node.output[i] = "before"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(np.inf, np.float32), "infinite"))
-    model.graph.node.append(helper.make_node("Add", ["before", "infinite"], [output]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(number, np.float32), "added"))
+    model.graph.node.append(helper.make_node("Add", ["before", "added"], [output]))
     rewrite(bundle, file, model.SerializeToString())
 
 
@@ -275,6 +288,17 @@ def test_an_embedding_that_is_not_finite_is_an_error_in_both(sdk: Any, native_bu
         sdk.open(bundle) as session,
         pytest.raises(Exception, match="the encoder gave an embedding that is not finite; use another precision"),
     ):
+        session.run(volume, affine)
+
+
+def test_an_embedding_that_is_no_unit_vector_is_an_error_in_both(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    with_added(bundle, "encoder.onnx", "embedding", 0.5)
+    volume, affine = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16), np.diag([4.0, 4, 4, 1])
+    said = "the encoder gives an embedding that is no unit vector; export the bundle again"
+    with pytest.raises(BundleError, match=said):
+        Session(open_bundle(bundle), threads=1).infer_volume(Volume(volume, affine, SeriesInfo("1.2", Path())))
+    with sdk.open(bundle) as session, pytest.raises(Exception, match=said):
         session.run(volume, affine)
 
 

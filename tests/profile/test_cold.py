@@ -24,13 +24,26 @@ def test_parts_of_a_process_sum_to_its_total(tmp_path, write_series):
     assert run.read_ms > 0
 
 
+def test_the_processor_time_is_of_the_process_and_its_own(tmp_path, monkeypatch):
+    """As of the process that decodes for it, which ends before it."""
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
+    monkeypatch.setattr(
+        "decipher_rt.profile.cold.PROGRAM",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}], check=True); "
+        'print(\'{"marks": [["process start", 0, 0], ["imports", 0, 0], ["bundle open", 0, 0], \''
+        '\'["engine load", 0, 0]], "spans": [], "peak_mib": 1}\')',
+    )
+    assert 300 <= run_cold(tmp_path, None, {}, SESSION).cpu_ms < 3000
+
+
 def test_reading_that_hides_behind_loading_costs_nothing():
     report = {
         "marks": [("process start", 1.1, 0), ("imports", 1.3, 0), ("bundle open", 1.4, 0), ("engine load", 2.0, 0)],
         "spans": [["read", 1.31, 500.0, 0], ["preprocess", 2.0, 100.0, 0], ["encode", 2.1, 300.0, 0]],
         "peak_mib": 1.0,
     }
-    run = _cold_run(report, 1.0, 2.5)
+    run = _cold_run(report, 1.0, 2.5, 0.4)
+    assert run.cpu_ms == 400
     assert run.parts_ms["read"] == 0
     assert run.read_ms == 500
     assert run.parts_ms["engine load"] == pytest.approx(600)
@@ -44,7 +57,7 @@ def test_reading_that_lasts_longer_shows_what_was_left():
         "spans": [["read", 1.31, 990.0, 0], ["encode", 2.3, 300.0, 0]],
         "peak_mib": 1.0,
     }
-    run = _cold_run(report, 1.0, 2.7)
+    run = _cold_run(report, 1.0, 2.7, 0.0)
     assert run.parts_ms["read"] == pytest.approx(300)
     assert sum(run.parts_ms.values()) == pytest.approx(run.total_ms)
 

@@ -1,10 +1,13 @@
 """Memory against arrays of known size."""
 
 import mmap
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from decipher_rt.dicom import decode_process
 from decipher_rt.profile.memory import allocations_of, resident_mib
 
 
@@ -16,6 +19,23 @@ def test_resident_memory_grows_by_what_is_touched():
         after, peak = resident_mib()
     assert after - before == pytest.approx(64, abs=4)
     assert peak >= after - 1
+
+
+def test_the_memory_of_the_decoder_is_added(monkeypatch):
+    """A process that had 96 MiB and has 32 left stands for it."""
+    program = "import mmap; kept, dropped = (mmap.mmap(-1, n << 20) for n in (32, 64)); "
+    program += "[m.write(bytes([1]) * len(m)) for m in (kept, dropped)]; dropped.close(); print(flush=True); input()"
+    decode_process.stop_decoding()
+    alone_now, alone_peak = resident_mib()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        monkeypatch.setattr(decode_process, "_child", child)
+        now, peak = resident_mib()
+        assert 32 < now - alone_now < 64
+        assert 96 < peak - alone_peak < 192
+        child.kill()
+        child.wait()
+        assert resident_mib()[0] == pytest.approx(alone_now, abs=4)
 
 
 def test_what_a_run_holds_and_drops():

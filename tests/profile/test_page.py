@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from decipher_rt.profile.page import page, ratios, round_up, strips, table, waterfall
+from decipher_rt.profile.spread import spread
 
 VOID = {"meta", "br", "link", "img"}
 
@@ -52,6 +53,14 @@ def test_what_ran_beside_others_is_hatched_and_takes_no_room():
 def test_every_run_is_a_dot():
     drawn = strips({"read": [1.0, 2.0, 3.0], "encode": [5.0]}, "")
     assert drawn.count('class="dot"') == 4
+
+
+@pytest.mark.parametrize("runs", [[10.0, 20.0], [4.0, 1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
+def test_the_line_of_a_strip_is_the_median_of_the_table(runs):
+    drawn = strips({"read": runs}, "")
+    dots = re.findall(r'class="dot" style="left:([\d.]+)%', drawn)
+    (line,) = re.findall(r'class="median" style="left:([\d.]+)%', drawn)
+    assert line == dots[runs.index(spread(runs)["p50_ms"])]
 
 
 @pytest.mark.parametrize("hostile", ['<script>alert("x")</script>', "a & b", "\"'><img src=x onerror=1>"])

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from decipher_rt.manifest import Encoder, Preprocessing
-from decipher_rt.profile.peak import encoder_gflop, measure_peak
+from decipher_rt.profile import peak as peak_module
+from decipher_rt.profile.peak import COPY_BYTES, encoder_gflop, measure_peak
+from decipher_rt.profile.report import _shares
 
 
 def test_the_peak_is_at_least_what_one_product_reaches():
@@ -19,6 +21,15 @@ def test_the_peak_is_at_least_what_one_product_reaches():
     # A smaller product on a shared machine: within a factor of three of the best of several larger ones.
     assert peak.gemm_gflops > once / 3
     assert 0.5 < peak.copy_gb_s < 5000
+
+
+def test_a_stage_that_is_a_copy_reaches_the_whole_of_it(monkeypatch):
+    """The measured copy itself, as if it were the reading of a series."""
+    monkeypatch.setattr(peak_module, "_best", lambda work: 0.1)
+    stages = {stage: {"p50_ms": 100.0} for stage in ("read", "preprocess", "encode")}
+    shares = _shares(stages, COPY_BYTES, None, measure_peak(), on_cpu=True)
+    assert shares["read"]["share"] == pytest.approx(1.0)
+    assert shares["preprocess"]["share"] == pytest.approx(1.0)
 
 
 def test_the_arithmetic_is_what_torch_counts():

@@ -1,16 +1,21 @@
 """The report, the trace and the comparison, from a real profile of a small series."""
 
 import copy
+import dataclasses
 import json
+import subprocess
+import sys
+from html import unescape
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import decipher_rt
 from decipher_rt.bundle import open_bundle
 from decipher_rt.clock import STAGES, Span
 from decipher_rt.errors import DecipherError
-from decipher_rt.profile.cold import PARTS, ColdRun
+from decipher_rt.profile.cold import PARTS, ColdRun, environment
 from decipher_rt.profile.compare import changed_conditions, compare_reports, text_comparison
 from decipher_rt.profile.html import html_comparison, html_report
 from decipher_rt.profile.measure import Throughput, Warm, measure_throughput, measure_warm
@@ -89,7 +94,60 @@ def test_shares_of_the_peak_are_rates_over_it(report):
     encode = report["share_of_peak"]["encode"]
     assert encode["share"] == pytest.approx(encode["rate"] / 100.0, rel=0.01)
     read = report["share_of_peak"]["read"]
-    assert read["rate"] == pytest.approx(16 * 48 * 48 * 2 / report["stages"]["read"]["p50_ms"] / 1e6, abs=1e-3)
+    read_and_written = 2 * 16 * 48 * 48 * 2
+    assert read["rate"] == pytest.approx(read_and_written / report["stages"]["read"]["p50_ms"] / 1e6, abs=1e-3)
+
+
+def made_with(session, warm, engine):
+    """A report of a result whose ``engine`` says something else too."""
+    told = dataclasses.replace(warm, result=dataclasses.replace(warm.result, engine={**warm.result.engine, **engine}))
+    return build_report(
+        bundle=session.bundle, encoder=session.encoder, warm=told, cold=[], throughput=None,
+        peak=MachinePeak(100.0, 10.0), load={}, command="",
+    )  # fmt: skip
+
+
+def test_a_gpu_is_not_set_beside_the_cpu(session, warm):
+    report = made_with(session, warm, {"name": "tensorrt", "device": "cuda:0"})
+    assert list(report["share_of_peak"]) == ["read"]
+    assert "of the matrix product" not in text_report(report) + html_report(report)
+
+
+def test_why_another_engine_answered_is_said_in_one_line(session, warm, report):
+    reason = "tensorrt: no NVIDIA driver; onnxruntime-cuda: <not installed>"
+    told = made_with(session, warm, {"fallback": reason})
+    assert f"  fallback: {reason}" in text_report(told).splitlines()
+    assert "fallback: tensorrt: no NVIDIA driver; onnxruntime-cuda: &lt;not installed&gt;" in html_report(told)
+    assert "fallback" not in text_report(report) + html_report(report)
+
+
+def work_elsewhere(*_):
+    """Use a twentieth of a second of processor time in another process, as decoding does."""
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.05: pass"], check=True)
+
+
+def test_what_works_for_a_run_in_another_process_is_counted(warm):
+    def infer(path, options, write, clock):
+        work_elsewhere()
+        clock.finish("read")
+        return write(warm.result, SimpleNamespace(voxels=np.zeros(4, np.uint16)), clock)
+
+    def infer_each(paths, options, write):
+        work_elsewhere()
+        return []
+
+    session = SimpleNamespace(infer=infer, infer_each=infer_each, encoder=SimpleNamespace(device="cpu"))
+    (run,) = measure_warm(session, None, ReadOptions(), runs=1).runs
+    assert run.cpu_ms >= 50
+    assert run.spans[0].cpu_ms >= 50
+    saturated = measure_throughput(session, None, ReadOptions(), 1, cores=1)
+    assert saturated.busy * saturated.wall_s >= 0.05
+
+
+def test_a_reader_is_told_what_the_cpu_and_the_memory_are_of(report):
+    for text in (text_report(report), unescape(html_report(report))):
+        assert "the process that decodes compressed images" in text
+        assert "the decoder's process included" in text
 
 
 def test_no_patient_is_in_a_report(report):
@@ -183,6 +241,36 @@ def test_a_stage_made_twice_as_slow_is_found(report):
     assert "slow.json" in text
 
 
+def test_versions_and_environment_that_differ_are_named(report):
+    a, b = copy.deepcopy(report), copy.deepcopy(report)
+    a["versions"]["onnxruntime"], b["versions"]["onnxruntime"] = "1.22.0", "1.32.0"
+    a["versions"].pop("openvino", None)
+    b["versions"]["openvino"] = "2026.0"
+    a["environment"], b["environment"] = {"OMP_NUM_THREADS": "1"}, {"LD_PRELOAD": "libjemalloc.so"}
+    a["machine"]["gpus"] = [{"name": "NVIDIA H200", "memory_mib": 143771}]
+    b["machine"]["system"] = "Linux 1.0 x86_64, Python 3.14.0"
+    assert changed_conditions(a, b) == {
+        "GPUs": ("NVIDIA H200", "none"),
+        "system": (report["machine"]["system"], "Linux 1.0 x86_64, Python 3.14.0"),
+        "onnxruntime": ("1.22.0", "1.32.0"),
+        "openvino": ("not installed", "2026.0"),
+        "OMP_NUM_THREADS": ("1", "not set"),
+        "LD_PRELOAD": ("not set", "libjemalloc.so"),
+    }
+    assert "not the same onnxruntime: A 1.22.0, B 1.32.0" in text_comparison(a, b, ("a.json", "b.json"))
+    assert "OMP_NUM_THREADS is not the same: A 1, B not set" in html_comparison(a, b, ("a.json", "b.json"))
+
+
+def test_the_environment_that_matters_is_recorded(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1073741824")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("SOMETHING_ELSE", "secret")
+    found = environment()
+    assert found["GLIBC_TUNABLES"] == "glibc.malloc.mmap_threshold=1073741824"
+    assert found["OMP_NUM_THREADS"] == "3"
+    assert "SOMETHING_ELSE" not in found
+
+
 def test_a_stage_that_took_no_time_in_some_runs_has_no_ratio(report):
     """As reading, where loading the bundle hid it."""
     hidden = copy.deepcopy(report)
@@ -216,9 +304,6 @@ def test_a_gpu_without_nvtx_has_no_ranges(monkeypatch):
 
 
 def test_ranges_open_and_close_in_the_order_of_the_stages(monkeypatch):
-    import sys
-    from types import SimpleNamespace
-
     from decipher_rt.profile import ranges
 
     log: list[str] = []
@@ -236,8 +321,6 @@ def test_ranges_open_and_close_in_the_order_of_the_stages(monkeypatch):
 
 def test_spans_are_on_the_clock_of_every_process():
     """perf_counter on Linux is CLOCK_MONOTONIC: a child's spans can stand beside its parent's."""
-    import subprocess
-    import sys
     import time
 
     before = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -16,6 +17,7 @@ from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import Examples, SourceConfig, open_source, patients_of, seen_again
 from decipher_rt.train.sources.recorded import rows_of_split
 from decipher_rt.train.sources.rows import SourceError
+from decipher_rt.train.weights import check_patients
 
 SPEC = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=(8,) * 3, token_buckets=(8,))
 
@@ -45,7 +47,9 @@ def bids(tmp_path: Path) -> Path:
     return folder
 
 
-def test_equal_keys_are_one_patient_where_the_cohorts_are_not_known_to_differ(bids: Path, tmp_path: Path) -> None:
+def test_equal_keys_are_one_patient_where_the_cohorts_are_not_known_to_differ(
+    bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = SourceConfig(kind="bids", path=str(bids))
     earlier = patients_of(first, "train")
     assert len(earlier) == 2
@@ -54,6 +58,11 @@ def test_equal_keys_are_one_patient_where_the_cohorts_are_not_known_to_differ(bi
     (tmp_path / "copy" / "dataset_description.json").write_text('{"Name": "y", "BIDSVersion": "1.10.0"}')
     others = patients_of(copy, "train")
     assert seen_again(copy, earlier, "train") == set()
+    metadata: dict[str, Any] = {"patients": sorted(earlier)}
+    check_patients(copy, metadata, "align", "train")  # the next version of a data set may have another Name
+    assert "2 patients of its train split have the keys of some that align was trained on" in capsys.readouterr().err
+    check_patients(dataclasses.replace(copy, cohort="y"), metadata, "align", "train")
+    assert capsys.readouterr().err == ""
     assert (
         seen_again(dataclasses.replace(copy, cohort="x"), earlier, "train") == earlier
     )  # a derivative says whose it is

@@ -114,6 +114,9 @@ def test_files_of_a_source_are_found_from_any_folder(tmp_path: Path, monkeypatch
     source = SourceConfig(kind="manifest", path="a/b.csv", anatomy="other.nii.gz").located()
     assert (source.path, source.anatomy) == (str(tmp_path / "a/b.csv"), str(tmp_path / "other.nii.gz"))
     assert SourceConfig().located() == SourceConfig()
+    (tmp_path / "annex").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "annex" / "b.csv")  # its rows are found from where the link lies
+    assert SourceConfig(kind="manifest", path="link.csv").located().path == str(tmp_path / "link.csv")
 
 
 def test_sources_change_and_the_model_does_not() -> None:

@@ -1,6 +1,8 @@
 """A result's folder is whole or not there, and nothing that was there before is lost."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,9 @@ import pytest
 
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
-from decipher_rt.result import HeadAnswer, Result, ScopeAnswer, describe_series
+from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.volume import SeriesInfo, Volume
-from decipher_rt.writers.folder import folder_name, folder_writer
+from decipher_rt.writers.folder import folder_name, folder_writer, has_answer
 
 
 def volume_and_result(uid="1.2.3", volume_index=0):
@@ -87,3 +89,32 @@ def test_a_failing_picture_leaves_no_half_folder(tmp_path, monkeypatch):
         folder_writer(tmp_path, png=True)(result, volume, StageClock())
     assert str(caught.value).startswith(f"{tmp_path / folder_name('1.2.3', 0)}: cannot be written")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_somebody_put_beside_a_result_is_not_removed_with_it(tmp_path):
+    volume, result = volume_and_result()
+    write = folder_writer(tmp_path, png=False)
+    write(result, volume, StageClock())
+    (tmp_path / "1.2.3" / ".DS_Store").touch()
+    write(result, volume, StageClock())
+    (tmp_path / "1.2.3" / "corrected.nii.gz").touch()
+    with pytest.raises(DecipherError, match=r"holds corrected\.nii\.gz"):
+        write(result, volume, StageClock())
+    assert (tmp_path / "1.2.3" / "corrected.nii.gz").exists()
+
+
+def test_what_a_power_cut_left_is_no_answer(tmp_path):
+    volume, result = volume_and_result()
+    folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    assert has_answer(tmp_path, "1.2.3", 0)
+    for left in ("", '{"schema": "deci', "[]"):
+        (tmp_path / "1.2.3" / "result.json").write_text(left)
+        assert not has_answer(tmp_path, "1.2.3", 0)
+
+
+def test_a_path_that_is_no_text_is_json_that_every_reader_takes(tmp_path):
+    volume, _ = volume_and_result()
+    path = os.fsdecode(b"/data/n\xff")
+    said = describe_series(dataclasses.replace(volume, series=dataclasses.replace(volume.series, path=Path(path))))
+    assert said["path"] == "/data/n\\xff"
+    assert Failure(path, None, "x").to_json()["series"]["path"] == "/data/n\\xff"

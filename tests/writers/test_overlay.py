@@ -13,7 +13,8 @@ from decipher_rt.boxes import Box
 from decipher_rt.label_map import LabelMap
 from decipher_rt.result import HeadAnswer, PromptAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.volume import SeriesInfo, Volume
-from decipher_rt.writers.overlay import BOX_COLOUR, Findings, colour, tinted
+from decipher_rt.writers import views as views_module
+from decipher_rt.writers.overlay import BOX_COLOUR, PALETTE, Findings, colour, tinted
 from decipher_rt.writers.views import draw_views, orthogonal_views
 
 # A block of 40 x 40 x 40 voxels of 2 mm along L, P, S, with one finding in it.
@@ -114,6 +115,48 @@ def test_the_picture_shows_labels_boxes_and_their_key():
     assert count(pixels, colour(2)) >= 100
     plain = picture(result_with(volume, {"tissue": replace(tissue, label_map=None)}), volume)
     assert np.abs(pixels[56:456, :1264] - plain[56:456, :1264]).sum() > 10_000
+
+
+def test_only_the_map_that_is_drawn_has_swatches(monkeypatch):
+    """Of two segmentations the first is drawn; the other one's labels have the same numbers."""
+    volume, labels, _ = patient()
+    first = HeadAnswer("segmentation", label_map=labels, volumes_ml={"a": 1.0, "b": 2.0})
+    second = HeadAnswer("segmentation", label_map=labels, volumes_ml={"c": 3.0, "d": 4.0, "e": 5.0})
+    silent = HeadAnswer("segmentation", not_answered="out of scope")
+
+    def seen(heads):
+        said = []
+        write = views_module._text
+        with monkeypatch.context() as patch:
+            patch.setattr(views_module, "_text", lambda *a, **k: (said.append(a[2]), write(*a, **k)))
+            pixels = picture(result_with(volume, heads), volume)
+        return [count(pixels[:, 1264:], code) for code in PALETTE], said
+
+    alone, said_alone = seen({"tissue": first})
+    both, said_both = seen({"silent": silent, "tissue": first, "lesions": second})
+    assert alone[:3] == [11 * 11, 11 * 11, 0]
+    assert both == alone
+    assert "not drawn" not in said_alone
+    assert {"a", "b", "c", "d", "e", "5 ml"} <= set(said_both)
+    # The column is written twice, once to see how long it is.
+    assert said_both.count("not drawn") == 2
+    assert said_both.index("lesions") < said_both.index("not drawn") < said_both.index("c")
+
+
+@pytest.mark.parametrize("reason", ["tensorrt: no NVIDIA driver", "onnxruntime-cuda: not installed; " * 40])
+def test_why_another_engine_answered_is_a_line_below_the_picture(reason):
+    volume, _, _ = patient()
+    plain = result_with(volume, {})
+    told = picture(replace(plain, engine={**plain.engine, "fallback": reason}), volume)
+    silent = picture(plain, volume)
+    added = told.shape[0] - silent.shape[0]
+    assert 15 <= added <= 25  # one line
+    line = (np.abs(told[-added - 16 :] - told[0, 0]).sum(axis=-1) > 0).any(axis=0)
+    assert line.any()
+    ends = np.nonzero(line)[0]
+    assert ends[0] >= 14  # a letter may reach over its edge
+    assert ends[-1] < told.shape[1] - 14
+    assert (ends[-1] > 1500) == (len(reason) > 500)
 
 
 def test_a_note_is_drawn():

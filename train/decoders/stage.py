@@ -32,7 +32,7 @@ class LossModule(nn.Module):
         self.decoder = decoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:  # noqa: ARG002 - the loop's signature
-        """Return the losses of a batch; ``loss`` counts each series of the step once, however often it is in it."""
+        """Return the losses of a batch; ``loss`` weighs as much as the step has series, copies not counted."""
         raw = self.decoder.raw(batch["patch"], batch["tokens"], batch["embedding"], batch.get("image"))
         losses = self.decoder.losses(raw.float(), batch["target"], batch["tokens"])
         return {**losses, "loss": losses["loss"] * batch["share"]}

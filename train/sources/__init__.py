@@ -30,6 +30,7 @@ __all__ = [
     "Row",
     "SourceConfig",
     "Split",
+    "keys_of_others",
     "listed_rows",
     "open_source",
     "patients_of",
@@ -127,6 +128,17 @@ def seen_again(config: SourceConfig, earlier: Collection[str], *splits: Split) -
         return patient in there or key in (there if known else keys)
 
     return set(filter(met, mine))
+
+
+def keys_of_others(config: SourceConfig, earlier: Collection[str], *splits: Split) -> int:
+    """Return how many patients of some splits have the key of an earlier one, in what is said to be another cohort.
+
+    None where this source's cohort is stated: then somebody has looked.
+    """
+    if config.cohort:
+        return 0
+    keys = {patient.partition(".")[0] for patient in earlier}
+    return sum(patient.partition(".")[0] in keys for patient in patients_of(config, *splits) - {*earlier})
 
 
 def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:

@@ -61,7 +61,7 @@ class SourceConfig:
     def located(self) -> SourceConfig:
         """Return the source with its files' whole paths, by which they are found from any folder."""
         path, anatomy = (
-            name if name in ("", MNI152) else str(Path(name).resolve()) for name in (self.path, self.anatomy)
+            name if name in ("", MNI152) else str(Path(name).absolute()) for name in (self.path, self.anatomy)
         )
         return replace(self, path=path, anatomy=anatomy)
 

@@ -14,7 +14,7 @@ labels    JSONL: an object of texts and numbers. CSV: every other column is a la
           is numeric
 ========= ==========================================================================================================
 
-``path`` and ``patient`` are required. What is empty, ``n/a`` or ``null`` is unknown.
+``path`` and ``patient`` are required. What is empty, ``n/a``, ``na``, ``nan`` or ``null`` is unknown.
 """
 
 from __future__ import annotations

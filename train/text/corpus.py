@@ -8,12 +8,12 @@ from pathlib import Path
 from ..config import ConfigError
 from ..data.scene import draw_scene
 from ..progress import Progress
-from ..samples import Split, sample_seed
+from ..samples import Split, draw_kind, sample_seed
 from ..sources import SourceConfig
 from ..sources.anatomy import base_anatomy
 from ..sources.manifest import read_manifest
 from ..sources.rows import share_out
-from .findings import scene_findings
+from .findings import Findings, scene_findings
 from .wordings import Wordings, write_report
 
 
@@ -43,13 +43,15 @@ def read_reports(source: SourceConfig, split: Split, count: int, progress: Progr
 
 
 def draw_reports(source: SourceConfig, split: Split, count: int, progress: Progress) -> list[tuple[str, ...]]:
-    """Draw reports of the simulator. The test split's are in the wordings that are held out."""
+    """Draw reports of the simulator, of heads and of what is none. The test split's are in the wordings held out."""
     anatomy = base_anatomy(source.anatomy, source.heads)
     reports = []
     with progress.bar(f"drawing {split} reports", count) as advance_to:
         for index in range(count):
             seed = sample_seed(source.seed, split, index)
-            reports.append(write_report(scene_findings(draw_scene(seed, anatomy)), seed, wordings_of(split)))
+            kind = draw_kind(seed, source.not_heads)
+            found = scene_findings(draw_scene(seed, anatomy)) if kind == "head" else Findings(kind)
+            reports.append(write_report(found, seed, wordings_of(split)))
             advance_to(index + 1)
     return reports
 

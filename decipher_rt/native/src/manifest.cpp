@@ -19,6 +19,7 @@ using Keys = std::vector<std::string_view>;
 constexpr std::string_view schema = "decipher-rt/bundle/1";
 constexpr std::size_t longest_value = 60;
 constexpr std::int64_t largest_size = std::int64_t{1} << 20;  // of one axis: products stay far from overflow
+constexpr std::int64_t most_of_an_encoder = 1'000'000'000'000'000;  // in any of its sizes
 constexpr std::size_t most_labels = 256;  // of a segmentation: its map is uint8
 constexpr std::size_t longest_file_name = 64;
 constexpr int deepest_nesting = 64;  // lists and objects in one another; what shows a value calls itself for each
@@ -150,6 +151,9 @@ void check(const Preprocessing& spec) {
     if (buckets.empty() || !ascending || buckets.front() < 1 || buckets.back() != spec.patches())
         throw bundle_error("manifest.json: preprocessing.token_buckets " + list_text(buckets) +
                            " must ascend and end with the number of patches, " + std::to_string(spec.patches()));
+    if (!(0 <= spec.tissue_level && spec.tissue_level <= 1 && 0 <= spec.min_tissue && spec.min_tissue <= 1))
+        throw bundle_error("manifest.json: preprocessing.tissue_level " + number_text(spec.tissue_level) + " and min_tissue " +
+                           number_text(spec.min_tissue) + " must be shares, 0 to 1");
     if (!(0 <= percentiles[0] && percentiles[0] < percentiles[1] && percentiles[1] <= 100))
         throw bundle_error("manifest.json: preprocessing.window_percentiles " + list_text(percentiles) +
                            " must ascend within 0..100");
@@ -158,6 +162,7 @@ void check(const Preprocessing& spec) {
 void check(const Head& head, const Preprocessing& spec) {
     const std::string where = "manifest.json: head " + head.name;
     if (head.kind == HeadKind::classification && head.labels.empty()) throw bundle_error(where + " has no labels");
+    if (std::set(head.labels.begin(), head.labels.end()).size() < head.labels.size()) throw bundle_error(where + " has two labels of one name");
     if (head.kind == HeadKind::segmentation) {
         if (head.labels.size() < 2 || head.labels.size() > most_labels)
             throw bundle_error(where + " has " + std::to_string(head.labels.size()) + " labels, expected 2 to " +
@@ -197,9 +202,13 @@ Preprocessing read_preprocessing(const Json& json) {
 
 Encoder read_encoder(const Json& json) {
     const Object object(json, "manifest.encoder", {"width", "embedding_size", "parameters"}, {"config"});
-    object.integer("parameters");
-    object.expect_object("config");
     const Encoder encoder{object.integer("width"), object.integer("embedding_size")};
+    for (const auto& [name, least] : {std::pair("width", 1), {"embedding_size", 1}, {"parameters", 0}}) {
+        const std::int64_t number = object.integer(name);
+        if (number < least || number > most_of_an_encoder)
+            throw bundle_error("manifest.json: encoder." + std::string(name) + " is " + std::to_string(number) + ", which cannot be");
+    }
+    object.expect_object("config");
     return encoder;
 }
 
@@ -265,8 +274,10 @@ int check_numerics(const Json& json, const std::string& key) {
     if (object.has("patch_cosine") && !object["patch_cosine"].is_null()) object.number("patch_cosine");
     object.expect_object("metrics");
     for (const auto* name :
-         {"embedding_cosine", "embedding_max_error", "patch_max_error", "heads_max_error", "tolerance"})
+         {"embedding_cosine", "embedding_max_error", "patch_max_error", "heads_max_error"})
         object.number(name);
+    if (const double tolerance = object.number("tolerance"); !(tolerance > 0))
+        throw bundle_error("manifest.json: numerics: tolerance is " + number_text(tolerance) + ", expected a positive number");
     return 0;
 }
 

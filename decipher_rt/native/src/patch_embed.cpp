@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <locale>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -72,7 +73,9 @@ std::string serving_architecture(const std::vector<std::string>& known, int card
 void check_driver(const std::string& kernel, const std::string& needed, int version) {
     int major = 0, minor = 0;
     char dot = 0;
-    std::istringstream(needed) >> major >> dot >> minor;
+    std::istringstream stated(needed);
+    stated.imbue(std::locale::classic());  // a host's global one may take 12.0 for 120
+    stated >> major >> dot >> minor;
     if (1000 * major + 10 * minor > version)
         throw engine_error("the bundle's " + kernel + " needs a driver of CUDA " + needed + " or later, this one is of CUDA " +
                            std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10) +

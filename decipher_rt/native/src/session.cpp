@@ -8,6 +8,7 @@
 #include <future>
 #include <latch>
 #include <mutex>
+#include <numeric>
 #include <set>
 
 #include "cpu_features.hpp"
@@ -22,6 +23,7 @@ namespace {
 
 // The same on every machine: where a grid is cut decides how its last bits round. See decipher_rt/preprocess/run.py.
 constexpr std::int64_t most_slabs = 4;
+constexpr double unit_tolerance = 1e-2;  // of the length of an embedding, which is said to be one
 // A volume for warming up: large enough to be cut into every slab, small enough to cost little beside the encoder.
 constexpr std::int64_t warm_up_voxels = 32;
 
@@ -354,6 +356,8 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
                            std::to_string(result.embedding.size()) + " of the embedding: it does not match its manifest");
     if (!std::all_of(result.embedding.begin(), result.embedding.end(), [](float value) { return std::isfinite(value); }))
         throw engine_error("the encoder gave an embedding that is not finite; use another precision");
+    const double length = std::sqrt(std::inner_product(result.embedding.begin(), result.embedding.end(), result.embedding.begin(), 0.0));
+    if (std::abs(length - 1) > unit_tolerance) throw bundle_error("the encoder gives an embedding that is no unit vector; export the bundle again");
     result.times.encode_ms = clock.stage();
     callbacks_.report(DRT_ENCODE, 1);
 

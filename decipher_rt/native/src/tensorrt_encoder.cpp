@@ -4,6 +4,7 @@
 #include <NvInferRuntime.h>
 
 #include <algorithm>
+#include <locale>
 #include <map>
 #include <sstream>
 
@@ -126,6 +127,7 @@ private:
         if (!engine)
             throw engine_error(plan.file + ": " + tensorrt_flavour + " refuses it on sm_" + std::to_string(device_.architecture()) + ": " + log_.said());
         std::istringstream buckets(plan.built_with.count("tokens") != 0 ? plan.built_with.at("tokens") : "");
+        buckets.imbue(std::locale::classic());
         std::int32_t profile = 0;
         for (std::int64_t tokens; buckets >> tokens; ++profile) {
             if (tokens < 1 || profile >= engine->getNbOptimizationProfiles())

@@ -47,7 +47,7 @@ public:
     void warm_up() override { call({MessageKind::warm_up, 0, {}}); }
 
     Gpu& gpu() const override {
-        throw Error(DRT_ERROR_UNSUPPORTED, "device pointers and events do not reach a worker process: open the session in process");
+        throw Error(DRT_ERROR_UNSUPPORTED, "device pointers and streams do not reach a worker process: open the session in process");
     }
 
     Message call(const Message& request) {

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <locale>
 #include <map>
 #include <thread>
 #include <vector>
@@ -159,6 +160,15 @@ void a_driver_older_than_a_kernel_is_told_what_it_needs() {
     const CudaDevice device(on(0));
     CHECK(device.version() == 12040);
     for (const char* good : {"", "12.0", "12.4"}) check_driver("patch_embed3d", good, device.version());
+    // A host whose numbers have dots between their thousands.
+    struct Grouping : std::numpunct<char> {
+        char do_decimal_point() const override { return ','; }
+        char do_thousands_sep() const override { return '.'; }
+        std::string do_grouping() const override { return "\3"; }
+    };
+    const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouping));
+    check_driver("patch_embed3d", "12.0", device.version());
+    std::locale::global(before);
     for (const std::string newer : {"12.5", "12.10", "13.0"}) {
         const std::string said = CHECK_ERROR(check_driver("patch_embed3d", newer, device.version()), DRT_ERROR_ENGINE);
         CHECK(said.find("patch_embed3d needs a driver of CUDA " + newer + " or later, this one is of CUDA 12.4: update") != std::string::npos);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import resource
 import shutil
@@ -350,6 +351,17 @@ def test_a_folder_that_another_command_writes_to_is_refused(aligned: Path, tmp_p
         assert [file.name for file in model.iterdir()] == [".lock"]
     done = CliRunner().invoke(train, ["decoder", str(path), "-o", str(model)], catch_exceptions=False)
     assert done.exit_code == 0
+
+
+def test_a_file_system_without_locks_keeps_nobody_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with sole_writer(tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
 
 
 @pytest.mark.parametrize("stage", ["ssl", "text", "align"])

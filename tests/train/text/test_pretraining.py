@@ -17,6 +17,7 @@ from decipher_rt.train.loop import run
 from decipher_rt.train.model.text import TextConfig
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.run_config import RunConfig
+from decipher_rt.train.samples import draw_kind, sample_seed
 from decipher_rt.train.sources import SourceConfig
 from decipher_rt.train.text import pretrain as pretraining
 from decipher_rt.train.text.config import TextPretrainingConfig
@@ -24,6 +25,7 @@ from decipher_rt.train.text.corpus import read_reports
 from decipher_rt.train.text.pretrain import measure, pretrain
 from decipher_rt.train.text.stage import TextStage
 from decipher_rt.train.text.tokenizer import train_tokenizer
+from decipher_rt.train.text.wordings import NOT_A_HEAD
 
 CONFIG = TextPretrainingConfig(
     name="test", version="0", source=SourceConfig(),
@@ -90,6 +92,15 @@ def test_shares_of_a_step_are_the_step() -> None:
     mean = float(sum(losses)) / float(whole.hidden.sum())
     assert mean == pytest.approx(expected_loss, rel=1e-5)
     assert not torch.equal(one.batch(8, 0, 1).targets[:, :4], whole.targets[:, :4])
+
+
+def test_the_simulator_reports_of_what_is_no_head_as_the_series_do() -> None:
+    source = SourceConfig(kind="simulator", seed=3, not_heads=0.5)
+    reports = read_reports(source, "train", 12, Progress())
+    kinds = [draw_kind(sample_seed(source.seed, "train", i), source.not_heads) for i in range(12)]
+    said = [report[0] in NOT_A_HEAD.get(kind, {}).get("train", ()) for kind, report in zip(kinds, reports, strict=True)]
+    assert said == [kind != "head" for kind in kinds]
+    assert {True, False} == set(said)
 
 
 def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
