@@ -20,7 +20,7 @@ from decipher_rt.engines import load_engine
 from decipher_rt.engines.base import HoldsPlans, TakesGridsOnDevice
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.select import AUTO, CPU_ENGINES, GPU_PLANS
-from decipher_rt.engines.threads import usable_cores
+from decipher_rt.engines.threads import MOST_THREADS, usable_cores
 from decipher_rt.errors import BundleError, DecipherError, EngineError, SeriesError, one_line
 from decipher_rt.head_graphs import dense_files, load_heads, output_of, wanted
 from decipher_rt.heads import answer_of
@@ -99,14 +99,16 @@ class Session:
         heads: Sequence[str] | None = None,
     ) -> None:
         dense = dense_files(bundle.manifest.heads)
-        self.bundle = bundle = bundle if heads is None else bundle.with_heads(heads)
+        self.bundle = bundle = bundle if heads is None else bundle.with_heads(_listed(heads))
         self.fallback: str | None = None
         self._auto = engine == AUTO
         self._card = choose_card(engine, device)
         self._slices: SliceResampler | None = None  # made for the first stream
         threads = threads or usable_cores()
+        if not 1 <= threads <= MOST_THREADS:
+            raise EngineError(f"threads is {threads}, expected 1 to {MOST_THREADS}")
         manifest = bundle.manifest
-        self._prompts = _read_prompts(bundle, prompts, threads)
+        self._prompts = _read_prompts(bundle, _listed(prompts), threads)
         small = cpu_engine(engine)
         # What may run on a GPU loads first: whether it does decides where preprocessing runs.
         encoder = None if engine in CPU_ENGINES else load_encoder(bundle, engine, precision, threads, self._card)
@@ -400,6 +402,11 @@ def _failure(opened: OpenedSeries, error: DecipherError) -> Failure:
     return Failure(str(opened.series.path), opened.series.uid or None, str(error))
 
 
+def _listed(texts: Sequence[str]) -> Sequence[str]:
+    """Return texts as they are, and one text, a sequence of letters to Python, as a list of it."""
+    return [texts] if isinstance(texts, str) else texts
+
+
 def _read_prompts(bundle: Bundle, prompts: Sequence[str], threads: int) -> Prompts | None:
     if not prompts:
         return None
@@ -410,9 +417,10 @@ def _read_prompts(bundle: Bundle, prompts: Sequence[str], threads: int) -> Promp
 
 def _against_header(header: Acquisition, scope: Scope) -> str:
     """Return what speaks against a series in its header, before any voxel is asked; empty where nothing does."""
-    if header.modality is not None and header.modality not in scope.modalities:
-        return f"modality {one_line(header.modality)}, made for {', '.join(scope.modalities)}"
-    part = (header.body_part or "").upper()
+    modality, part = ((text or "").strip(" \0") for text in (header.modality, header.body_part))
+    if modality and modality not in scope.modalities:
+        return f"modality {one_line(modality)}, made for {', '.join(scope.modalities)}"
+    part = part.upper()
     if part and scope.body_parts and part not in scope.body_parts:
         return f"body part {one_line(part)}, made for {', '.join(scope.body_parts)}"
     return ""

@@ -146,6 +146,34 @@ def test_an_embedding_that_is_no_unit_vector_is_an_error(session, ball, monkeypa
         session.infer_volume(ball)
 
 
+@pytest.mark.parametrize("said", ["", "MR ", " MR\0"])
+def test_blanks_around_what_a_header_says_say_nothing(session, ball, said):
+    volume = replace(ball, series=replace(ball.series, acquisition=Acquisition(modality=said, body_part="BRAIN ")))
+    assert session.infer_volume(volume).scope.score is not None
+
+
+def test_a_transposed_affine_and_a_slope_that_turns_the_contrast_are_refused(session, ball):
+    for changed, expected in (
+        (replace(ball, affine_lps_mm=ball.affine_lps_mm.T), "is it transposed"),
+        (replace(ball, affine_lps_mm=ball.affine_lps_mm[:3]), "must be 4 x 4"),
+        (replace(ball, slope=-1.0), "the slope above 0"),
+        (replace(ball, slope=float("nan")), "the slope above 0"),
+    ):
+        with pytest.raises(SeriesError, match=expected):
+            session.infer_volume(changed)
+
+
+def test_one_prompt_and_one_head_need_no_list():
+    session = decipher_rt.load(prompts="T1-weighted image", heads="sequence")
+    assert [head.name for head in session.bundle.manifest.heads] == ["sequence"]
+    assert session._prompts.texts == ("T1-weighted image",)
+
+
+def test_more_threads_than_a_machine_survives_are_refused():
+    with pytest.raises(EngineError, match="threads is 100000, expected 1 to 1024"):
+        decipher_rt.load(threads=100_000)
+
+
 def test_both_engines_agree(ball):
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
     results = [decipher_rt.load(engine=engine).infer_volume(ball) for engine in ("onnxruntime", "openvino")]

@@ -110,14 +110,20 @@ def _running_child() -> subprocess.Popen[bytes]:
         stop_decoding()
         package_root = os.fspath(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])}
-        _child = subprocess.Popen(  # noqa: S603 (this interpreter, this module)
-            [sys.executable, "-P", "-m", __name__],  # -P: whatever lies in the current folder is not imported
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-        _receive(_child, time.monotonic() + START_SECONDS)
+        try:
+            _child = subprocess.Popen(  # noqa: S603 (this interpreter, this module)
+                [sys.executable, "-P", "-m", __name__],  # -P: whatever lies in the current folder is not imported
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
+            _receive(_child, time.monotonic() + START_SECONDS)
+        except (OSError, EOFError, ValueError, TypeError):
+            raise SeriesError(
+                "compressed pixels are decoded by a Python process of its own, which does not start: sys.executable is "
+                f"{sys.executable!r}; set it to a Python 3.11 or later that has the packages of this one"
+            ) from None
     return _child
 
 

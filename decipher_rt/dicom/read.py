@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from decipher_rt.dicom.image import Frame, ImageFile
+from decipher_rt.dicom.image import Frame, ImageFile, PixelFormat
 from decipher_rt.dicom.parse import Damaged, Foreign, parse_file, wanted_tags
 from decipher_rt.dicom.pixels import read_plane, read_voxels
 from decipher_rt.dicom.source import Source, Unreadable
@@ -227,12 +227,17 @@ def _check_format(frames: tuple[Frame, ...]) -> None:
                 f"{frame.source.name}: the slice at {place(np.array(frame.position))} has {frame.shape[0]} x "
                 f"{frame.shape[1]} pixels, others of the volume have {first.shape[0]} x {first.shape[1]}"
             )
-        ours, theirs = ((p.bits_allocated, p.signed, p.photometric, p.floating) for p in (first.pixels, frame.pixels))
-        if ours != theirs:
+        if _stored_as(frame.pixels) != _stored_as(first.pixels):
             raise SeriesError(
                 f"{frame.source.name}: the slice at {place(np.array(frame.position))} stores its pixels "
                 "in another type than others"
             )
+
+
+def _stored_as(pixels: PixelFormat) -> tuple[object, ...]:
+    """Return what planes of one volume must have in common; those of MONOCHROME1 are inverted within their bits."""
+    inverted_within = pixels.bits_stored if pixels.photometric == "MONOCHROME1" else None
+    return pixels.bits_allocated, pixels.signed, pixels.photometric, pixels.floating, inverted_within
 
 
 def _notes(damaged: list[Damaged], foreign: list[Foreign]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "quota period" in microseconds, or "max period"
+MOST_THREADS = 1024  # more are a mistake, which the machine would not survive
 
 
 def usable_cores(cpu_folder: Path = CPU_FOLDER, cgroup_quota: Path = CGROUP_QUOTA) -> int:

@@ -127,6 +127,11 @@ def plan(volume: Volume, spec: Preprocessing) -> GridPlan:
         geometry.
     """
     _check_voxels(volume.voxels)
+    if not (np.isfinite([volume.slope, volume.intercept]).all() and volume.slope > 0):
+        raise SeriesError(
+            f"slope {volume.slope:g} and intercept {volume.intercept:g}: expected finite ones, the slope above 0; "
+            "apply another slope to the voxels, as float32"
+        )
     window = volume.percentiles(spec.window_percentiles)
     if not window[0] < window[1]:
         low, high = spec.window_percentiles
@@ -153,6 +158,11 @@ def lay_grid(
         Where the affine is no geometry, or its voxels are of no size that an image has, or of one far from the grid's.
     """
     affine = np.asarray(affine_lps_mm, dtype=np.float64)
+    if affine.shape != (4, 4) or affine[3].tolist() != [0, 0, 0, 1]:
+        raise SeriesError(
+            "the affine must be 4 x 4 and its last row 0 0 0 1: it maps columns (d, h, w, 1) to LPS mm; is it "
+            "transposed?"
+        )
     order = axis_order(affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     least, most = SPACING_RANGE_MM

@@ -6,6 +6,7 @@ import pytest
 from pydicom.pixels import apply_rescale
 
 from decipher_rt.dicom.pixels import ValueCounter, count_values
+from decipher_rt.errors import SeriesError
 from decipher_rt.series import find_series, read_series
 
 
@@ -62,6 +63,15 @@ def test_a_varying_or_negative_slope_is_applied(tmp_path, write_series, slopes):
     np.testing.assert_allclose(volume.voxels, stacked(folder, apply_rescale), rtol=1e-6)
     exact = np.percentile(stacked(folder, apply_rescale), (2, 98), method="inverted_cdf")
     np.testing.assert_allclose(volume.percentiles((2, 98)), exact, rtol=1e-6)
+
+
+def test_planes_that_are_inverted_within_other_bits_are_no_volume(tmp_path, write_series):
+    def edit(dataset, index):
+        dataset.BitsStored, dataset.HighBit = (16, 15) if index == 2 else (12, 11)
+
+    folder = write_series(tmp_path / "a", dtype="uint16", PhotometricInterpretation="MONOCHROME1", edit=edit)
+    with pytest.raises(SeriesError, match="stores its pixels in another type"):
+        read(folder)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32"])

@@ -13,6 +13,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from decipher_rt.dicom import decode
+from decipher_rt.dicom.decode_process import stop_decoding
 from decipher_rt.dicom.parse import quiet_pydicom
 from decipher_rt.errors import SeriesError
 from decipher_rt.series import ReadOptions, find_series, read_series
@@ -187,6 +188,15 @@ thread.join()
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=100)
+
+
+@pytest.mark.parametrize("python", ["", None, "/bin/true"])
+def test_a_host_that_is_no_python_is_told_what_decodes(monkeypatch, python):
+    (series,) = find_series(Path(get_testdata_file("MR_small_RLE.dcm")))
+    stop_decoding()
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(SeriesError, match=r"a Python process of its own, which does not start: sys\.executable is"):
+        read_series(series)
 
 
 def test_two_threads_that_read_leave_the_process_as_it_was():

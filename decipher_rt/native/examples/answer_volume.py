@@ -44,6 +44,7 @@ def main(library: str, bundle: str, path: str) -> None:
     session = c_void_p()
     call("drt_session_open", os.fsencode(bundle), None, byref(session))  # NULL: default parameters
     voxels = np.load(path)
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     volume = Volume()
     drt.drt_default_volume(byref(volume), c_size_t(ctypes.sizeof(volume)))
     volume.voxels, volume.type = voxels.ctypes.data, TYPES[voxels.dtype.name]

@@ -96,7 +96,7 @@ struct DaliLibrary {
         if (result == DALI_SUCCESS) return;
         const std::string message = essence(last_message());
         clear_error();
-        const drt_status status = result == DALI_ERROR_OUT_OF_MEMORY ? DRT_ERROR_MEMORY : DRT_ERROR_ENGINE;
+        const drt_status status = result == DALI_ERROR_OUT_OF_MEMORY || lacked_memory(message) ? DRT_ERROR_MEMORY : DRT_ERROR_ENGINE;
         throw Error(status, "DALI: " + message + " (" + what + ")");
     }
 };

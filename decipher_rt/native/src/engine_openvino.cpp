@@ -8,6 +8,7 @@
 #include <openvino/openvino.hpp>
 #include <openvino/runtime/exception.hpp>
 #include <sstream>
+#include <utility>
 
 #include "blocked_signals.hpp"
 #include "engine.hpp"
@@ -72,6 +73,8 @@ public:
     const std::vector<std::string>& outputs() const override { return outputs_; }
 
     Outputs run(const Arrays& arrays, const std::function<bool()>& cancelled) override try {
+        // A request that failed within, for want of memory say, may fail for ever.
+        if (std::exchange(unfinished_, true)) request_ = compiled_.create_infer_request();
         for (const auto& port : compiled_.inputs()) {
             const std::string name = name_of(port);
             const auto& [element, shape, data] = arrays.at(name);
@@ -105,6 +108,7 @@ public:
         for (const auto& port : compiled_.outputs()) {
             const ov::Tensor tensor = request_.get_tensor(port);
             std::vector<float>& values = outputs[name_of(port)];
+            if (tensor.get_size() == 0) throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO gave an empty " + name_of(port) + "; it may lack memory");
             if (tensor.get_element_type() == ov::element::f32)
                 values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
             else if (tensor.get_element_type() == ov::element::u8)  // a label map
@@ -113,10 +117,12 @@ public:
                 throw engine_error(file_ + ": output " + name_of(port) + " is " +
                                    tensor.get_element_type().get_type_name() + ", expected f32 or u8");
         }
+        unfinished_ = false;
         return outputs;
     } catch (const ov::Cancelled&) {
         throw Error(DRT_ERROR_CANCELLED, "cancelled while the engine ran");
     } catch (const ov::Exception& error) {
+        if (lacked_memory(error.what())) throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO had not the memory that it takes");
         throw engine_error(file_ + ": OpenVINO failed: " + one_line(error.what()));
     }
 
@@ -125,7 +131,7 @@ private:
     std::optional<KeptGraph> kept_;
     ov::CompiledModel compiled_;
     ov::InferRequest request_;
-    bool in_caller_;
+    bool in_caller_, unfinished_ = false;
     std::vector<std::string> inputs_, outputs_;
 };
 

@@ -51,6 +51,8 @@ std::string general(double value, int digits) {
     return {text.data(), end};
 }
 
+bool lacked_memory(const std::string& said) { return said.find("bad_alloc") != std::string::npos; }
+
 std::string one_line(const std::string& message) {
     std::istringstream lines(message);
     std::string said, first;

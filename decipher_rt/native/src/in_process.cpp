@@ -1,5 +1,6 @@
 #include "backend.hpp"
 #include "buffer.hpp"
+#include "elapsed.hpp"
 #include "parallel.hpp"
 #include "series.hpp"
 
@@ -30,11 +31,16 @@ public:
         bool contiguous = volume.strides[0] == static_cast<std::int64_t>(slice_bytes) || form.shape[0] == 1;
         contiguous = contiguous && usable_in_place(form, volume.slice(0));
         if (contiguous) return session_.run(form, volume.voxels);
+        const auto start = std::chrono::steady_clock::now();
         Bytes voxels(form.voxels() * bytes_of(form.stored));
         parallel_for(static_cast<std::size_t>(form.shape[0]), description().threads, [&](std::size_t i) {
             convert_slice(form, volume.slice(static_cast<std::int64_t>(i)), voxels.data() + i * slice_bytes);
         });
-        return session_.run(form, voxels.data());
+        const double converted_ms = milliseconds_since(start);
+        Result result = session_.run(form, voxels.data());
+        result.times.preprocess_ms += converted_ms;
+        result.times.total_ms += converted_ms;
+        return result;
     }
 
     std::unique_ptr<Arrival> begin(const SeriesForm& form) override {

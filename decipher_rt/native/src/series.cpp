@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "elapsed.hpp"
 #include "error.hpp"
 
 namespace decipher {
@@ -62,9 +63,13 @@ void Series::push(const SliceView& slice, const Vector& position_lps_mm) {
         pixels = place;
     }
     session_.resample_in_plane(form_, plan_, pixels, planes_.data() + index * static_cast<std::size_t>(plan_.size[1] * plan_.size[2]));
-    histogram_.count(pixels, form_.slice_voxels());
+    try {
+        histogram_.count(pixels, form_.slice_voxels());
+    } catch (const Error& error) {
+        throw series_error("the slice at " + millimetres(position_lps_mm) + ": " + error.what());
+    }
     arrived_[index] = true;
-    arrival_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    arrival_ms_ += milliseconds_since(start);
 }
 
 std::vector<std::int64_t> Series::missing() const {

@@ -388,12 +388,12 @@ static std::optional<std::string> against_header(const HeaderFacts& header, cons
         return std::find(known.begin(), known.end(), text) != known.end();
     };
     if (header.modality && !among(scope.modalities, *header.modality))
-        return "modality " + *header.modality + ", made for " + joined(scope.modalities);
+        return "modality " + one_line(*header.modality) + ", made for " + joined(scope.modalities);
     if (!header.body_part || scope.body_parts.empty()) return std::nullopt;
     std::string part = *header.body_part;
     std::transform(part.begin(), part.end(), part.begin(), [](unsigned char c) { return c >= 'a' && c <= 'z' ? c - 32 : c; });
     if (among(scope.body_parts, part)) return std::nullopt;
-    return "body part " + part + ", made for " + joined(scope.body_parts);
+    return "body part " + one_line(part) + ", made for " + joined(scope.body_parts);
 }
 
 ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "elapsed.hpp"
 #include "parallel.hpp"
 #include "worker_channel.hpp"
 #include "worker_process.hpp"
@@ -37,10 +38,15 @@ public:
     Result run(const SeriesForm& form, const VolumeView& volume) override {
         const std::size_t slice_bytes = form.slice_voxels() * bytes_of(form.stored);
         const std::span<std::byte> voxels = memory_.area(form.voxels() * bytes_of(form.stored));
+        const auto start = std::chrono::steady_clock::now();
         parallel_for(static_cast<std::size_t>(form.shape[0]), description_.threads, [&](std::size_t i) {
             convert_slice(form, volume.slice(static_cast<std::int64_t>(i)), voxels.data() + i * slice_bytes);
         });
-        return result_of(call(with_form(MessageKind::run, form, voxels.size())));
+        const double converted_ms = milliseconds_since(start);
+        Result result = result_of(call(with_form(MessageKind::run, form, voxels.size())), form);
+        result.times.preprocess_ms += converted_ms;
+        result.times.total_ms += converted_ms;
+        return result;
     }
 
     std::unique_ptr<Arrival> begin(const SeriesForm& form) override;
@@ -50,21 +56,27 @@ public:
         throw Error(DRT_ERROR_UNSUPPORTED, "device pointers and streams do not reach a worker process: open the session in process");
     }
 
-    Message call(const Message& request) {
+    // Where in process nobody asks whether to stop, nobody does here: what was asked for would be lost.
+    enum class Stops { when_asked, never };
+
+    Message call(const Message& request, Stops stops = Stops::when_asked) {
         if (!alive_) throw lost("the worker process is lost");
         if (!process_.is_own()) throw lost("the worker process is that of the process that forked this one");
         memory_.cancel() = 0;
         if (!send_message(process_.socket(), request)) give_up("the worker process died");
-        Message answer = wait_for_answer();
+        Message answer = wait_for_answer(stops);
         if (answer.kind == MessageKind::reply) return answer;
         ByteReader reader(answer.content);
         const auto status = reader.get<drt_status>();
         throw Error(status, reader.get_text());
     }
 
-    Result result_of(const Message& reply) {
+    Result result_of(const Message& reply, const SeriesForm& form) {
         ByteReader reader(shared(reply));
-        return get_result(reader);
+        Result result = get_result(reader);
+        // By these the caller's memory is written: they are the host's own, whatever a worker gone mad says.
+        result.source = {form.shape, form.affine};
+        return result;
     }
 
     std::span<const std::byte> shared(const Message& reply) {
@@ -83,7 +95,7 @@ public:
 private:
     // A reply or a failure. Whatever is thrown instead, by a callback too, ends the worker: its answer, still to come, would
     // be taken for that to the next call.
-    Message wait_for_answer() try {
+    Message wait_for_answer(Stops stops) try {
         auto heard = std::chrono::steady_clock::now();
         for (Message message;;) {
             const auto received = receive_message(process_.socket(), interval_ms, message);
@@ -93,7 +105,7 @@ private:
             if (received == Received::nothing_yet) {
                 if (timeout_.count() > 0 && now - heard > timeout_)
                     throw lost("the worker process was silent for " + std::to_string(timeout_.count()) + " ms and was killed");
-                if (callbacks_.cancelled()) memory_.cancel() = 1;
+                if (stops == Stops::when_asked && callbacks_.cancelled()) memory_.cancel() = 1;
                 continue;
             }
             heard = now;
@@ -141,7 +153,7 @@ private:
 class WorkerArrival : public Arrival {
 public:
     WorkerArrival(Worker& worker, const SeriesForm& form) : worker_(worker), form_(form) {
-        const Message reply = worker_.call(Worker::with_form(MessageKind::begin, form, 0));
+        const Message reply = worker_.call(Worker::with_form(MessageKind::begin, form, 0), Worker::Stops::never);
         ByteReader reader(reply.content);
         number_ = reader.get<std::uint64_t>();
     }
@@ -154,29 +166,37 @@ public:
     }
 
     void push(const SliceView& slice, const Vector& position_lps_mm) override {
+        const auto start = std::chrono::steady_clock::now();
         const std::span<std::byte> pixels = worker_.memory().area(form_.slice_voxels() * bytes_of(form_.stored));
         convert_slice(form_, slice, pixels.data());
-        request(MessageKind::push, position_lps_mm, pixels.size());
+        request(MessageKind::push, position_lps_mm, pixels.size(), Worker::Stops::never);
+        arrival_ms_ += milliseconds_since(start);
     }
 
     std::vector<std::int64_t> missing() const override {
-        const Message reply = request(MessageKind::missing, {}, 0);
+        const Message reply = request(MessageKind::missing, {}, 0, Worker::Stops::never);
         ByteReader reader(worker_.shared(reply));
         return reader.get_list<std::int64_t>();
     }
 
-    Result finish() override { return worker_.result_of(request(MessageKind::finish, {}, 0)); }
+    Result finish() override {
+        Result result = worker_.result_of(request(MessageKind::finish, {}, 0), form_);
+        result.times.arrival_ms = arrival_ms_;
+        return result;
+    }
 
 private:
-    Message request(MessageKind kind, const Vector& position, std::size_t shared_bytes) const {
+    Message request(MessageKind kind, const Vector& position, std::size_t shared_bytes,
+                    Worker::Stops stops = Worker::Stops::when_asked) const {
         ByteWriter writer;
         writer.put(number_);
         writer.put(position);
-        return worker_.call({kind, shared_bytes, writer.bytes()});
+        return worker_.call({kind, shared_bytes, writer.bytes()}, stops);
     }
 
     Worker& worker_;
     SeriesForm form_;
+    double arrival_ms_ = 0;
     std::uint64_t number_ = 0;
 };
 

@@ -13,6 +13,7 @@ namespace {
 
 struct Host {
     bool progress_throws = false, cancel_throws = false;
+    int asked = 0;
 };
 
 drt_session_params worker_params(Host* host) {
@@ -69,6 +70,34 @@ void freeing_a_series_throws_nothing(const char* bundle, const Sample& sample) {
     drt_session_close(session);
 }
 
+// In process nobody is asked either: a host that says it once would wait for ever.
+void pushing_swallows_no_request_to_stop(const char* bundle, const Sample& sample) {
+    Host host;
+    drt_session_params params = worker_params(&host);
+    params.cancel = [](void* data) -> int { return ++static_cast<Host*>(data)->asked, 0; };
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
+    drt_series_geometry geometry;
+    drt_default_geometry(&geometry, sizeof geometry);
+    const std::int64_t side = 2048;
+    const std::vector<float> pixels(static_cast<std::size_t>(side * side), 1.5f);
+    std::memcpy(geometry.affine_lps_mm, sample.volume.affine_lps_mm, sizeof geometry.affine_lps_mm);
+    geometry.shape[0] = 2, geometry.shape[1] = geometry.shape[2] = side, geometry.type = DRT_FLOAT32;
+    host.asked = 0;
+    drt_series* series = nullptr;
+    CHECK(drt_series_begin(session, &geometry, &series) == DRT_OK);
+    for (int k = 0; k < 2; ++k) {
+        drt_slice slice;
+        drt_default_slice(&slice, sizeof slice);
+        slice.pixels = pixels.data();
+        for (int i = 0; i < 3; ++i) slice.position_lps_mm[i] = geometry.affine_lps_mm[4 * i + 3] + k * geometry.affine_lps_mm[4 * i];
+        CHECK(drt_series_push(series, &slice) == DRT_OK);
+    }
+    CHECK(host.asked == 0);
+    drt_series_free(series);
+    drt_session_close(session);
+}
+
 void what_is_too_long_is_said(const char* bundle, const Sample& sample) {
     const std::string endless(10'000, 'x');
     Host host;
@@ -120,6 +149,7 @@ int main(int, char** argv) {
     const Sample sample;
     no_call_gets_the_answer_to_another(argv[1], sample);
     freeing_a_series_throws_nothing(argv[1], sample);
+    pushing_swallows_no_request_to_stop(argv[1], sample);
     what_is_too_long_is_said(argv[1], sample);
     opening_is_cancelled(argv[1]);
     warming_up_leaves_no_result(argv[1], sample);
