@@ -75,7 +75,7 @@ def test_compressed_without_loss(tmp_path, synthetic, compressed_dataset, name, 
 
 @pytest.mark.parametrize(
     "name",
-    ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_jp2klossless.dcm", "MR_small_jp2klossless.dcm",
+    ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm",
      "MR_small_jpeg_ls_lossless.dcm", "MR_small_padded.dcm", "MR_small_expb.dcm"],
 )  # fmt: skip
 def test_one_image_in_many_encodings(name):
