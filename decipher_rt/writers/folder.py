@@ -99,6 +99,8 @@ def _require_ours(folder: Path) -> None:
         raise DecipherError(f"{folder}: exists and holds no {RESULT}; move it away or choose another -o")
     from decipher_rt.writers.segmentation import nifti_name
 
+    if not (folder / RESULT).read_bytes().strip(b"\0"):  # what a power cut left
+        return
     heads = (_read_result(folder) or {}).get("heads", {})
     ours = {RESULT, EMBEDDING, VIEWS, *(nifti_name(name) for name in heads)}
     if foreign := next((p.name for p in folder.iterdir() if p.name not in ours and p.name not in HIDDEN), None):

@@ -110,6 +110,10 @@ def test_what_a_power_cut_left_is_no_answer(tmp_path):
     for left in ("", '{"schema": "deci', "[]"):
         (tmp_path / "1.2.3" / "result.json").write_text(left)
         assert not has_answer(tmp_path, "1.2.3", 0)
+    (tmp_path / "1.2.3" / "tissue.nii.gz").touch()
+    (tmp_path / "1.2.3" / "result.json").write_text("")
+    folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    assert has_answer(tmp_path, "1.2.3", 0)
 
 
 def test_a_path_that_is_no_text_is_json_that_every_reader_takes(tmp_path):
