@@ -141,4 +141,4 @@ def test_bad_geometry_is_refused(session: Session) -> None:
     with pytest.raises(SeriesError, match=r"the slice's position has the shape \(2,\), expected \(3,\)"):
         stream.push(np.zeros((4, 4), np.int16), np.zeros(2))
     with pytest.raises(SeriesError, match="lie in one plane"):
-        session.stream((3, 4, 4), np.int16, np.ones((4, 4)) + np.diag([0, 0, 0, 1.0]), INFO)
+        session.stream((3, 4, 4), np.int16, np.vstack([np.ones((3, 4)), [0, 0, 0, 1]]), INFO)
