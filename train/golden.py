@@ -64,10 +64,11 @@ def load_golden(folder: Path) -> GoldenCase:
     path = folder / GOLDEN
     try:
         with path.open("rb") as file:
-            return GoldenCase(**read_arrays(file, ("volume", "window", "tokens"), MOST_BYTES))
+            stored = read_arrays(file, ("volume", "window", "tokens"), MOST_BYTES)
+        return GoldenCase(stored["volume"], stored["window"], stored["tokens"])
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: no such file; give a folder that 'decipher-rt train decoder' has finished"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a golden case ({error}); copy it again") from None

@@ -21,7 +21,9 @@ from arms import Results, open_heads, pretrained, spread, untrained
 from probe import METRICS, probes
 from sklearn.exceptions import ConvergenceWarning
 
+from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.config import load_config
+from decipher_rt.train.model.vit import ViT
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.ssl.config import SSLConfig
 from decipher_rt.train.ssl.pretrain import pretrain
@@ -48,12 +50,12 @@ def main() -> None:
     settings = {name: getattr(options, name) for name in ("steps", "mae_steps", "labels", "pool", "test")}
     results = Results(options.json, settings)
     for seed in range(options.seeds):
+        start = untrained(base.encoder, pool, seed, whitened=True)
 
-        def begin(seed: int = seed) -> dict[str, Any]:
-            encoder = untrained(base.encoder, pool, seed, whitened=True)
-            return {"steps": 0, "seconds": 0, "probe": probes(encoder, pool, test, options, [seed])}
+        def begin(seed: int = seed, start: ViT = start) -> dict[str, Any]:
+            return {"steps": 0, "seconds": 0, "probe": probes(start, pool, test, options, [seed])}
 
-        results.part(f"{UNTRAINED}/{seed}", begin)
+        results.part(f"{UNTRAINED}/{seed}", begin, fingerprint(start.state_dict()))
         for name, (steps, changed) in arms.items():
 
             def measure(seed: int = seed, name: str = name, steps: int = steps, keys: list[str] = changed) -> Any:

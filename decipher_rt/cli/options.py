@@ -40,6 +40,7 @@ device_option = click.option(
 def engine_options(command: Command) -> Command:
     """Add ``--engine``, ``--device``, ``--precision`` and ``--threads``."""
     for option in (
+        # As engines.threads.MOST_THREADS, whose package loads numpy.
         click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; default: the cores at hand."),
         click.option(
             "--precision",
