@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
-# A CPU build is all that training the small models and the tests need.
+# A CPU build is all that training the small models and the tests need: PyPI's brings 3 GB of CUDA and a Triton of its own.
+# Where the index cannot be reached (a mirror of PyPI alone), pip takes what it finds elsewhere; empty asks for no other.
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test coverage lint model model-two-hours evidence offline-kit bench gpu-check clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is not Python 3.11 or later: make PYTHON=python3.11"; exit 1; }
@@ -24,11 +27,15 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--retries 1 --extra-index-url "$(TORCH_INDEX)") "$(TORCH)"
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	# Types only; its dependency is TensorRT itself, which does not come from PyPI.
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-deps tensorrt-stubs
-	@touch $@ $(VENV)/runtime
+	@touch $@ $(VENV)/runtime $(VENV)/sdk
+
+$(VENV)/sdk: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[sdk]"
+	@touch $@
 
 demo: $(VENV)/runtime ## Install the runtime (no PyTorch) and answer for a series, with a picture
 	$(BIN)/decipher-rt demo
@@ -99,19 +106,21 @@ bench: $(VENV)/runtime ## Fail where any stage has become more than 20 % slower 
 gpu-check: ## On a machine with a CUDA GPU, PyTorch and Triton: numerics and speed, written to benchmarks/results
 	$(PYTHON) benchmarks/gpu_check.py
 
-clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove what the other targets made, but for runs/, which took hours
+	rm -rf $(VENV) build dist decipher-rt-demo *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # ---- the native SDK: see docs/embedding.md ---------------------------------------------------------------------------
 SDK := build/sdk
 SDK_BUNDLE ?= $(CURDIR)/decipher_rt/default/bundle
+SDK_WHEELS = -DDECIPHER_RT_PYTHON_ENV="$$(cd $(VENV) && pwd)"
+SDK_OPTIONS = $(SDK_WHEELS) -DDECIPHER_RT_TEST_BUNDLE="$(SDK_BUNDLE)"
 .PHONY: sdk sdk-test sdk-deploy sdk-asan sdk-tsan sdk-valgrind sdk-fuzz sdk-soak sdk-cycles sdk-bench sdk-tensorrt sdk-aarch64 sdk-tools
 
 sdk-tools:
 	@for tool in cmake c++; do command -v $$tool >/dev/null || { echo "error: $$tool is not there: apt-get install cmake g++ make"; exit 1; }; done
 
-sdk: $(VENV)/dev sdk-tools ## Build libdecipher_rt, its worker, examples and tests in build/sdk
-	cmake --preset release -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE)
+sdk: $(VENV)/sdk sdk-tools ## Build libdecipher_rt, its worker, examples and tests in build/sdk
+	cmake --preset release $(SDK_OPTIONS)
 	cmake --build $(SDK) --parallel 2
 
 sdk-test: sdk ## Build the SDK and run ctest
@@ -120,42 +129,42 @@ sdk-test: sdk ## Build the SDK and run ctest
 sdk-deploy: sdk ## Collect in dist/decipher-rt-sdk what a machine without Python needs, with an SBOM
 	$(BIN)/python scripts/collect_sdk.py $(SDK) dist/decipher-rt-sdk
 
-sdk-asan: $(VENV)/dev sdk-tools ## ctest under AddressSanitizer and UndefinedBehaviorSanitizer
-	cmake --preset asan -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE)
+sdk-asan: $(VENV)/sdk sdk-tools ## ctest under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --preset asan $(SDK_OPTIONS)
 	cmake --build --preset asan --parallel 2
 	ctest --preset asan
 
-sdk-tsan: $(VENV)/dev sdk-tools ## Two sessions in four threads under ThreadSanitizer
-	cmake --preset tsan -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE)
+sdk-tsan: $(VENV)/sdk sdk-tools ## Two sessions in four threads under ThreadSanitizer
+	cmake --preset tsan $(SDK_OPTIONS)
 	cmake --build --preset tsan --parallel 2
 	ctest --preset tsan -R two_sessions
 
 sdk-valgrind: sdk ## One series through memcheck
 	valgrind --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
-		--num-callers=30 --suppressions=tests/native/suppressions/valgrind.supp $(SDK)/tests/native/soak $(SDK_BUNDLE) 2
+		--num-callers=30 --suppressions=tests/native/suppressions/valgrind.supp $(SDK)/tests/native/soak "$(SDK_BUNDLE)" 2
 
-sdk-fuzz: $(VENV)/dev sdk-tools ## libFuzzer on manifest and slice input, 10 minutes each, side by side (needs clang)
+sdk-fuzz: $(VENV)/sdk sdk-tools ## libFuzzer on manifest and slice input, 10 minutes each, side by side (needs clang)
 	@command -v clang++ >/dev/null || { echo "error: clang++ is not there: apt-get install clang"; exit 1; }
-	cmake --preset fuzz
+	cmake --preset fuzz $(SDK_OPTIONS)
 	cmake --build build/fuzz --parallel 2 --target fuzz_bundle fuzz_slices
-	tests/native/fuzz/run.sh $(CURDIR)/build/fuzz $(SDK_BUNDLE) 600
+	tests/native/fuzz/run.sh build/fuzz "$(SDK_BUNDLE)" 600
 
 sdk-soak: sdk ## 1,000 runs in one process, and in a worker, without growth of memory
-	$(SDK)/tests/native/soak $(SDK_BUNDLE) 1000
-	$(SDK)/tests/native/soak $(SDK_BUNDLE) 1000 worker
+	$(SDK)/tests/native/soak "$(SDK_BUNDLE)" 1000
+	$(SDK)/tests/native/soak "$(SDK_BUNDLE)" 1000 worker
 
 sdk-cycles: sdk ## 1,000 times load, run, unload in one process, and 1,000 processes
-	tests/native/proof/cycles.sh $(SDK) $(SDK_BUNDLE) 1000
+	tests/native/proof/cycles.sh $(SDK) "$(SDK_BUNDLE)" 1000
 
 sdk-bench: sdk ## Cold start, warm and streaming latency beside Python's
 	$(BIN)/python benchmarks/native.py
 
-sdk-tensorrt: $(VENV)/dev sdk-tools ## Compile the GPU engine against the TensorRT headers of a PyPI wheel (no GPU needed)
+sdk-tensorrt: $(VENV)/sdk sdk-tools ## Compile the GPU engine against the TensorRT headers of a PyPI wheel (no GPU needed)
 	mkdir -p build/tensorrt-headers
 	$(PIP) download --quiet --no-deps --dest build/tensorrt-headers kernel-lens==2.0.1
 	cd build/tensorrt-headers && $(abspath $(BIN)/python) -m zipfile -e kernel_lens-2.0.1-*.whl .
 	cmake -S . -B build/tensorrt -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDECIPHER_RT_TESTS=OFF \
-		-DTENSORRT_INCLUDE_DIR=$(CURDIR)/build/tensorrt-headers/kernel_lens/include/tensorrt
+		$(SDK_WHEELS) -DTENSORRT_INCLUDE_DIR="$(CURDIR)/build/tensorrt-headers/kernel_lens/include/tensorrt"
 	cmake --build build/tensorrt --parallel 2
 
 # What the aarch64 build takes from wheels; DALI's and OpenVINO's versions are those of constraints.txt.
@@ -169,10 +178,10 @@ $(AARCH64_SITE): $(CONSTRAINTS) | $(BIN)/python
 	mkdir -p $@
 	for wheel in build/aarch64-download/*.whl; do $(BIN)/python -m zipfile -e $$wheel $@; done
 
-sdk-aarch64: $(VENV)/dev sdk-tools $(AARCH64_SITE) ## Cross-compile for aarch64 and run ctest under qemu-user
+sdk-aarch64: $(VENV)/sdk sdk-tools $(AARCH64_SITE) ## Cross-compile for aarch64 and run ctest under qemu-user
 	@for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool >/dev/null || { echo "error: $$tool is not there: apt-get install g++-aarch64-linux-gnu qemu-user-static"; exit 1; }; done
-	cmake --preset aarch64 -DDECIPHER_RT_TEST_BUNDLE=$(SDK_BUNDLE) \
-		-DCUDA_INCLUDE_DIR=$$($(BIN)/python -c 'import triton, pathlib; print(pathlib.Path(triton.__file__).parent / "backends/nvidia/include")') \
-		-DNLOHMANN_JSON_INCLUDE_DIR=$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/nlohmann_json/include)
+	cmake --preset aarch64 -DDECIPHER_RT_TEST_BUNDLE="$(SDK_BUNDLE)" \
+		-DCUDA_INCLUDE_DIR="$$($(BIN)/python -c 'import triton, pathlib; print(pathlib.Path(triton.__file__).parent / "backends/nvidia/include")')" \
+		-DNLOHMANN_JSON_INCLUDE_DIR="$$(cd $(VENV)/lib/python3*/site-packages/nlohmann_json/include && pwd)"
 	cmake --build --preset aarch64 --parallel 2
 	ctest --preset aarch64 -E 'guest_test|soak|two_sessions|cycle'

@@ -107,6 +107,8 @@ def verify_bundle(
         If the bundle has no golden case or no such encoder.
     EngineError
         If this machine cannot run it or has no such device.
+    ModuleNotFoundError
+        If the bundle reads words, and ``tokenizers`` is not installed.
     """
     manifest = bundle.manifest
     threads = threads or usable_cores()

@@ -25,7 +25,10 @@ WIDE = 10_000  # columns: no table reaches it, and rich fills none that it does 
 EVALUATED, EVALUATED_HALF = 512, 320
 
 
-@click.command(epilog="Example: decipher-rt export runs/tiny/model -o my-bundle --fp16")
+@click.command(
+    short_help="Weights to a bundle: ONNX, TensorRT, golden case.",
+    epilog="Example: decipher-rt export runs/tiny/model -o my-bundle --fp16",
+)
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -110,6 +113,8 @@ def export(
     from .parts import TOKENIZER
     from .tensorrt.files import parse_wanted
 
+    if series and not int8:
+        raise click.UsageError("--calibrate is for 8-bit encoders: add --int8")
     require_bundle_place(output)
     plans = parse_wanted(engine, architectures, fp16=fp16, bf16=bf16, int8=int8)
     checkpoint = checkpoint or DEFAULT_WEIGHTS

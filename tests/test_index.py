@@ -243,11 +243,24 @@ def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, writ
         ((index, " ", *bundle), "empty"),
         ((index, "", *bundle), "empty"),
         ((index, "brain " * 10_000, *bundle), "10002 tokens"),
+        ((index, "a brain", *bundle, "--engine", "tensorrt", "--volume", 1), "leave out --engine, --volume"),
     ):
         failed = run("search", *arguments, status=2)
         assert said in failed.stderr
         assert failed.stderr.count("\n") == 1
         assert failed.stdout == ""
+
+
+def test_an_interrupted_archive_goes_on(answering_bundle, tmp_path, write_series):
+    def embed() -> tuple[int, int]:
+        arguments = ("embed", tmp_path / "study", "-o", tmp_path / "x.index", "-b", answering_bundle, "--new", "--json")
+        said = json.loads(run(*arguments).stdout)
+        return said["series"], said["embedded"]
+
+    write_series(tmp_path / "study" / "a", shape=(32, 32, 32))
+    assert [embed(), embed()] == [(1, 1), (1, 0)]
+    write_series(tmp_path / "study" / "b", shape=(32, 32, 32))
+    assert embed() == (2, 1)
 
 
 def test_a_hit_is_told_by_where_its_series_lies(answering_bundle, tmp_path, write_series, monkeypatch):

@@ -41,7 +41,8 @@ train.add_command(decoder)
 
 
 @click.command(
-    epilog="\b\nExample:\n  decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256"
+    short_help="Say how well weights do on test series.",
+    epilog="\b\nExample:\n  decipher-rt evaluate runs/tiny/model --json source.anatomy=ch2bet.nii.gz source.test=256",
 )
 @click.argument("arguments", nargs=-1, metavar="[WEIGHTS] [source.KEY=VALUE]...")
 @cache_option
@@ -70,7 +71,10 @@ def evaluate(arguments: tuple[str, ...], cache: Path | None, as_json: bool) -> N
     show(evaluate_model(weights, folder, cache_of(folder, cache), Progress()), as_json)
 
 
-@click.command(epilog="\b\nExample:\n  decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png")
+@click.command(
+    short_help="Simulated MR series of heads, as DICOM.",
+    epilog="\b\nExample:\n  decipher-rt simulate 1030 -o simulated && decipher-rt infer simulated --png",
+)
 @click.argument("seeds", nargs=-1, required=True, type=click.IntRange(0), metavar="SEED...")
 @click.option(
     "-o",

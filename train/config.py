@@ -90,10 +90,15 @@ def build_config(cls: type[C], document: Mapping[str, Any], key: str = "") -> C:
 def read_document(path: Path) -> dict[str, Any]:
     """Read the keys and values of a YAML file, unchecked.
 
+    ``train/configs/...`` is found in an installed package too.
+
     Raises
     ------
     ConfigError
     """
+    if path.parts[:2] == ("train", "configs") and not path.exists():
+        shipped = Path(__file__).parent.joinpath(*path.parts[1:])
+        path = shipped if shipped.exists() else path
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

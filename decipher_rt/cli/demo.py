@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from decipher_rt.cli.options import bundle_option
+from decipher_rt.cli.options import bundle_option, read_options
 from decipher_rt.errors import one_line
 
 if TYPE_CHECKING:
@@ -38,17 +38,24 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder.",
 )
-def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
+@read_options
+def demo(
+    series: tuple[Path, ...], bundle: Path | None, out: Path, volume: int, allow_gaps: bool, any_modality: bool
+) -> None:
     """Answer for a small simulated head that ships as DICOM files (or for SERIES), and explain each step."""
     start = time.perf_counter()
+    from importlib.util import find_spec
+
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.result import NOTICE, Failure
+    from decipher_rt.series import ReadOptions
     from decipher_rt.session import Session
     from decipher_rt.writers.folder import VIEWS, folder_writer
 
     opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
     manifest = opened.manifest
-    session = Session(opened, prompts=DEMO_PROMPTS if manifest.text else ())
+    reads_words = bool(manifest.text and find_spec("tokenizers"))
+    session = Session(opened, prompts=DEMO_PROMPTS if reads_words else ())
     encoder = manifest.encoder
     _step("Open", f"bundle {manifest.name} {manifest.version}: its files have the sums they were written with.")
     _step(
@@ -57,11 +64,14 @@ def demo(series: tuple[Path, ...], bundle: Path | None, out: Path) -> None:
         f"({session.encoder.device}, {session.encoder.threads} threads), {_milliseconds(start)} since the start.",
     )
     written: list[Path] = []
-    for outcome in session.infer_each(series or (DEMO_SERIES,), write=folder_writer(out, png=True)):
+    options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
+    for outcome in session.infer_each(series or (DEMO_SERIES,), options, folder_writer(out, png=True)):
         if isinstance(outcome, Failure):
             click.echo(f"decipher-rt: {outcome.error}", err=True)
             continue
         _explain(outcome, manifest.preprocessing)
+        if manifest.text and not reads_words:
+            _step("Words", "not compared: pip install 'decipher-rt[text]'")
         if not series:
             _step("Truth", DEMO_TRUTH.read_text(encoding="utf-8").strip())
         written.append(Path(str(outcome.embedding)).parent / VIEWS)

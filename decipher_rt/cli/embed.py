@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options
+from decipher_rt.cli.options import bundle_option, engine_options, read_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from decipher_rt.clock import StageClock
     from decipher_rt.result import Result
+    from decipher_rt.series import Series
     from decipher_rt.volume import Volume
 
 STORED_TOGETHER = 256
@@ -28,6 +29,7 @@ STORED_TOGETHER = 256
 Examples:
   decipher-rt embed archive/ -o archive.index
   decipher-rt embed today/ -o archive.index --add
+  decipher-rt embed archive/ -o archive.index --new   # goes on where it was interrupted
 
 Exit status: 0 all are in, 1 some of several series failed, 2 none could be read.
 """,
@@ -35,16 +37,16 @@ Exit status: 0 all are in, 1 some of several series failed, 2 none could be read
 @click.argument("paths", metavar="SERIES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="INDEX", required=True, type=click.Path(path_type=Path), help="File.")
 @click.option("--add", is_flag=True, help="Add to INDEX; a series that is in it is replaced.")
+@click.option("--new", "only_new", is_flag=True, help="Add to INDEX what it does not have; the rest is not embedded.")
 @bundle_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @engine_options
-@click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
-@click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing.")
-@click.option("--any-modality", is_flag=True, help="Go on where the series is not MR.")
+@read_options
 def embed(
     paths: tuple[Path, ...],
     output: Path,
     add: bool,
+    only_new: bool,
     bundle: Path | None,
     as_json: bool,
     engine: str,
@@ -63,9 +65,11 @@ def embed(
     import decipher_rt
     from decipher_rt.atomic import require_place
     from decipher_rt.index import read_index, require_absent, require_bundle, store_results
+    from decipher_rt.pipeline import one_ahead, read_each
     from decipher_rt.result import Failure, SeriesSeen
     from decipher_rt.series import ReadOptions
 
+    add = add or only_new
     require_absent(output, add=add)
     require_place(output)
     before = read_index(output) if output.exists() else None
@@ -77,7 +81,7 @@ def embed(
     known = {(entry.uid, entry.volume_index) for entry in before.entries} if before else set()
     added: set[tuple[str, int]] = set()
     waiting: list[tuple[Result, NDArray[np.float32]]] = []
-    embedded = failed = 0
+    embedded = failed = left_out = 0
     begun = add
 
     def check(result: Result, _: Volume, __: StageClock) -> Result:
@@ -92,7 +96,13 @@ def embed(
             embedded += len(waiting)
             waiting.clear()
 
-    outcomes = session.infer_each(paths, options, check)  # by name, as in Session.answer_each
+    def wanted(series: Series) -> bool:
+        nonlocal left_out
+        there = only_new and (series.uid, volume) in known
+        left_out += there
+        return not there
+
+    outcomes = session.answer_each(one_ahead(read_each(paths, options, wanted)), check)  # by name, as there
     try:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
@@ -105,7 +115,7 @@ def embed(
                     store()
     finally:
         store()  # what interrupts an archive of hours loses nothing
-    if embedded:
+    if embedded or left_out:
         index = read_index(output)
         outside = sum(not entry.in_scope for entry in index.entries)
         if as_json:
@@ -115,4 +125,4 @@ def embed(
             click.echo(
                 f"{output}: {len(index.entries)} series, {len(added - known)} of them new, {outside} out of scope"
             )
-    sys.exit((1 if embedded else 2) if failed else 0)
+    sys.exit((1 if embedded or left_out else 2) if failed else 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, heads_option
+from decipher_rt.cli.options import bundle_option, engine_options, heads_option, read_options
 from decipher_rt.errors import one_line, shown_path
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ count as answered.
     type=click.Path(path_type=Path),
     help="Write result.json, embedding.npy and segmentations (NIfTI) into OUT/<uid>/.",
 )
-@click.option("--new", "only_new", is_flag=True, help="Leave out the series that OUT has a result of.")
+@click.option("--new", "only_new", is_flag=True, help="Leave out series that OUT has a result of, and empty folders.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each series.")
 @click.option("--png", is_flag=True, help=f"Write views.png too (into {DEFAULT_OUT}/ where -o is not given).")
 @click.option(
@@ -55,10 +55,8 @@ count as answered.
 )
 @heads_option
 @engine_options
-@click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
-@click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing.")
-@click.option("--any-modality", is_flag=True, help="Go on where the series is not MR.")
-@click.option("--keep-phi", is_flag=True, help="Keep patient name and ID in the result.")
+@read_options
+@click.option("--keep-phi", is_flag=True, help="Keep patient name, ID, birth date and sex in the result.")
 def infer(
     paths: tuple[Path, ...],
     bundle: Path | None,
@@ -89,6 +87,8 @@ def infer(
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality, keep_phi=keep_phi)
     if only_new and out is None:
         raise click.UsageError("--new leaves out what OUT has: give OUT with -o")
+    if only_new and not (paths := tuple(filter(_holds_something, paths))):
+        return  # an inbox is empty most of the time
     left_out = 0
 
     def wanted(series: Series) -> bool:
@@ -116,6 +116,12 @@ def infer(
     if left_out:
         click.echo(f"decipher-rt: {out} has results of {left_out} series, which were left out", err=True)
     sys.exit((1 if answered or left_out else 2) if failed else 0)
+
+
+def _holds_something(path: Path) -> bool:
+    from decipher_rt.dicom.source import sources
+
+    return not path.is_dir() or any(True for _ in sources(path))
 
 
 def _say_whole(line: str) -> None:

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NO_HEADS = "none"
+
+
+def given(*names: str) -> str:
+    """Return which of some options stand on the command line, as they are written there; "" for none."""
+    context = click.get_current_context()
+    there = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return ", ".join("--" + name.replace("_", "-") for name in there)
+
 
 bundle_option = click.option(
     "-b", "--bundle", type=click.Path(path_type=Path), help="Folder of a bundle; default: the one that ships."
@@ -28,6 +37,18 @@ heads_option = click.option(
     callback=_names,
     help=f"Which heads answer, '{NO_HEADS}' for the embedding alone; others cost no time. Default: all.",
 )
+
+
+def read_options(command: Command) -> Command:
+    """Add ``--volume``, ``--allow-gaps`` and ``--any-modality``: what every command that reads series can be told."""
+    for option in (
+        click.option("--any-modality", is_flag=True, help="Go on where the series is not MR."),
+        click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing."),
+        click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes."),
+    ):
+        command = option(command)
+    return command
+
 
 device_option = click.option(
     "--device",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, heads_option
+from decipher_rt.cli.options import bundle_option, engine_options, given, heads_option, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write a trace for Perfetto or Chrome.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write one self-contained page.")
-@click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes.")
+@read_options
 @click.option(
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A.json B.json", help="Compare two earlier profiles."
 )
@@ -59,6 +59,8 @@ def profile(
     trace: Path | None,
     html: Path | None,
     volume: int,
+    allow_gaps: bool,
+    any_modality: bool,
     compare: tuple[Path, Path] | None,
 ) -> None:
     """Measure one SERIES stage by stage: cold (a new process), warm (one at a time), and, apart, saturated.
@@ -70,8 +72,9 @@ def profile(
     for written in filter(None, (trace, html)):
         require_place(written)
     if compare:
-        if series or trace:
-            raise click.UsageError("--compare takes two files and measures nothing: leave out SERIES and --trace")
+        idle = given("bundle", "heads", "engine", "device", "precision", "threads", "runs", "cold", "throughput", "trace")
+        if series or idle:
+            raise click.UsageError(f"--compare takes two files and measures nothing: leave out {idle or 'SERIES'}")
         _compare(compare, as_json, html)
         return
     if series is None:
@@ -79,8 +82,9 @@ def profile(
     from decipher_rt.series import ReadOptions
 
     session_arguments = {"engine": engine, "device": device, "precision": precision, "threads": threads, "heads": heads}
+    options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
     report, trace_text = _profile(
-        series, bundle, session_arguments, ReadOptions(volume=volume), runs, cold, throughput, wanted_trace=bool(trace)
+        series, bundle, session_arguments, options, runs, cold, throughput, wanted_trace=bool(trace)
     )
     if trace and trace_text:
         _write(trace, trace_text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options
+from decipher_rt.cli.options import bundle_option, engine_options, given, read_options
 from decipher_rt.errors import one_line, shown_path
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from decipher_rt.bundle import Bundle
+    from decipher_rt.series import ReadOptions
 
 SCHEMA = "decipher-rt/search/1"
 SERIES_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".zip")
@@ -37,6 +38,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @bundle_option
 @engine_options
+@read_options
 def search(
     index: Path,
     query: str,
@@ -47,6 +49,9 @@ def search(
     device: str | None,
     precision: Any,
     threads: int | None,
+    volume: int,
+    allow_gaps: bool,
+    any_modality: bool,
 ) -> None:
     """Find the series of INDEX that are nearest to a text, or to the series under a path.
 
@@ -61,9 +66,14 @@ def search(
     require_bundle(opened_index, opened, index)
     by_series = _is_series(query)
     if by_series:
+        from decipher_rt.series import ReadOptions
+
         session_arguments = {"engine": engine, "device": device, "precision": precision, "threads": threads}
-        vector = _embed_series(opened, Path(query), session_arguments)
+        options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
+        vector = _embed_series(opened, Path(query), options, session_arguments)
     else:
+        if idle := given("engine", "device", "precision", "volume", "allow_gaps", "any_modality"):
+            raise click.UsageError(f"words are embedded on the CPU in fp32, and no series is read: leave out {idle}")
         vector = _embed_text(opened, query, threads)
     hits = search_index(opened_index, vector, count)
     if as_json:
@@ -94,10 +104,12 @@ def _is_series(query: str) -> bool:
     return exists
 
 
-def _embed_series(bundle: Bundle, path: Path, session_arguments: dict[str, Any]) -> NDArray[np.float32]:
+def _embed_series(
+    bundle: Bundle, path: Path, options: ReadOptions, session_arguments: dict[str, Any]
+) -> NDArray[np.float32]:
     from decipher_rt.session import Session
 
-    result = Session(bundle, **session_arguments, heads=()).infer(path)
+    result = Session(bundle, **session_arguments, heads=()).infer(path, options)
     if not result.scope.inside:
         click.echo(f"decipher-rt: {path} is out of scope ({result.scope.reason}); hits may mean little", err=True)
     if isinstance(result.embedding, str):  # only a writer replaces it by a file's name

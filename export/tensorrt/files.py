@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
 import re
 import tempfile
@@ -56,7 +57,7 @@ def parse_wanted(
     Raises
     ------
     EngineError
-        If an architecture is not of the form sm_89, or what is asked for does not go together.
+        If an architecture is not of the form sm_89, what is asked for does not go together, or Triton is not installed.
     """
     if engine is None:
         if architectures:
@@ -78,6 +79,8 @@ def parse_wanted(
     without = [number for number in numbers if number < FIRST_WITH_BF16]
     if bf16 and without:
         raise EngineError(f"sm_{without[0]} has no bfloat16: leave --bf16 or that --arch out")
+    if importlib.util.find_spec("triton") is None:
+        raise EngineError(f"{engine} needs triton, which compiles the kernel that embeds patches: pip install triton")
     return Wanted(engine, precisions, tuple(sorted(set(numbers))))
 
 
@@ -206,7 +209,10 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
         TissueCountsSpec(config.grid_shape, config.patch_shape),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_kernels(Path(folder), specs, sorted({_cubin_architecture(a) for a in architectures}))
+        try:
+            paths = write_kernels(Path(folder), specs, sorted({_cubin_architecture(a) for a in architectures}))
+        except ValueError as error:
+            raise EngineError(f"kernels: {error}") from error
         files = {f"{KERNELS}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
     arrays = io.BytesIO()
     with torch.no_grad():

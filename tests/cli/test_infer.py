@@ -291,6 +291,9 @@ def test_only_new_series_are_answered(tmp_path, write_series):
     assert again.returncode == 0
     assert json.loads(again.stdout)["series"]["uid"] in {path.name for path in out.iterdir()}
     assert "1 series, which were left out" in again.stderr
+    (tmp_path / "inbox" / "of_today").mkdir(parents=True)
+    idle = infer(tmp_path / "inbox", "-o", out, "--new", "--json")
+    assert (idle.returncode, idle.stdout, idle.stderr) == (0, "", "")
     (tmp_path / "study" / "three").mkdir()
     (tmp_path / "study" / "three" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
     assert infer(tmp_path / "study", "-o", out, "--new").returncode == 1  # as when the others were answered

@@ -79,6 +79,7 @@ def test_a_person_reads_a_table(series):
         ((), "Missing argument 'SERIES'"),
         (("absent",), "absent"),
         (("x", "--compare", "a.json", "b.json"), "leave out SERIES"),
+        (("--compare", "a.json", "b.json", "--runs", "3", "-b", "x"), "leave out --bundle, --runs"),
         (("--compare", "a.json", "b.json"), "a.json"),
         (("x", "--runs", "0"), "--runs"),
         (("x", "-b", "no-bundle"), "no-bundle"),

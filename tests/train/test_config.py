@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.config import ConfigError, dump_config, load_config, read_document
 from decipher_rt.train.decoders.evaluate import change_sources
 from decipher_rt.train.model.recipe import RecipeConfig
 from decipher_rt.train.model.vit import ViTConfig
@@ -94,6 +94,11 @@ def test_broken_files_are_refused(config: Path, text: str, said: str) -> None:
     config.write_text(text)
     with pytest.raises(ConfigError, match=said):
         load_config(SSLConfig, config)
+
+
+def test_a_shipped_configuration_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_document(Path("train/configs/tiny/ssl.yaml"))["name"] == "tiny-ssl"
 
 
 def test_absent_file_is_refused(tmp_path: Path) -> None:
