@@ -205,7 +205,9 @@ class Session:
             If the path holds no readable series, or several: then use ``infer_each``.
         """
         clock, options = clock or StageClock(), options or ReadOptions()
-        series = find_only_series(Path(path), "name one of them (infer_each, and decipher-rt infer, answer for all)", options)
+        series = find_only_series(
+            Path(path), "name one of them; infer_each (decipher-rt infer) answers for all", options
+        )
         return self._finish(self._prepare(open_series(series, options, clock)), write)
 
     def infer_each(

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NO_HEADS = "none"
+READ_OPTIONS = ("volume", "allow_gaps", "any_modality")
 
 
 def given(*names: str) -> str:
@@ -44,7 +45,9 @@ def read_options(command: Command) -> Command:
     for option in (
         click.option("--any-modality", is_flag=True, help="Go on where the series is not MR."),
         click.option("--allow-gaps", is_flag=True, help="Go on where slices are missing."),
-        click.option("--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes."),
+        click.option(
+            "--volume", default=0, show_default=True, type=click.IntRange(0), help="Which of several volumes."
+        ),
     ):
         command = option(command)
     return command

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, given, heads_option, read_options
+from decipher_rt.cli.options import READ_OPTIONS, bundle_option, engine_options, given, heads_option, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,10 @@ def profile(
     for written in filter(None, (trace, html)):
         require_place(written)
     if compare:
-        idle = given("bundle", "heads", "engine", "device", "precision", "threads", "runs", "cold", "throughput", "trace")
+        idle = given(
+            "bundle", "heads", "engine", "device", "precision", "threads", "runs", "cold", "throughput", "trace",
+            *READ_OPTIONS,
+        )  # fmt: skip
         if series or idle:
             raise click.UsageError(f"--compare takes two files and measures nothing: leave out {idle or 'SERIES'}")
         _compare(compare, as_json, html)

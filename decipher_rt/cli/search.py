@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from decipher_rt.cli.options import bundle_option, engine_options, given, read_options
+from decipher_rt.cli.options import READ_OPTIONS, bundle_option, engine_options, given, read_options
 from decipher_rt.errors import one_line, shown_path
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def search(
         options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
         vector = _embed_series(opened, Path(query), options, session_arguments)
     else:
-        if idle := given("engine", "device", "precision", "volume", "allow_gaps", "any_modality"):
+        if idle := given("engine", "device", "precision", *READ_OPTIONS):
             raise click.UsageError(f"words are embedded on the CPU in fp32, and no series is read: leave out {idle}")
         vector = _embed_text(opened, query, threads)
     hits = search_index(opened_index, vector, count)

@@ -127,7 +127,7 @@ def _folder(root: Path) -> Iterator[Source | Unreadable]:
                 elif entry.is_file():
                     files += 1
                     if files > MAX_FILES:
-                        raise SeriesError(f"{root}: more than {MAX_FILES} files at once; give the folders in it one by one ({root}/*)")
+                        raise SeriesError(f"{root}: more than {MAX_FILES} files; give the folders in it ({root}/*)")
                     yield Source(entry.path[prefix:], Path(entry.path), entry.stat().st_size)
                 elif entry.is_symlink() and not entry.name.startswith("."):  # an editor's lock is no slice
                     yield Unreadable(entry.path[prefix:], "a link to what is not there")
