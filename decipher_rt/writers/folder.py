@@ -40,9 +40,9 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
     def write(result: Result, volume: Volume, clock: StageClock) -> Result:
         target = out / folder_name(result.series["uid"], result.series["volume_index"])
         seen.require_new(result)
-        if target.exists():
-            _require_ours(target)
         try:
+            if target.exists():
+                _require_ours(target)
             with whole_folder(target) as staging:
                 return _fill(staging, target, result, volume, clock, png=png)
         except OSError as error:

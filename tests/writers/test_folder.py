@@ -1,6 +1,7 @@
 """A result's folder is whole or not there, and nothing that was there before is lost."""
 
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -89,6 +90,25 @@ def test_a_failing_picture_leaves_no_half_folder(tmp_path, monkeypatch):
         folder_writer(tmp_path, png=True)(result, volume, StageClock())
     assert str(caught.value).startswith(f"{tmp_path / folder_name('1.2.3', 0)}: cannot be written")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_result_that_cannot_be_read_fails_its_own_series(tmp_path, monkeypatch):
+    volume, result = volume_and_result()
+    write = folder_writer(tmp_path, png=False)
+    write(result, volume, StageClock())
+    list_folder = Path.iterdir
+
+    def locked(folder):
+        if folder == tmp_path / "1.2.3":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(DecipherError, match=r"1\.2\.3: cannot be written \(Permission denied\)"):
+        write(result, volume, StageClock())
+    volume, result = volume_and_result("1.2.4")
+    write(result, volume, StageClock())
+    assert has_answer(tmp_path, "1.2.4", 0)
 
 
 def test_what_somebody_put_beside_a_result_is_not_removed_with_it(tmp_path):
