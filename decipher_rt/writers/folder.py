@@ -81,7 +81,12 @@ def _write_segmentations(result: Result, volume: Volume, staging: Path, target: 
 
 def has_answer(out: Path, uid: str, volume_index: int) -> bool:
     """Whether a result of this series is below ``out``, whatever bundle gave it: a whole one, as after a power cut."""
-    return _read_result(out / folder_name(uid, volume_index)) is not None
+    folder = out / folder_name(uid, volume_index)
+    document = _read_result(folder)
+    try:
+        return document is not None and all((folder / name).stat().st_size for name in _files_beside(document))
+    except OSError:
+        return False
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
@@ -93,16 +98,20 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
 
 
+def _files_beside(document: dict[str, Any]) -> list[str]:
+    """Return the names of the files that were written with a result."""
+    from decipher_rt.writers.segmentation import nifti_name
+
+    return [EMBEDDING, *(nifti_name(name) for name, answer in document.get("heads", {}).items() if "file" in answer)]
+
+
 def _require_ours(folder: Path) -> None:
     """Raise DecipherError where a folder holds what no earlier run wrote: it would go with what did."""
     if not (folder / RESULT).is_file():
         raise DecipherError(f"{folder}: exists and holds no {RESULT}; move it away or choose another -o")
-    from decipher_rt.writers.segmentation import nifti_name
-
     if not (folder / RESULT).read_bytes().strip(b"\0"):  # what a power cut left
         return
-    heads = (_read_result(folder) or {}).get("heads", {})
-    ours = {RESULT, EMBEDDING, VIEWS, *(nifti_name(name) for name in heads)}
+    ours = {RESULT, VIEWS, *_files_beside(_read_result(folder) or {})}
     if foreign := next((p.name for p in folder.iterdir() if p.name not in ours and p.name not in HIDDEN), None):
         raise DecipherError(f"{folder}: holds {foreign}, which is none of its result; move it away")
 

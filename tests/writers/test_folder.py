@@ -11,6 +11,7 @@ import pytest
 
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
+from decipher_rt.label_map import LabelMap
 from decipher_rt.result import Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.volume import SeriesInfo, Volume
 from decipher_rt.writers.folder import folder_name, folder_writer, has_answer
@@ -134,6 +135,21 @@ def test_what_a_power_cut_left_is_no_answer(tmp_path):
     (tmp_path / "1.2.3" / "result.json").write_text("")
     folder_writer(tmp_path, png=False)(result, volume, StageClock())
     assert has_answer(tmp_path, "1.2.3", 0)
+
+
+@pytest.mark.parametrize("name", ["embedding.npy", "tissue.nii.gz"])
+def test_what_a_power_cut_emptied_beside_the_result_is_written_anew(tmp_path, name):
+    volume, result = volume_and_result()
+    labels = LabelMap(np.ones((6, 7, 8), np.uint8), ("background", "tissue"), volume.affine_lps_mm)
+    tissue = HeadAnswer("segmentation", label_map=labels, volumes_ml={"tissue": 0.672})
+    result = dataclasses.replace(result, heads={"tissue": tissue, "lesion": HeadAnswer("regression", not_answered="x")})
+    write = folder_writer(tmp_path, png=False)
+    file = tmp_path / "1.2.3" / name
+    for lose in (lambda: file.write_bytes(b""), file.unlink):
+        write(result, volume, StageClock())
+        assert has_answer(tmp_path, "1.2.3", 0)
+        lose()
+        assert not has_answer(tmp_path, "1.2.3", 0)
 
 
 def test_a_path_that_is_no_text_is_json_that_every_reader_takes(tmp_path):
