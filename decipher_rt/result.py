@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decipher_rt.boxes import Box
 from decipher_rt.dicom.geometry import canonical_ras
-from decipher_rt.errors import DecipherError
+from decipher_rt.errors import DecipherError, one_line
 from decipher_rt.label_map import LabelMap
 from decipher_rt.volume import Volume
 
@@ -73,7 +73,7 @@ class HeadAnswer:
                 {"value": value, "label": label, "volume_ml": round(ml, 3)}
                 for value, (label, ml) in enumerate(self.volumes_ml.items(), 1)
             ]
-            return {"labels": labels, **({"file": self.file} if self.file else {})}
+            return {"labels": labels, **({"file": as_text(self.file)} if self.file else {})}
         if self.kind == "localisation":
             return {"boxes": [box.to_json() for box in self.boxes]}
         if self.label is not None:
@@ -136,7 +136,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, schema ``decipher-rt/result/1``."""
-        embedding = self.embedding if isinstance(self.embedding, str) else [_seven(x) for x in self.embedding.tolist()]
+        vector = self.embedding
+        embedding = as_text(vector) if isinstance(vector, str) else [_seven(x) for x in vector.tolist()]
         return {
             "schema": SCHEMA,
             "series": dict(self.series),
@@ -162,7 +163,7 @@ class Failure:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, schema ``decipher-rt/failure/1``."""
-        return {"schema": FAILURE_SCHEMA, "series": {"uid": self.uid, "path": _as_text(self.path)}, "error": self.error}
+        return {"schema": FAILURE_SCHEMA, "series": {"uid": self.uid, "path": as_text(self.path)}, "error": self.error}
 
 
 class SeriesSeen:
@@ -189,7 +190,7 @@ def describe_series(volume: Volume, more_warnings: Iterable[str] = ()) -> dict[s
     frame = canonical_ras(volume.affine_lps_mm, volume.voxels.shape)
     described: dict[str, Any] = {
         "uid": series.uid,
-        "path": _as_text(series.path),
+        "path": as_text(series.path),
         "manufacturer": series.manufacturer,
         "description": series.description,
         "files": series.files,
@@ -198,14 +199,14 @@ def describe_series(volume: Volume, more_warnings: Iterable[str] = ()) -> dict[s
         "shape_ras": list(frame.shape_ras),
         "spacing_mm": [_seven(x) for x in np.linalg.norm(frame.affine_ras_mm[:3, :3], axis=0).tolist()],
         "affine_ras_mm": np.round(frame.affine_ras_mm, 6).tolist(),
-        "warnings": [*series.warnings, *more_warnings],
+        "warnings": [one_line(warning) for warning in (*series.warnings, *more_warnings)],
     }
     if series.patient:
         described["patient"] = dict(series.patient)
     return described
 
 
-def _as_text(path: str | Path) -> str:
+def as_text(path: str | Path) -> str:
     """Return a path as text; bytes that are no UTF-8, which JSON cannot say, as four characters from a backslash on."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

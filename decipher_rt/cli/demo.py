@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from decipher_rt.cli.options import bundle_option, read_options
-from decipher_rt.errors import one_line
+from decipher_rt.errors import one_line, shown_path
 
 if TYPE_CHECKING:
     from decipher_rt.manifest import Preprocessing
@@ -76,7 +76,7 @@ def demo(
             _step("Truth", DEMO_TRUTH.read_text(encoding="utf-8").strip())
         written.append(Path(str(outcome.embedding)).parent / VIEWS)
     for picture in written:
-        click.echo(click.style(f"The picture is {picture}", bold=True))
+        click.echo(click.style(f"The picture is {shown_path(picture)}", bold=True))
     click.echo(NOTICE)
     if not written:
         raise SystemExit(2)

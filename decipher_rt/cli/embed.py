@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decipher_rt.cli.options import bundle_option, engine_options, read_options
+from decipher_rt.errors import shown_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ def embed(
     from decipher_rt.atomic import require_place
     from decipher_rt.index import read_index, require_absent, require_bundle, store_results
     from decipher_rt.pipeline import one_ahead, read_each
-    from decipher_rt.result import Failure, SeriesSeen
+    from decipher_rt.result import Failure, SeriesSeen, as_text
     from decipher_rt.series import ReadOptions
 
     add = add or only_new
@@ -120,9 +121,8 @@ def embed(
         outside = sum(not entry.in_scope for entry in index.entries)
         if as_json:
             counts = {"series": len(index.entries), "embedded": embedded, "failed": failed, "out_of_scope": outside}
-            click.echo(json.dumps({"index": str(output), "bundle_sha256": index.bundle_sha256, **counts}))
+            click.echo(json.dumps({"index": as_text(output), "bundle_sha256": index.bundle_sha256, **counts}))
         else:
-            click.echo(
-                f"{output}: {len(index.entries)} series, {len(added - known)} of them new, {outside} out of scope"
-            )
+            told = f"{len(index.entries)} series, {len(added - known)} of them new, {outside} out of scope"
+            click.echo(f"{shown_path(output)}: {told}")
     sys.exit((1 if embedded or left_out else 2) if failed else 0)

@@ -114,7 +114,7 @@ def infer(
         elif isinstance(outcome, Result):
             click.echo(summary(outcome, out))
     if left_out:
-        click.echo(f"decipher-rt: {out} has results of {left_out} series, which were left out", err=True)
+        click.echo(f"decipher-rt: {shown_path(out)} has results of {left_out} series, which were left out", err=True)
     sys.exit((1 if answered or left_out else 2) if failed else 0)
 
 
@@ -177,7 +177,7 @@ def summary(result: Result, out: Path | None) -> str:
         f"  time       {times['total']:.0f} ms: {stages}; {result.tokens['kept']} of {result.tokens['total']} tokens"
     )
     if out and isinstance(result.embedding, str):
-        lines.append(f"  written    {Path(result.embedding).parent}")
+        lines.append(f"  written    {shown_path(Path(result.embedding).parent)}")
     return "\n".join([*lines, f"  {NOTICE}"])
 
 

@@ -60,6 +60,7 @@ def search(
     """
     from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
     from decipher_rt.index import read_index, require_bundle, search_index
+    from decipher_rt.result import as_text
 
     opened_index = read_index(index)
     opened = open_bundle(bundle or DEFAULT_BUNDLE, only_used=True)
@@ -78,7 +79,7 @@ def search(
     hits = search_index(opened_index, vector, count)
     if as_json:
         rows = [{"cosine": round(hit.cosine, 7), **dataclasses.asdict(hit.entry)} for hit in hits]
-        about = {"index": str(index), "bundle_sha256": opened.sha256, "query": query}
+        about = {"index": as_text(index), "bundle_sha256": opened.sha256, "query": as_text(query)}
         found = {"by": "series" if by_series else "text", "searched": len(opened_index.entries), "hits": rows}
         click.echo(json.dumps({"schema": SCHEMA, **about, **found}))
         return

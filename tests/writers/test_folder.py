@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decipher_rt.cli.infer import summary
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError
 from decipher_rt.label_map import LabelMap
@@ -158,3 +159,21 @@ def test_a_path_that_is_no_text_is_json_that_every_reader_takes(tmp_path):
     said = describe_series(dataclasses.replace(volume, series=dataclasses.replace(volume.series, path=Path(path))))
     assert said["path"] == "/data/n\\xff"
     assert Failure(path, None, "x").to_json()["series"]["path"] == "/data/n\\xff"
+
+
+def test_a_place_that_is_no_text_is_said_to_people_and_programs(tmp_path):
+    volume, result = volume_and_result()
+    labels = LabelMap(np.ones((6, 7, 8), np.uint8), ("background", "tissue"), volume.affine_lps_mm)
+    result = dataclasses.replace(result, heads={"tissue": HeadAnswer("segmentation", label_map=labels)})
+    out = tmp_path / os.fsdecode(b"out\xff")
+    written = folder_writer(out, png=False)(result, volume, StageClock())
+    document = written.to_json()
+    assert document["embedding"] == f"{tmp_path}/out\\xff/1.2.3/embedding.npy"
+    assert document["heads"]["tissue"]["file"] == f"{tmp_path}/out\\xff/1.2.3/tissue.nii.gz"
+    assert f"{tmp_path}/out?/1.2.3" in summary(written, out).encode().decode()
+
+
+def test_a_warning_that_names_a_file_whose_name_is_no_text_is_json(tmp_path):
+    volume, _ = volume_and_result()
+    warned = dataclasses.replace(volume.series, warnings=(os.fsdecode(b"first: n\xff.dcm"),))
+    assert describe_series(dataclasses.replace(volume, series=warned))["warnings"] == ["first: n .dcm"]
