@@ -89,10 +89,11 @@ def _take_place(staging: Path, target: Path, beside: Path) -> None:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the same file system."""
+    """Yield a temporary folder on the same file system. What of it cannot be removed is left: the work is done."""
     with _named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        name = f".{target.name}-"
+        with tempfile.TemporaryDirectory(prefix=name, dir=target.parent, ignore_cleanup_errors=True) as beside:
             yield Path(beside)
 
 

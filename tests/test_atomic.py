@@ -1,6 +1,7 @@
 """Files and folders that are whole or not there."""
 
 import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def test_what_was_moved_aside_comes_back_where_nothing_takes_its_place(tmp_path,
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "a").read_text() == "old"
+
+
+def test_an_old_folder_that_cannot_be_removed_is_no_failure_of_the_new_one(tmp_path, monkeypatch):
+    """As on NFS, which keeps the files that somebody still reads."""
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def kept(path, **_):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    monkeypatch.setattr(os, "rmdir", kept)
+    with whole_folder(target) as staging:
+        (staging / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
 
 
 def test_a_name_too_long_to_be_written_beside_is_refused_before_the_work(tmp_path):
