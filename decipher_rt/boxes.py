@@ -28,12 +28,6 @@ class Box:
     size_mm: Vector
     axes_lps: tuple[Vector, Vector, Vector]
 
-    def corners_lps_mm(self) -> NDArray[np.float64]:
-        """Return the eight corners, shape (8, 3)."""
-        signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing="ij"), axis=-1).reshape(8, 3)
-        corners: NDArray[np.float64] = np.asarray(self.center_lps_mm) + signs * self.size_mm @ np.asarray(self.axes_lps)
-        return corners
-
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, in micrometres at the finest."""
         return {

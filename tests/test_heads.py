@@ -98,7 +98,8 @@ def test_the_box_is_where_the_block_is_however_it_is_stored(session, order, flip
     assert box.center_lps_mm == pytest.approx([sum(ends) / 2 for ends in BRIGHT_LPS], abs=1e-6)
     assert box.size_mm == pytest.approx((32, 32, 32))
     assert np.abs(np.array(box.axes_lps)) == pytest.approx(np.fliplr(np.eye(3)))
-    corners = box.corners_lps_mm()
+    signs = np.array(list(product((-0.5, 0.5), repeat=3)))
+    corners = np.array(box.center_lps_mm) + signs * box.size_mm @ np.array(box.axes_lps)
     assert corners.min(axis=0) == pytest.approx([low for low, _ in BRIGHT_LPS], abs=1e-6)
     assert corners.max(axis=0) == pytest.approx([high for _, high in BRIGHT_LPS], abs=1e-6)
 
