@@ -70,7 +70,8 @@ def open_nifti(source: Source) -> NiftiFile:
     # nibabel writes to the terminal what it finds odd in a header; here that is an error, or of no matter.
     try:
         with quiet("nibabel.global"), np.errstate(all="ignore"):
-            header = image_class.header_class.from_fileobj(BytesIO(head))
+            kind = image_class.header_class
+            header = kind(head[: kind.template_dtype.itemsize])  # extensions, of any size, are not looked at
             shape = header.get_data_shape()
             dtype = header.get_data_dtype()
             slope, intercept = header.get_slope_inter()

@@ -97,6 +97,16 @@ def test_big_endian(tmp_path):
     assert volume.voxels.dtype.isnative
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_header_extension_of_any_size_is_passed_over(tmp_path, name, kind):
+    """AFNI keeps the history of a data set there, as XML of some kB."""
+    image = kind(random_array("int16"), oblique(3))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("afni", b"<AFNI_attributes/>" * 1000))
+    nibabel.save(image, tmp_path / name)
+    assert_same_place(read(tmp_path / name), nibabel.load(tmp_path / name))
+
+
 @pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 1), (2, 1)])
 def test_sform_and_qform_precede_as_in_nibabel(tmp_path, sform, qform):
     image = nibabel.Nifti1Image(random_array("int16"), np.eye(4))
