@@ -6,8 +6,11 @@ import gzip
 import hashlib
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cached_property
+from io import BufferedReader, BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -41,7 +44,6 @@ class NiftiFile:
     """A NIfTI file whose header was read: shape (i, j, k, volumes), affine in RAS mm as nibabel gives it."""
 
     source: Source
-    uid: str
     description: str
     shape: tuple[int, int, int, int]
     dtype: np.dtype[Any]
@@ -50,6 +52,13 @@ class NiftiFile:
     intercept: float
     affine_ras_mm: NDArray[np.float64]
     is_label_map: bool = False
+
+    @cached_property
+    def uid(self) -> str:
+        """Name-based UUID of the file's bytes as ``2.25.<int>``; all of them are read, and SeriesError is raised."""
+        with _readable(self.source), _opened(self.source) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, digest).int}"
 
 
 def open_nifti(source: Source) -> NiftiFile:
@@ -111,9 +120,7 @@ def open_nifti(source: Source) -> NiftiFile:
     slope = 1.0 if slope is None else float(slope)
     intercept = 0.0 if intercept is None else float(intercept)
     named = one_line(source.name)
-    return NiftiFile(
-        source, _uid(source), named, (*size, volumes), dtype, offset, slope, intercept, affine, is_label_map
-    )
+    return NiftiFile(source, named, (*size, volumes), dtype, offset, slope, intercept, affine, is_label_map)
 
 
 def read_nifti(file: NiftiFile, volume: int = 0) -> Volume:
@@ -186,20 +193,24 @@ def _is_gzip(source: Source) -> bool:
 
 def _bytes(source: Source, offset: int, count: int) -> bytes:
     """Read from a plain or gzipped file, never inflating more than was asked for."""
-    try:
+    with _readable(source):
         if not _is_gzip(source):
             return source.read(offset, count)
-        with gzip.open(source.path if source.data is None else BytesIO(source.data)) as file:
+        with _opened(source) as packed, gzip.open(packed) as file:
             file.seek(offset)
             return file.read(count)
+
+
+def _opened(source: Source) -> BufferedReader | BytesIO:
+    return source.path.open("rb") if source.data is None else BytesIO(source.data)
+
+
+@contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Let a file that cannot be read be a series that cannot."""
+    try:
+        yield
     except EOFError:
         raise SeriesError(f"{source.name}: the gzip stream is cut off") from None
     except (OSError, zlib.error) as error:
         raise SeriesError(f"{source.name}: cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def _uid(source: Source) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, source.size, 1 << 22):
-        digest.update(source.read(start, 1 << 22))
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest()).int}"

@@ -16,6 +16,7 @@ from decipher_rt.volume import Volume
 if TYPE_CHECKING:
     from decipher_rt.dicom.parse import Foreign
     from decipher_rt.dicom.read import DicomSeries
+    from decipher_rt.dicom.source import Source
     from decipher_rt.nifti import NiftiFile
 
 
@@ -103,20 +104,12 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
     found = find_dicom(files, path, options.keep_phi)
     foreign = list(found.foreign)
     series = [Series(one.uid, one.path, one.description, len(one.files), one) for one in found.series]
-    if niftis:
-        from decipher_rt.nifti import open_nifti
-
-        for source in niftis:
-            try:
-                nifti = open_nifti(source)
-            except SeriesError as error:
-                series.append(Series("", source.path, source.name, 1, str(error)))
-            else:
-                named = source.path == path and source.data is None
-                if nifti.is_label_map and not named:  # a result of an earlier run, most likely
-                    foreign.append(Foreign(source, "a label map"))
-                else:
-                    series.append(Series(nifti.uid, source.path, nifti.description, 1, nifti))
+    for source in niftis:
+        nifti = _find_nifti(source, named=source.path == path and source.data is None)
+        if nifti is None:
+            foreign.append(Foreign(source, "a label map"))
+        else:
+            series.append(nifti)
     if found.damaged:
         first, more = found.damaged[0], len(found.damaged) - 1
         trouble = first.trouble + (f" (and {more} more damaged files)" if more else "")
@@ -172,6 +165,19 @@ def read_series(series: Series, options: ReadOptions = ReadOptions()) -> Volume:
     from decipher_rt.nifti import read_nifti
 
     return read_nifti(content, options.volume)
+
+
+def _find_nifti(source: Source, *, named: bool) -> Series | None:
+    """Return the series of a NIfTI file, None for a label map that was not named: a result of an earlier run."""
+    from decipher_rt.nifti import open_nifti
+
+    try:
+        nifti = open_nifti(source)
+        if nifti.is_label_map and not named:
+            return None
+        return Series(nifti.uid, source.path, nifti.description, 1, nifti)
+    except SeriesError as error:
+        return Series("", source.path, source.name, 1, str(error))
 
 
 def _nothing(path: Path, foreign: list[Foreign]) -> str:

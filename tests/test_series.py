@@ -10,6 +10,8 @@ import pydicom
 import pytest
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from decipher_rt import nifti
+from decipher_rt.dicom.walk import UnusualFileError, Walker
 from decipher_rt.errors import SeriesError
 from decipher_rt.series import ReadOptions, find_series, read_series
 
@@ -213,6 +215,43 @@ def test_what_a_mac_adds_and_what_a_run_wrote_are_no_series(tmp_path, write_seri
     (study / "t1.nii.gz").unlink()
     with pytest.raises(SeriesError, match="no series with images"):
         find_series(study)
+
+
+@pytest.mark.parametrize(("intent", "found"), [("none", ["", "kept.nii"]), ("label", ["kept.nii"])])
+def test_a_nifti_file_that_vanishes_after_its_header_does_not_hide_the_others(tmp_path, monkeypatch, intent, found):
+    """Of a label map that nobody named no more than the header is read."""
+    image = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    nibabel.save(image, tmp_path / "kept.nii")
+    image.header.set_intent(intent)
+    nibabel.save(image, tmp_path / "a.nii")
+    check = nifti.axis_order
+
+    def vanish(affine):
+        (tmp_path / "a.nii").unlink(missing_ok=True)  # as by a cleaner, or a server that went away
+        return check(affine)
+
+    monkeypatch.setattr(nifti, "axis_order", vanish)
+    series = find_series(tmp_path)
+    assert [one.uid and one.description for one in series] == found
+    assert all("a.nii: cannot be read" in str(one.content) for one in series if not one.uid)
+
+
+def test_a_dicom_file_that_vanishes_before_pydicom_reads_it_does_not_hide_the_others(
+    tmp_path, write_series, monkeypatch
+):
+    folder = write_series(tmp_path / "s")
+    walk = Walker.walk
+
+    def vanish(walker, source):
+        if source.path.name == "0002.dcm":
+            source.path.unlink()
+            raise UnusualFileError("for pydicom")
+        return walk(walker, source)
+
+    monkeypatch.setattr(Walker, "walk", vanish)
+    good, bad = find_series(folder)
+    assert good.files == 5
+    assert bad.content == "0002.dcm: No such file or directory"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -85,9 +85,11 @@ def wanted_tags(keep_phi: bool) -> set[int]:
 def parse_file(source: Source, walker: Walker, keep_phi: bool = False) -> ImageFile | Foreign | Damaged:
     """Parse the header of one source, never its pixels."""
     try:
-        walked = walker.walk(source)
-        return _image_file(source, walked.elements, walked.transfer_syntax, walked.pixel_offset, walked.pixel_length)
-    except (UnusualFileError, ValueError, OverflowError):
+        with suppress(UnusualFileError, ValueError, OverflowError):
+            walked = walker.walk(source)
+            return _image_file(
+                source, walked.elements, walked.transfer_syntax, walked.pixel_offset, walked.pixel_length
+            )
         return parse_with_pydicom(source, keep_phi)
     except OSError as error:
         return Damaged(source, f"{source.name}: {error.strerror or error}")
