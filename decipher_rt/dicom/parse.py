@@ -97,10 +97,9 @@ def parse_file(source: Source, walker: Walker, keep_phi: bool = False) -> ImageF
 
 def _image_file(source: Source, elements: RawElements, transfer_syntax: str, offset: int, length: int) -> ImageFile:
     """Build from a walk; raises UnusualFileError or ValueError on whatever pydicom should look at."""
-    sop_class = tags.text(elements, tags.SOP_CLASS_UID)
     series_uid = tags.text(elements, tags.SERIES_UID)
-    if sop_class in ENHANCED or not series_uid:
-        raise UnusualFileError("functional groups, or no series")
+    if not series_uid:
+        raise UnusualFileError("no series")
     pixels = _pixel_format(_raw_values(elements, PIXEL_TAGS), transfer_syntax)
     if length - pixels.frame_bytes not in (0, pixels.frame_bytes % 2):
         raise UnusualFileError("the length of Pixel Data is not that of one image")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from decipher_rt.dicom import elements as tags
+from decipher_rt.dicom.image import ENHANCED
 from decipher_rt.dicom.source import Source
 
 IMPLICIT_LITTLE_ENDIAN: Final = b"1.2.840.10008.1.2"
@@ -183,6 +184,8 @@ class Walker:
                 if tag not in tags.INFORMATIVE or not explicit or vr == tags.VR[tag].encode():
                     _check_vr(tag, vr, explicit)
                     wanted[tag] = head[value:end]
+                    if tag == tags.SOP_CLASS_UID:
+                        _refuse_enhanced(wanted[tag])
             position = end
             last = tag
             ends.append((tag, position - start))
@@ -312,6 +315,12 @@ def _check_vr(tag: int, vr: bytes, explicit: bool) -> None:
     expected = tags.VR[tag].encode()
     if explicit and vr != expected and not (expected == b"OB" and vr in RAW_VR):
         raise UnusualFileError("an element has another value representation than the standard gives it")
+
+
+def _refuse_enhanced(sop_class: bytes) -> None:
+    """Refuse what pydicom reads anyway, before the walk through its functional groups, a header of megabytes."""
+    if sop_class.strip(b"\0 ").decode("latin-1") in ENHANCED:
+        raise UnusualFileError("functional groups")
 
 
 def _refuse_hidden_vr(head: bytes, position: int) -> None:

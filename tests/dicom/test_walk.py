@@ -9,7 +9,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from decipher_rt.dicom.image import ImageFile
+from decipher_rt.dicom import walk
+from decipher_rt.dicom.image import ENHANCED, ImageFile
 from decipher_rt.dicom.parse import parse_file, parse_with_pydicom, wanted_tags
 from decipher_rt.dicom.source import Source, sources
 from decipher_rt.dicom.walk import UnusualFileError, Walker
@@ -155,6 +156,22 @@ def test_what_is_unusual_is_left_to_pydicom(tmp_path, synthetic, find, replace):
     walked(source_of(path))
     with pytest.raises(UnusualFileError):
         walked(spoil(path, find, replace))
+
+
+@pytest.mark.parametrize("sop_class", ENHANCED)
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_functional_groups_are_not_walked(tmp_path, synthetic, monkeypatch, sop_class, syntax):
+    """The header of an enhanced object may have megabytes; pydicom reads them all the same."""
+    dataset = synthetic.slice_dataset(synthetic.voxels((1, 4, 4))[0], synthetic.oblique_affine(), 0, "1.2.3")
+    walker = Walker(wanted_tags(keep_phi=False))
+    walker.walk(source_of(synthetic.save(dataset, tmp_path / "classic.dcm", syntax)))
+    dataset.SOPClassUID = sop_class
+    dataset.PerFrameFunctionalGroupsSequence = [Dataset()]
+    dataset["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+    source = source_of(synthetic.save(dataset, tmp_path / "enhanced.dcm", syntax))
+    monkeypatch.delattr(walk, "_sequence_end")
+    with pytest.raises(UnusualFileError, match="functional groups"):
+        walker.walk(source)
 
 
 def test_no_value_of_the_patient_is_kept_unless_asked_for(tmp_path, synthetic):
