@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ _END: Any = object()
 
 @dataclass(frozen=True)
 class OpenedSeries:
-    """A series that was read; its clock stands at the end of stage ``read``."""
+    """A series that was read, and its content let go; its clock stands at the end of stage ``read``."""
 
     series: Series
     volume: Volume
@@ -37,22 +37,28 @@ def read_each(
 ) -> Iterator[OpenedSeries | Failure]:
     """Read the wanted series under the paths, in order; one that cannot be read is a Failure and the others go on."""
     for path in paths:
-        start = time.perf_counter()
+        yield from _read_path(path, options, wanted)  # so that an archive is let go before the next one is read
+
+
+def _read_path(
+    path: Path | str, options: ReadOptions, wanted: Callable[[Series], bool]
+) -> Iterator[OpenedSeries | Failure]:
+    start = time.perf_counter()
+    try:
+        found = find_series(Path(path), options)
+    except DecipherError as error:
+        yield Failure(str(path), None, str(error))
+        return
+    except MemoryError:
+        yield Failure(str(path), None, f"{path}: {NO_MEMORY}")
+        return
+    asked = [series for series in found if wanted(series)]
+    share_ms = (time.perf_counter() - start) * 1e3 / max(len(asked), 1)
+    for series in asked:
         try:
-            found = find_series(Path(path), options)
+            yield open_series(series, options, StageClock(share_ms))
         except DecipherError as error:
-            yield Failure(str(path), None, str(error))
-            continue
-        except MemoryError:
-            yield Failure(str(path), None, f"{path}: {NO_MEMORY}")
-            continue
-        asked = [series for series in found if wanted(series)]
-        share_ms = (time.perf_counter() - start) * 1e3 / max(len(asked), 1)
-        for series in asked:
-            try:
-                yield open_series(series, options, StageClock(share_ms))
-            except DecipherError as error:
-                yield Failure(str(series.path), series.uid or None, str(error))
+            yield Failure(str(series.path), series.uid or None, str(error))
 
 
 def open_series(series: Series, options: ReadOptions, clock: StageClock) -> OpenedSeries:
@@ -69,7 +75,7 @@ def open_series(series: Series, options: ReadOptions, clock: StageClock) -> Open
         except SeriesError as error:
             raise SeriesError(located(series, str(error))) from None
     clock.finish("read")
-    return OpenedSeries(series, volume, clock)
+    return OpenedSeries(replace(series, content="was read"), volume, clock)
 
 
 @contextmanager

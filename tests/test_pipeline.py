@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -125,6 +126,23 @@ def test_a_series_too_large_for_the_memory_is_a_failure_and_the_others_go_on(tmp
     assert failure.error.startswith(f"{large} (synthetic t1): needs more memory")
     assert failure.uid
     assert opened.series.path == small
+
+
+def test_what_was_found_under_one_path_is_let_go_before_the_next_is_opened(tmp_path, write_series, monkeypatch):
+    """Of an archive that is all its bytes; series that wait for their answers do not hold it."""
+    paths = [write_series(tmp_path / name) for name in "ab"]
+    find, found = pipeline.find_series, []
+
+    def watched(path, options):
+        assert [content() for content in found] == [None] * len(found)
+        series = find(path, options)
+        found.extend(weakref.ref(one.content) for one in series)
+        return series
+
+    monkeypatch.setattr(pipeline, "find_series", watched)
+    opened = list(read_each(paths, ReadOptions()))
+    assert [one.series.path for one in opened] == paths
+    assert len(found) == 2
 
 
 def test_the_time_of_finding_is_shared_by_the_series_that_are_read(tmp_path, write_series, monkeypatch):
