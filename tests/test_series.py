@@ -279,6 +279,30 @@ def test_the_slices_that_philips_counts(tmp_path, write_series, vr):
     assert any("counts 170" in warning for warning in volume.series.warnings) == (vr == "SL")
 
 
+@pytest.mark.parametrize(("here", "said"), [(3, True), (6, False)])
+def test_philips_counts_places_not_images(tmp_path, write_series, here, said):
+    """Two halves of a volume are as many images as a whole one."""
+    for echo in (10, 60):
+
+        def edit(dataset, index, echo=echo):
+            dataset.EchoTime = echo
+            dataset.SOPInstanceUID = f"1.2.3.{echo}.{index}"
+            dataset.private_block(0x2001, "Philips Imaging DD 001", create=True).add_new(0x18, "SL", 6)
+            return index < here
+
+        write_series(tmp_path / "a", series_uid="1.2.3", prefix=f"{echo}-", seed=echo, edit=edit)
+    volume = read_series(find_series(tmp_path / "a")[0])
+    assert volume.series.volumes == 2
+    assert any("counts 6 slices, 3 are here" in warning for warning in volume.series.warnings) == said
+
+
+def test_a_copy_is_no_image_that_arrived(tmp_path, write_series):
+    folder = write_series(tmp_path / "a", ImagesInAcquisition="6", edit=lambda _, index: index < 3)
+    shutil.copytree(folder, folder / "copy")
+    volume = read_series(find_series(folder)[0])
+    assert any("counts 6 images, 3 are here" in warning for warning in volume.series.warnings)
+
+
 def test_an_echo_time_that_varies_in_its_last_digit_is_one_contrast(tmp_path, write_series, synthetic):
     def jitter(dataset, index):
         dataset.EchoTime = [2.98, 2.98, 2.99, 2.98, 2.99, 2.99][index]

@@ -85,8 +85,8 @@ class Frame:
         Instance Number and number of the image in its file: the order of acquisition as the scanner counts it.
     stack : str
         Name of the stack where the file names one.
-    stated_slices : int
-        How many images the scanner counts, of the acquisition or of a volume of it; 0 where it does not say.
+    stated_images, stated_slices : int
+        How many images of the acquisition, and slices of each of its volumes, the scanner counts; 0 where it does not.
     """
 
     source: Source
@@ -107,6 +107,7 @@ class Frame:
     slice_spacing: float | None = None
     stack: str = ""
     tile: tuple[int, int, int, int] | None = None
+    stated_images: int = 0
     stated_slices: int = 0
 
     @property
@@ -270,16 +271,18 @@ def classic_frame(
         acquisition,
         tags.number(elements, tags.SLICE_THICKNESS),
         tags.number(elements, tags.SPACING_BETWEEN_SLICES),
-        stated_slices=_stated_slices(elements),
+        stated_images=_stated(elements, tags.IMAGES_IN_ACQUISITION),
+        stated_slices=_stated(elements, tags.PHILIPS_SLICES) if _has_philips_block(elements) else 0,
     )
 
 
-def _stated_slices(elements: Elements) -> int:
+def _has_philips_block(elements: Elements) -> bool:
+    return tags.text(elements, tags.PHILIPS_BLOCK) == "Philips Imaging DD 001"
+
+
+def _stated(elements: Elements, tag: int) -> int:
     try:
-        stated = tags.number(elements, tags.IMAGES_IN_ACQUISITION)
-        if stated is None and tags.text(elements, tags.PHILIPS_BLOCK) == "Philips Imaging DD 001":
-            stated = tags.number(elements, tags.PHILIPS_SLICES)
-        return int(stated or 0)
+        return int(tags.number(elements, tag) or 0)
     except (ValueError, OverflowError):  # nothing else depends on it
         return 0
 

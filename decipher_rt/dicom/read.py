@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from decipher_rt.dicom.parse import Damaged, Foreign, parse_file, wanted_tags
 from decipher_rt.dicom.pixels import read_plane, read_voxels
 from decipher_rt.dicom.source import Source, Unreadable
 from decipher_rt.dicom.stack import place, stack_slices
-from decipher_rt.dicom.volumes import VolumeFrames, split_volumes
+from decipher_rt.dicom.volumes import VolumeFrames, drop_duplicates, split_volumes
 from decipher_rt.dicom.walk import Walker
 from decipher_rt.errors import SeriesError
 from decipher_rt.volume import SeriesInfo, Volume
@@ -130,7 +130,10 @@ def read_dicom(
     if troubled:
         more = f" (and {len(troubled) - 1} more files of the series)" if len(troubled) > 1 else ""
         raise SeriesError(troubled[0].trouble + more)
-    volumes, warnings = split_volumes([frame for file in series.files for frame in file.frames], read_plane)
+    frames, warnings = drop_duplicates([frame for file in series.files for frame in file.frames], read_plane)
+    warnings += _incomplete(frames)
+    volumes, told = split_volumes(frames)
+    warnings += told
     if not 0 <= volume < len(volumes):
         raise SeriesError(
             f"{series.path}: the series {series.description!r} has {len(volumes)} volumes, "
@@ -177,7 +180,6 @@ def _volume(
     warnings = [
         *warnings,
         *stack.warnings,
-        *_incomplete(series),
         *sorted({note for file in series.files for note in file.notes}),
         *series.notes,
     ]
@@ -201,13 +203,21 @@ def _volume(
     return Volume(voxels, stack.affine_lps_mm, info, slope, intercept, histogram)
 
 
-def _incomplete(series: DicomSeries) -> list[str]:
+def _incomplete(frames: Sequence[Frame]) -> list[str]:
     """Say where a scanner counts more images than there are: slices that are still to come leave no gap."""
-    frames = [frame for file in series.files for frame in file.frames]
-    stated = max(frame.stated_slices for frame in frames)
-    if stated <= len(frames):
-        return []
-    return [f"the header counts {stated} images, {len(frames)} are here: some may be missing, or still to come"]
+    counts = {
+        "images": (max(frame.stated_images for frame in frames), len(frames)),
+        # Philips counts places, whatever number of echoes, times and kinds of image is at each.
+        "slices": (
+            max(frame.stated_slices for frame in frames),
+            len({(frame.position, frame.orientation) for frame in frames}),
+        ),
+    }
+    return [
+        f"the header counts {stated} {what}, {here} are here: some may be missing, or still to come"
+        for what, (stated, here) in counts.items()
+        if stated > here
+    ]
 
 
 def _check_modality(files: Iterable[ImageFile], any_modality: bool) -> None:

@@ -40,47 +40,14 @@ class _Stack:
     slots: NDArray[np.intp]
 
 
-def split_volumes(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[list[VolumeFrames], list[str]]:
-    """Sort the frames of one series into volumes; the first is the one to take by default.
+def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[list[Frame], list[str]]:
+    """Leave out images that are there twice: the same SOP instance, or the same place, keys and pixels.
 
     Parameters
     ----------
     frames : sequence of Frame
     read_plane : callable
         Gives the pixels of a frame; asked only to compare images that look like duplicates.
-
-    Returns
-    -------
-    volumes : list of VolumeFrames
-        Magnitude first; within a kind in the order of acquisition.
-    warnings : list of str
-
-    Raises
-    ------
-    SeriesError
-        Where images at one place cannot be told apart into volumes.
-    """
-    frames, warnings = drop_duplicates(frames, read_plane)
-    by_kind: dict[Kind, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        by_kind[frame.kind].append(frame)
-    kinds = [kind for kind in KINDS if kind in by_kind]
-    volumes: list[VolumeFrames] = []
-    for kind in kinds:
-        stack, left_out = _largest_stack(by_kind[kind])
-        if left_out:
-            warnings.append(left_out)
-        if kind != kinds[0]:
-            first = len(volumes)
-            warnings.append(f"{len(by_kind[kind])} {kind} images are in the series too (--volume {first})")
-        volumes += _volumes(stack, kind)
-    if kinds[0] != "magnitude":
-        warnings.append(f"the images are {kinds[0]} images, not magnitude")
-    return volumes, warnings
-
-
-def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[list[Frame], list[str]]:
-    """Leave out images that are there twice: the same SOP instance, or the same place, keys and pixels.
 
     Raises
     ------
@@ -126,6 +93,44 @@ def _same_pixels(one: Frame, other: Frame, read_plane: PlaneReader) -> bool:
         and (one.slope, one.intercept) == (other.slope, other.intercept)
         and np.array_equal(read_plane(one), read_plane(other))
     )
+
+
+def split_volumes(frames: Sequence[Frame]) -> tuple[list[VolumeFrames], list[str]]:
+    """Sort the frames of one series into volumes; the first is the one to take by default.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Without duplicates (`drop_duplicates`).
+
+    Returns
+    -------
+    volumes : list of VolumeFrames
+        Magnitude first; within a kind in the order of acquisition.
+    warnings : list of str
+
+    Raises
+    ------
+    SeriesError
+        Where images at one place cannot be told apart into volumes.
+    """
+    warnings: list[str] = []
+    by_kind: dict[Kind, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        by_kind[frame.kind].append(frame)
+    kinds = [kind for kind in KINDS if kind in by_kind]
+    volumes: list[VolumeFrames] = []
+    for kind in kinds:
+        stack, left_out = _largest_stack(by_kind[kind])
+        if left_out:
+            warnings.append(left_out)
+        if kind != kinds[0]:
+            first = len(volumes)
+            warnings.append(f"{len(by_kind[kind])} {kind} images are in the series too (--volume {first})")
+        volumes += _volumes(stack, kind)
+    if kinds[0] != "magnitude":
+        warnings.append(f"the images are {kinds[0]} images, not magnitude")
+    return volumes, warnings
 
 
 def _largest_stack(frames: list[Frame]) -> tuple[_Stack, str]:
