@@ -17,6 +17,7 @@ MAX_ARCHIVE_BYTES = 4 << 30
 # MR images deflate about 1:2, images of mere air 1:100; deflate itself ends at 1:1032. Small archives may be anything.
 MAX_ARCHIVE_RATIO = 200
 SMALL_ARCHIVE_BYTES = 256 << 20
+COMPARED_TOGETHER = 1 << 20  # bytes of two files that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class Source:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         finally:
             os.close(file)
+
+    def same_bytes(self, other: Source) -> bool:
+        """Whether another source holds the same bytes."""
+        return self.size == other.size and all(
+            self.read(start, COMPARED_TOGETHER) == other.read(start, COMPARED_TOGETHER)
+            for start in range(0, self.size, COMPARED_TOGETHER)
+        )
 
     def read_into(self, target: memoryview, offset: int) -> int:
         """Fill ``target`` (contiguous bytes) from ``offset`` and return how many bytes there were."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import pairwise
 from typing import Final
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decipher_rt.dicom.image import Frame, Kind, VolumeKeys
+from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.stack import SAME_POSITION_MM, STACK_TOLERANCE, place, stack_normal
 from decipher_rt.errors import SeriesError
 
@@ -59,12 +61,13 @@ def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[l
     twins: dict[Hashable, list[Frame]] = {}
     dropped: list[Frame] = []
     reused = 0
+    same_file = cache(_same_file)  # asked of every frame of two multi-frame files
     for frame in frames:
         where = (frame.position, frame.orientation, frame.tile)
         instance = (frame.sop_uid, frame.index, frame.tile)
         same = instances.get(instance) if frame.sop_uid else None
         if same is not None and (same.position, same.orientation, same.tile) == where:
-            if not _same_pixels(same, frame, read_plane):
+            if not (same_file(same.source, frame.source) or _same_pixels(same, frame, read_plane)):
                 raise SeriesError(
                     f"{frame.source.name} and {same.source.name} claim to be the same image (SOP Instance UID), "
                     "with different pixels; remove one"
@@ -85,6 +88,13 @@ def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[l
     if reused:
         warnings.append(f"{reused} images share their SOP Instance UID with another one; told apart by position")
     return kept, warnings
+
+
+def _same_file(one: Source, other: Source) -> bool:
+    try:
+        return one.same_bytes(other)
+    except OSError:  # whoever reads the pixels says so
+        return False
 
 
 def _same_pixels(one: Frame, other: Frame, read_plane: PlaneReader) -> bool:

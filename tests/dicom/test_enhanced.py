@@ -1,5 +1,7 @@
 """Synthetic enhanced multi-frame objects: stacks, several volumes, shared and own groups, compression; highdicom as oracle."""
 
+import shutil
+
 import highdicom
 import numpy as np
 import pydicom
@@ -8,6 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage
 
+from decipher_rt.dicom import read
 from decipher_rt.dicom.geometry import canonical_ras
 from decipher_rt.errors import SeriesError
 from decipher_rt.series import ReadOptions, find_series, read_series
@@ -167,6 +170,16 @@ def test_compressed_frames(write_enhanced, synthetic, syntax):
     order = [2, 0, 3, 1]
     path = write_enhanced(frames_of(voxels, affine, order), syntax=syntax)
     np.testing.assert_array_equal(read_series(find_series(path)[0]).voxels, voxels)
+
+
+def test_a_copy_of_a_compressed_file_is_left_out_undecoded(write_enhanced, synthetic, tmp_path, monkeypatch):
+    voxels = synthetic.voxels((4, 5, 6))
+    path = write_enhanced(frames_of(voxels, synthetic.oblique_affine()), syntax="1.2.840.10008.1.2.5")
+    shutil.copy(path, tmp_path / "copy.dcm")
+    monkeypatch.setattr(read, "read_plane", None)
+    volume = read_series(find_series(tmp_path)[0])
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    assert any(warning.startswith("4 duplicate images were left out") for warning in volume.series.warnings)
 
 
 def without(*path):

@@ -230,6 +230,14 @@ def test_copies_of_files_are_dropped(tmp_path, write_series, synthetic):
     assert volume.series.volumes == 1
 
 
+def test_copies_with_another_header_are_dropped(tmp_path, write_series, synthetic):
+    for name in ("one", "again"):
+        write_series(tmp_path / name, SHAPE, series_uid="1.2.3", SeriesDescription=name)
+    volume = read_series(find_series(tmp_path)[0])
+    np.testing.assert_array_equal(volume.voxels, synthetic.voxels(SHAPE))
+    assert any(warning.startswith("4 duplicate images were left out") for warning in volume.series.warnings)
+
+
 def test_copies_under_another_sop_uid_are_dropped(tmp_path, write_series, synthetic):
     folder = write_series(tmp_path / "s", SHAPE, series_uid="1.2.3")
     write_series(
