@@ -22,7 +22,8 @@ from decipher_rt.errors import SeriesError
 KINDS: Final[tuple[Kind, ...]] = ("magnitude", "field map", "phase", "real", "imaginary")
 # Stacks of the same orientation whose images begin further apart than this within the plane are different stacks.
 SAME_STACK_MM: Final = 1.0
-ALIKE: Final = 0.01  # share by which an echo time (and such) of one contrast may differ from image to image
+CONTRAST: Final = ("echo_time", "b_value", "inversion_time", "flip_angle")
+ALIKE: Final = 0.01  # share by which these may differ from image to image of one contrast
 
 PlaneReader = Callable[[Frame], NDArray[np.generic]]
 
@@ -208,9 +209,11 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
     if per_slot.max() == 1:
         _require_one_contrast(frames, slots)
         return [VolumeFrames(tuple(frames), kind)]
-    groups = _by_keys(frames, slots, per_slot)
-    if groups is None:
-        groups = _by_rank(frames, slots, per_slot)
+    groups = (
+        _by_keys(frames, slots, per_slot, ALIKE)
+        or _by_keys(frames, slots, per_slot, alike=0)
+        or _by_rank(frames, slots, per_slot)
+    )
     groups.sort(key=lambda members: min(frames[index].instance for index in members))
     position_of = {int(slot): frame.position for slot, frame in zip(slots, frames, strict=True)}
     return [
@@ -225,11 +228,7 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
 
 def _require_one_contrast(frames: Sequence[Frame], slots: NDArray[np.intp]) -> None:
     """Raise SeriesError where images of different contrast lie between one another: volumes that are shifted."""
-    keys = [frame.keys for frame in frames]
-    told = [
-        _levels([getattr(one, name) for one in keys])
-        for name in ("echo_time", "b_value", "inversion_time", "flip_angle")
-    ]
+    told = [_told(frames, name, ALIKE) for name in CONTRAST]
     places: dict[Hashable, list[int]] = defaultdict(list)
     for contrast, slot in zip(zip(*told, strict=True), slots, strict=True):
         places[contrast].append(int(slot))
@@ -241,32 +240,40 @@ def _require_one_contrast(frames: Sequence[Frame], slots: NDArray[np.intp]) -> N
         )
 
 
-def _levels(values: Sequence[float | None]) -> list[int]:
+def _told(frames: Sequence[Frame], key: str, alike: float) -> Sequence[Hashable]:
+    """Return what a key says of each image: levels, where it is of the contrast."""
+    values = [getattr(frame.keys, key) for frame in frames]
+    return _levels(values, alike) if key in CONTRAST else values
+
+
+def _levels(values: Sequence[float | None], alike: float) -> list[int]:
     """Return numbers for values, the same for those that a scanner varies from image to image; 0 for None."""
     level, level_of = 0, {}
     for before, value in pairwise([-math.inf, *sorted({value for value in values if value is not None})]):
-        level += value - before > ALIKE * abs(value)
+        level += value - before > alike * abs(value)
         level_of[value] = level
     return [0 if value is None else level_of[value] for value in values]
 
 
-def _by_keys(frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp]) -> list[list[int]] | None:
+def _by_keys(
+    frames: Sequence[Frame], slots: NDArray[np.intp], per_slot: NDArray[np.intp], alike: float
+) -> list[list[int]] | None:
     """Group by the first keys that put each place into each volume at most once.
 
     A key can number volumes only where it varies at one place, and takes no values elsewhere that it does not take at
     the place with the most images (a time of acquisition, say, differs everywhere and numbers nothing).
     """
     fullest = int(per_slot.argmax())
-    chosen: list[str] = []
-    for name in (item.name for item in fields(VolumeKeys)):
-        values = [getattr(frame.keys, name) for frame in frames]
+    chosen: list[Sequence[Hashable]] = []
+    for key in fields(VolumeKeys):
+        values = _told(frames, key.name, alike)
         at_fullest = {value for value, slot in zip(values, slots, strict=True) if slot == fullest}
         if len(at_fullest) < 2 or not set(values) <= at_fullest:
             continue
-        chosen.append(name)
+        chosen.append(values)
         groups: dict[Hashable, list[int]] = defaultdict(list)
-        for index, frame in enumerate(frames):
-            groups[tuple(getattr(frame.keys, key) for key in chosen)].append(index)
+        for index, volume in enumerate(zip(*chosen, strict=True)):
+            groups[volume].append(index)
         if all(len({int(slots[index]) for index in members}) == len(members) for members in groups.values()):
             return list(groups.values())
     return None

@@ -92,6 +92,27 @@ def test_volumes_at_the_same_places(many, keywords):
         assert volume.series.files == len(keywords) * SHAPE[0]
 
 
+def test_an_echo_time_that_varies_in_its_last_digit_does_not_part_a_volume(tmp_path, write_series, synthetic):
+    echo_times = ((2.99, 2.98, 2.98, 2.99), (2.98, 2.98, 2.99, 2.98))
+    for number, times in enumerate(echo_times, 1):
+
+        def edit(dataset, index, number=number, times=times):
+            dataset.EchoTime, dataset.AcquisitionNumber = times[index], number
+            dataset.SOPInstanceUID = f"1.2.3.{number}.{index}"
+
+        write_series(tmp_path / "s", SHAPE, seed=number, series_uid="1.2.3", prefix=f"{number}-", edit=edit)
+    for number, volume in enumerate(read_all(tmp_path / "s"), 1):
+        np.testing.assert_array_equal(volume.voxels, synthetic.voxels(SHAPE, np.uint16, number))
+        assert volume.series.volumes == 2
+
+
+def test_inversion_times_that_hardly_differ_tell_volumes_apart_where_nothing_else_does(many):
+    folder, voxels = many(*({"InversionTime": time} for time in ("3000", "3010", "3020")))
+    (folder / "2-0003.dcm").unlink()
+    volume = read_series(find_series(folder)[0], ReadOptions(volume=1))
+    np.testing.assert_array_equal(volume.voxels, voxels[1])
+
+
 def test_a_time_that_differs_everywhere_numbers_nothing(many, tmp_path, write_series, synthetic):
     def edit(dataset, index):
         dataset.TriggerTime = str(index * 31)
