@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from decipher_rt.dicom import elements as tags
 from decipher_rt.dicom.elements import DatasetElements, Elements, RawElements
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 NATIVE_LITTLE_ENDIAN: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
+META_BYTES: Final = 2048  # the file meta information, which names the transfer syntax, lies within
+# Values of so many bytes, of files of so many, stay on the disk until they are asked for.
+LARGE_FILE: Final = 1 << 22
+LARGE_VALUE: Final = 1 << 16
 # A deflated data set may inflate to this much; an MR image inflates about twofold, a hostile one a thousandfold.
 MAX_INFLATED_BYTES: Final = 1 << 29
 MAX_INFLATED_RATIO: Final = 200
@@ -160,7 +164,7 @@ def parse_with_pydicom(source: Source, keep_phi: bool = False) -> ImageFile | Fo
     bare = head[128:132] != b"DICM"
     try:
         with quiet_pydicom():
-            dataset = read_dataset(source)
+            dataset = _read_header(source)
             return _from_dataset(source, dataset, keep_phi, bare)
     except NotAnImageError as error:
         return Damaged(source, f"{source.name}: {error}")
@@ -168,6 +172,15 @@ def parse_with_pydicom(source: Source, keep_phi: bool = False) -> ImageFile | Fo
         if bare:
             return Foreign(source, "not a DICOM file")
         return Damaged(source, f"{source.name}: damaged DICOM file ({_brief(error)})")
+
+
+def _read_header(source: Source) -> FileDataset:
+    """Read a file with pydicom, a large one on disk without its pixels; of small ones that would take longer."""
+    import pydicom
+
+    if source.data is not None or source.size < LARGE_FILE or DEFLATED in source.head(META_BYTES):
+        return read_dataset(source)
+    return pydicom.dcmread(source.path, force=True, defer_size=LARGE_VALUE)
 
 
 def read_dataset(source: Source) -> FileDataset:
@@ -257,8 +270,8 @@ def _frames_of_dataset(
     syntax = syntax or ("1.2.840.10008.1.2" if dataset.original_encoding[0] else "1.2.840.10008.1.2.1")
     floating = tags.PIXEL_DATA not in dataset
     pixels = pixel_format(elements, syntax, floating)
-    element = dataset.get_item(tags.PIXEL_DATA if not floating else _float_tag(dataset))
-    length = len(element.value or b"")
+    element = dataset.get_item(tags.PIXEL_DATA if not floating else _float_tag(dataset), keep_deferred=True)
+    length = _value_length(element, source.size)
     offset = None
     if _is_native(syntax):
         expected = tags.integer(elements, tags.FRAMES, 1) * pixels.frame_bytes
@@ -289,6 +302,13 @@ def _float_tag(dataset: FileDataset) -> int:
     return FLOAT_PIXEL_DATA if FLOAT_PIXEL_DATA in dataset else DOUBLE_PIXEL_DATA
 
 
+def _value_length(element: Any, size: int) -> int:
+    """Return how many bytes of a value there are, which may be fewer than its length says."""
+    if element.value is None:
+        return min(int(element.length), size - int(element.value_tell))
+    return len(element.value)
+
+
 def _value_position(element: object, dataset: FileDataset) -> int | None:
     """Return where the value lies in the file, unless pydicom read it in another encoding than was declared."""
     declared = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
@@ -300,7 +320,7 @@ def _value_position(element: object, dataset: FileDataset) -> int | None:
 
 def _check_inflated_size(data: bytes) -> None:
     """Refuse a deflated data set that inflates to far more than an image (pydicom inflates without a limit)."""
-    if DEFLATED not in data[:2048] or data[128:132] != b"DICM":
+    if DEFLATED not in data[:META_BYTES] or data[128:132] != b"DICM":
         return
     start = 132
     while data[start : start + 2] == b"\x02\x00":

@@ -10,8 +10,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage
 
-from decipher_rt.dicom import read
+from decipher_rt.dicom import parse, read
 from decipher_rt.dicom.geometry import canonical_ras
+from decipher_rt.dicom.source import Source
 from decipher_rt.errors import SeriesError
 from decipher_rt.series import ReadOptions, find_series, read_series
 
@@ -170,6 +171,21 @@ def test_compressed_frames(write_enhanced, synthetic, syntax):
     order = [2, 0, 3, 1]
     path = write_enhanced(frames_of(voxels, affine, order), syntax=syntax)
     np.testing.assert_array_equal(read_series(find_series(path)[0]).voxels, voxels)
+
+
+@pytest.mark.parametrize("syntax", [None, "1.2.840.10008.1.2.5"])
+@pytest.mark.parametrize("kept", [1.0, 0.99, 0.9, 0.5, 0.2])
+def test_a_large_file_gives_without_its_pixels_what_it_gives_read_whole(
+    write_enhanced, synthetic, monkeypatch, syntax, kept
+):
+    voxels = synthetic.voxels((4, 300, 300))  # larger than what is left out
+    path = write_enhanced(frames_of(voxels, synthetic.oblique_affine()), syntax=syntax)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    source = Source(path.name, path, path.stat().st_size)
+    whole = parse.parse_with_pydicom(source)
+    monkeypatch.setattr(parse, "LARGE_FILE", 0)
+    monkeypatch.setattr(parse, "read_dataset", None)
+    assert parse.parse_with_pydicom(source) == whole
 
 
 def test_a_copy_of_a_compressed_file_is_left_out_undecoded(write_enhanced, synthetic, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 
+from decipher_rt.dicom import parse
 from decipher_rt.dicom.read import find_dicom, read_dicom
 from decipher_rt.dicom.source import Source
 from decipher_rt.dicom.walk import UnusualFileError
@@ -241,12 +242,17 @@ def test_a_decoder_that_takes_too_long_is_ended(synthetic, compressed_dataset, t
             read_dicom(series)
 
 
-def test_a_deflate_bomb_is_refused(synthetic, tmp_path):
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_deflate_bomb_is_refused(synthetic, tmp_path, monkeypatch, on_disk):
     dataset = synthetic.slice_dataset(synthetic.voxels((1, 4, 4))[0], synthetic.oblique_affine(), 0, "1.2.3")
     data = synthetic.save(dataset, tmp_path / "a.dcm", "1.2.840.10008.1.2.1.99").read_bytes()
     start = 144 + int.from_bytes(data[140:144], "little")  # the end of the file meta information
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     zeros = b"\0" * (1 << 20)
     packed = b"".join(deflater.compress(zeros) for _ in range(200)) + deflater.flush()
-    (found,) = find_dicom([Source("bomb.dcm", ANYWHERE, start + len(packed), data[:start] + packed)], ANYWHERE).damaged
+    bomb = data[:start] + packed
+    path = tmp_path / "bomb.dcm"
+    path.write_bytes(bomb)
+    monkeypatch.setattr(parse, "LARGE_FILE", 0)
+    (found,) = find_dicom([Source(path.name, path, len(bomb), None if on_disk else bomb)], tmp_path).damaged
     assert "inflates to more than" in found.trouble
