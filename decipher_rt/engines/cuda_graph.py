@@ -48,10 +48,12 @@ class GridStep:
     def record(self, grid: DeviceArray) -> str | None:
         """Make the graph, and say in a line why there is none where that is refused: then all stays as it was."""
         try:
-            self._graph = _Graph(self._driver, self._before, self._bind(grid), self._after)
+            launch = self._bind(grid)
+            graph = _Graph(self._driver, self._before, launch, self._after)
+            graph.replace(launch)  # every later grid may need it, and there nothing falls back
         except EngineError as error:
             return str(error)
-        self._reads = grid.pointer
+        self._graph, self._reads = graph, grid.pointer
         return None
 
     def run(self, grid: DeviceArray) -> None:
