@@ -15,6 +15,7 @@ ONNX_TARGETS = ("onnx", INT8_FULL_RANGE)
 # Engines that run plans, and what is tried in turn where the choice is left to the machine.
 CPU_ENGINES = ("onnxruntime", "openvino")
 GPU_PLANS = ("tensorrt", "tensorrt-rtx")
+RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)  # that TensorRT-RTX 1.7 builds for, compute capability times ten
 _PLAN_OPTIONS: Mapping[Precision, str] = {"fp32": "fp16", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
 AUTO, AUTO_ORDER = "auto", ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
 # Any of these adds products of bytes in 32 bits; names as /proc/cpuinfo has them, asimddp on aarch64.
@@ -58,9 +59,13 @@ def plan_entries(manifest: Manifest, flavour: str, precision: Precision, archite
 
 
 def plan_advice(flavour: str, precision: Precision, architecture: int) -> str:
-    """Return the command that builds an engine for a card; there is none in fp32, so then that of float16."""
-    arch = f" --arch sm_{architecture}" if flavour == "tensorrt-rtx" else " on this machine"
-    command = f"decipher-rt export CHECKPOINT -o BUNDLE --{_PLAN_OPTIONS[precision]} --engine {flavour}{arch}"
+    """Return the command that builds an engine for a card: TensorRT's where it is none of TensorRT-RTX's.
+
+    There is none in fp32, so then that of float16.
+    """
+    rtx = flavour == "tensorrt-rtx" and architecture in RTX_ARCHITECTURES
+    engine = f"tensorrt-rtx --arch sm_{architecture}" if rtx else "tensorrt on this machine"
+    command = f"decipher-rt export CHECKPOINT -o BUNDLE --{_PLAN_OPTIONS[precision]} --engine {engine}"
     return f"{command}, and run it with --precision fp16" if precision == "fp32" else command
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from decipher_rt.engines.cuda import Driver
 from decipher_rt.engines.patch_embed import CONSTANTS
-from decipher_rt.engines.select import plan_target
+from decipher_rt.engines.select import RTX_ARCHITECTURES, plan_target
 from decipher_rt.engines.tensorrt import require_library
 from decipher_rt.errors import EngineError
 from decipher_rt.kernels.bundle import write_kernels
@@ -124,7 +124,7 @@ def plan_files(
 
 
 def _rtx_plans(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[EngineFile]]:
-    architectures = wanted.architectures or rtx.ARCHITECTURES
+    architectures = wanted.architectures or RTX_ARCHITECTURES
     buckets = encoder.config.token_buckets
     files, entries = _kernel_files(encoder, architectures), []
     for precision in wanted.precisions:

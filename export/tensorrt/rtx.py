@@ -13,13 +13,12 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from decipher_rt.engines.select import RTX_ARCHITECTURES
 from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
 
 PACKAGE = "tensorrt-rtx-cu13-bindings"
 INSTALL = "pip install 'decipher-rt[tensorrt-rtx]'"
-# Compute capabilities that TensorRT-RTX 1.7 builds for, times ten.
-ARCHITECTURES = (75, 80, 86, 89, 120, 121)
 
 
 def build_engine(model: ModelProto, token_buckets: Sequence[int], architectures: Sequence[int]) -> bytes:
@@ -32,7 +31,7 @@ def build_engine(model: ModelProto, token_buckets: Sequence[int], architectures:
     token_buckets : sequence of int
         Each becomes an optimisation profile of one static shape, in this order.
     architectures : sequence of int
-        Compute capabilities times ten, of ``ARCHITECTURES``.
+        Compute capabilities times ten, of ``RTX_ARCHITECTURES``.
 
     Returns
     -------
@@ -45,9 +44,9 @@ def build_engine(model: ModelProto, token_buckets: Sequence[int], architectures:
         If TensorRT-RTX is absent, does not know an architecture, or refuses the graph: with what it says.
     """
     trt = _library()
-    unknown = sorted(set(architectures) - set(ARCHITECTURES))
+    unknown = sorted(set(architectures) - set(RTX_ARCHITECTURES))
     if unknown or not architectures:
-        known = ", ".join(f"sm_{a}" for a in ARCHITECTURES)
+        known = ", ".join(f"sm_{a}" for a in RTX_ARCHITECTURES)
         asked = ", ".join(f"sm_{a}" for a in unknown) or "none"
         raise EngineError(f"TensorRT-RTX does not build for {asked}; it knows {known}")
     log = message_log(trt)

@@ -121,6 +121,14 @@ def test_plans_of_a_card_are_all_its_buckets(bundle: Bundle) -> None:
         plan_entries(manifest, "tensorrt", "fp32", 86)
 
 
+@pytest.mark.parametrize("architecture", [87, 90, 100])
+def test_a_card_that_rtx_does_not_know_is_advised_to_build_with_tensorrt(bundle: Bundle, architecture: int) -> None:
+    with pytest.raises(
+        EngineError, match=rf"this card is sm_{architecture}; build one: .* --int8 --engine tensorrt on this machine$"
+    ):
+        plan_entries(bundle.manifest, "tensorrt-rtx", "int8", architecture)
+
+
 @pytest.mark.parametrize(
     ("target", "built", "expected"),
     [

@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from decipher_rt.engines import tensorrt
-from decipher_rt.engines.select import plan_entries, plan_target
+from decipher_rt.engines.select import RTX_ARCHITECTURES, plan_entries, plan_target
 from decipher_rt.errors import EngineError
 from decipher_rt.export.tensorrt import builder, files, plugin, rtx
 from decipher_rt.export.tensorrt.files import Wanted, plan_files
@@ -163,7 +163,7 @@ def test_a_card_gets_a_cubin_that_runs_on_it(card: int, cubin: int | None) -> No
 
 @needs_rtx
 def test_every_card_of_rtx_has_its_kernels() -> None:
-    assert [files._cubin_architecture(card) for card in rtx.ARCHITECTURES] == list(rtx.ARCHITECTURES)
+    assert [files._cubin_architecture(card) for card in RTX_ARCHITECTURES] == list(RTX_ARCHITECTURES)
 
 
 @needs_rtx
@@ -171,7 +171,7 @@ def test_cards_without_bfloat16_are_left_out_of_its_plan(encoder: ViT, monkeypat
     monkeypatch.setattr(rtx, "build_engine", lambda _model, _buckets, cards: bytes(cards))
     contents, entries = plan_files(encoder, Wanted("tensorrt-rtx", ("fp16", "bf16")))
     cards = {entry.precision: contents[entry.file] for entry in entries}
-    assert set(cards["fp16"]) == set(rtx.ARCHITECTURES)
+    assert set(cards["fp16"]) == set(RTX_ARCHITECTURES)
     assert set(cards["fp16"]) - set(cards["bf16"]) == {75}
 
 
