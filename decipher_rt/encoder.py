@@ -89,7 +89,7 @@ def why_not(bundle: Bundle, engine: str, precision: Precision, card: int = 0) ->
         if engine in GPU_PLANS:
             plan_entries(bundle.manifest, engine, precision, _architecture(card))
         else:
-            onnx_encoder(bundle.manifest, precision, cpu_features())
+            _onnx_encoder(bundle, engine, precision)
         found = next(item for item in available() if item.name == engine)
         if not found.available:
             return found.detail
@@ -114,10 +114,18 @@ def _architecture(card: int) -> int:
 def _load(bundle: Bundle, engine: str, precision: Precision, threads: int, card: int | None) -> Encoder:
     if engine in GPU_PLANS:
         return _load_plans(bundle, engine, precision, card or 0)
-    features = cpu_features() if engine != "onnxruntime-cuda" else ()
-    entry = onnx_encoder(bundle.manifest, precision, features)
+    entry = _onnx_encoder(bundle, engine, precision)
     graph = bundle.file(entry.file)
     return Encoder(load_engine(engine, graph, precision=precision, threads=threads, card=card or 0), entry)
+
+
+def _onnx_encoder(bundle: Bundle, engine: str, precision: Precision) -> EngineFile:
+    if engine == "onnxruntime-cuda" and precision == "int8":
+        raise EngineError(
+            "onnxruntime-cuda runs no int8: its CUDA provider lacks DynamicQuantizeLinear and products of uint8 and "
+            "int8, which would go to the CPU and back; choose precision fp16, or engine onnxruntime"
+        )
+    return onnx_encoder(bundle.manifest, precision, cpu_features())
 
 
 def _load_plans(bundle: Bundle, engine: str, precision: Precision, card: int) -> Encoder:

@@ -160,6 +160,18 @@ def test_a_plan_is_no_onnx_graph(bundle: Bundle) -> None:
         load_engine("tensorrt", bundle.file("encoder.onnx"), precision="fp32")
 
 
+def test_int8_is_left_to_the_cpu_where_only_cuda_would_run_it(bundle: Bundle, no_driver: None) -> None:
+    refusal = "onnxruntime-cuda runs no int8: "
+    with pytest.raises(EngineError, match=refusal):
+        load_encoder(bundle, "onnxruntime-cuda", "int8", 1)
+    said = why_not(bundle, "onnxruntime-cuda", "int8")
+    assert said is not None
+    assert said.startswith(refusal)
+    chosen = load_encoder(bundle, "auto", "int8", 1)
+    assert (chosen.engine.name, chosen.engine.precision) == ("onnxruntime", "int8")
+    assert f"; onnxruntime-cuda: {said}" in str(chosen.fallback)
+
+
 def test_onnxruntime_does_not_go_on_silently_without_cuda(bundle: Bundle) -> None:
     import onnxruntime
 
