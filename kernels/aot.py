@@ -31,8 +31,6 @@ from .specs import POINTER_ALIGNMENT, Spec, Specialisation, specialise
 
 STATIC_SHARED_MEMORY = 48 * 1024
 """Bytes a block may use on every architecture without asking (CUDA C++ Programming Guide, Technical Specifications)."""
-SHARED_MEMORY_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
-"""KiB a block may use after asking, with cudaFuncAttributeMaxDynamicSharedMemorySize, by architecture (same source)."""
 PTX_VERSION = {75: 80, 80: 80, 86: 80, 87: 80, 89: 80, 90: 80, 100: 86, 120: 87, 121: 88}
 """PTX of each architecture, times ten: that of CUDA 12.0, or the lowest that knows the architecture (LLVM's NVPTX.td).
 TensorRT's plugins are given PTX, and no driver compiles any that is newer than itself."""

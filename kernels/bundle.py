@@ -11,19 +11,23 @@ from typing import Any
 
 from .aot import HIDDEN_PARAMETERS, CompiledKernel, compile_kernels
 from .config import ARCHITECTURES
-from .specs import POINTER_ALIGNMENT, Scalar, Spec
+from .specs import POINTER_ALIGNMENT, PatchEmbed3dSpec, Scalar, TissueCountsSpec
 
 SCHEMA = "decipher-rt/kernels/1"
 
 
-def write_kernels(folder: Path, specs: Iterable[Spec], architectures: Sequence[int] = ARCHITECTURES) -> list[Path]:
+def write_kernels(
+    folder: Path,
+    specs: Iterable[PatchEmbed3dSpec | TissueCountsSpec],
+    architectures: Sequence[int] = ARCHITECTURES,
+) -> list[Path]:
     """Compile and write the kernels of a bundle.
 
     Parameters
     ----------
     folder : Path
         ``kernels/`` of the bundle; made where absent.
-    specs : PatchEmbed3dSpec, AttentionSpec or TissueCountsSpec
+    specs : PatchEmbed3dSpec or TissueCountsSpec
     architectures : compute capability * 10
 
     Returns
@@ -56,7 +60,7 @@ def describe(kernel: CompiledKernel) -> dict[str, Any]:
 
     An argument is a pointer (``pointer``: dtype of its elements; ``align`` bytes), an int32 that follows from the sizes
     of the call, or ``null``: a null pointer, for the two scratch areas that the kernel does not use. Sizes are
-    ``batch`` = B, ``tokens`` = K or N, ``rows`` = B * K. A number that follows from a size is
+    ``batch`` = B, ``tokens`` = K, ``rows`` = B * K. A number that follows from a size is
     ``times * ceil(size / block)``; with ``size`` null it is ``times``.
     """
     if kernel.global_scratch or kernel.profile_scratch:

@@ -1,4 +1,4 @@
-"""What a bundle asks of the kernels, and how each request is specialised: which arguments stay, which become constants.
+"""What bundles and plugins ask of the kernels, and how each request is specialised: what stays an argument.
 
 Everything that is fixed for a bundle (grid, patch, channels, heads, strides that follow from them) is compiled in; what
 changes from call to call (number of tokens, batch) stays an int32 argument. So one cubin serves every token bucket.
@@ -71,16 +71,13 @@ class AttentionSpec:
     Attributes
     ----------
     heads, head_dim : H, d
-    dtype : of q, k, v and the result
-    layout : ``packed`` reads q, k, v as views into one (B, N, 3, H, d) array, ``separate`` from three (B, N, H, d);
-        the result is (B, N, H, d)
+    dtype : of q, k, v and the result, (B, N, H, d) each
     tokens : N that the tiles are chosen for, with one volume at a time; any number of both runs
     """
 
     heads: int
     head_dim: int
     dtype: DType = "float16"
-    layout: Literal["packed", "separate"] = "packed"
     tokens: int = 512
 
 
@@ -103,10 +100,6 @@ class Scalar:
     size: str | None
     times: int = 1
     block: int = 1
-
-    def value(self, sizes: dict[str, int]) -> int:
-        """Evaluate for the sizes of a call."""
-        return self.times * (1 if self.size is None else -(-sizes[self.size] // self.block))
 
 
 @dataclass(frozen=True)
@@ -240,22 +233,17 @@ def _attention(spec: AttentionSpec, config: AttentionConfig, source: str) -> Spe
     if spec.head_dim not in HEAD_DIMS or spec.heads < 1 or spec.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"{spec}: head dim must be 32, 64 or 96, dtype float16 or bfloat16")
     token = spec.heads * spec.head_dim
-    token_in = 3 * token if spec.layout == "packed" else token
-    scalars = {
-        "n": Scalar("tokens"),
-        **{f"stride_{x}b": Scalar("tokens", token_in) for x in "qkv"},
-        "stride_ob": Scalar("tokens", token),
-    }
+    scalars = {"n": Scalar("tokens"), **{f"stride_{x}b": Scalar("tokens", token) for x in "qkvo"}}
     d0, d1 = HEAD_DIMS[spec.head_dim]
     heads = {f"stride_{x}h": spec.head_dim for x in "qkvo"}
-    tokens = {**{f"stride_{x}n": token_in for x in "qkv"}, "stride_on": token}
+    tokens = {f"stride_{x}n": token for x in "qkvo"}
     tiles = {"D0": d0, "D1": d1, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
     constants: dict[str, int | float] = {**heads, **tokens, "SCALE": softmax_scale(spec.head_dim), **tiles}
     pointers: dict[str, DType] = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), spec.dtype)
     order = ("q_ptr", "k_ptr", "v_ptr", *scalars, *heads, *tokens, "out_ptr", "SCALE", *tiles)
     return Specialisation(
         kernel="attention",
-        name=f"attention-{spec.heads}x{spec.head_dim}-{spec.layout}-{spec.dtype}",
+        name=f"attention-{spec.heads}x{spec.head_dim}-{spec.dtype}",
         signature=_signature(order, pointers, scalars, constants),
         constants=constants,
         scalars=scalars,

@@ -25,7 +25,7 @@ from decipher_rt.engines.tensorrt import require_library
 from decipher_rt.errors import EngineError
 from decipher_rt.kernels.bundle import write_kernels
 from decipher_rt.kernels.config import ARCHITECTURES as KERNEL_ARCHITECTURES
-from decipher_rt.kernels.specs import PatchEmbed3dSpec, Spec, TissueCountsSpec
+from decipher_rt.kernels.specs import PatchEmbed3dSpec, TissueCountsSpec
 from decipher_rt.manifest import EngineFile, Precision
 from decipher_rt.train.model.vit import ViT
 from decipher_rt.verify import TOLERANCES
@@ -204,7 +204,7 @@ def embedded_tokens(encoder: ViT, calibration: Sequence[Mapping[str, NDArray[Any
 def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes]:
     """Return the kernels that read the grid, for the cards, and the weights of the patch embedding."""
     config = encoder.config
-    specs: list[Spec] = [
+    specs: list[PatchEmbed3dSpec | TissueCountsSpec] = [
         PatchEmbed3dSpec(config.grid_shape, config.patch_shape, config.width, rows=config.token_buckets[0]),
         TissueCountsSpec(config.grid_shape, config.patch_shape),
     ]

@@ -5,7 +5,6 @@ Gather, normalisation and projection of the patches are the ``patch_embed3d`` ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -162,11 +161,6 @@ def _drop_unread(model: ModelProto) -> None:
     constants = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants)
-
-
-def plugin_nodes(model: ModelProto) -> Iterator[NodeProto]:
-    """Yield the attention nodes of a graph."""
-    return (node for node in model.graph.node if node.op_type == PLUGIN_NAME)
 
 
 def _int64(*values: int) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ def plugin_kernel(
         If a plugin cannot launch the kernel: it would need scratch memory, or more shared memory than a launch gets
         without asking.
     """
-    spec = AttentionSpec(heads, head_dim, dtype, "separate", tokens)
+    spec = AttentionSpec(heads, head_dim, dtype, tokens)
     (kernel,) = compile_kernels([spec], [architecture])
     if kernel.global_scratch or kernel.profile_scratch:
         raise EngineError(

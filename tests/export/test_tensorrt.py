@@ -26,12 +26,7 @@ from decipher_rt.engines.select import RTX_ARCHITECTURES, plan_entries, plan_tar
 from decipher_rt.errors import EngineError
 from decipher_rt.export.tensorrt import builder, files, plugin, rtx
 from decipher_rt.export.tensorrt.files import Wanted, plan_files
-from decipher_rt.export.tensorrt.graph import (
-    embedded_graph,
-    plugin_nodes,
-    with_attention_nodes,
-    with_static_tokens,
-)
+from decipher_rt.export.tensorrt.graph import embedded_graph, with_attention_nodes, with_static_tokens
 from decipher_rt.export.tensorrt.int8 import activation_ranges, symmetric_qdq, weight_only
 from decipher_rt.manifest import Encoder, Manifest
 from decipher_rt.train.model.vit import ViT, ViTConfig
@@ -305,9 +300,13 @@ class attention(OpRun):  # noqa: N801 - the reference evaluator finds it by this
         return (out.transpose(0, 2, 1, 3).astype(dtype),)
 
 
+def plugin_nodes(model: ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "attention"]
+
+
 def test_attention_becomes_one_node_and_stays_the_same_function(model: ModelProto, tokens: np.ndarray) -> None:
     fused = with_attention_nodes(model, CONFIG.heads)
-    assert len(list(plugin_nodes(fused))) == CONFIG.depth
+    assert len(plugin_nodes(fused)) == CONFIG.depth
     assert not any(node.op_type == "Softmax" for node in fused.graph.node)
     evaluator = ReferenceEvaluator(fused, new_ops=[attention])
     for found, expected in zip(evaluator.run(None, {"embedded": tokens}), run(model, tokens), strict=True):
@@ -317,7 +316,7 @@ def test_attention_becomes_one_node_and_stays_the_same_function(model: ModelProt
 def test_attention_of_a_bfloat16_graph_is_given_bfloat16(encoder: ViT, tokens: np.ndarray) -> None:
     graph = onnx.load_from_string(embedded_graph(copy.deepcopy(encoder).bfloat16()))
     fused = with_attention_nodes(graph, CONFIG.heads)
-    assert len(list(plugin_nodes(fused))) == CONFIG.depth
+    assert len(plugin_nodes(fused)) == CONFIG.depth
     assert not any(node.op_type == "Softmax" for node in fused.graph.node)
     seen = []
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from decipher_rt.engines.bundle_kernel import evaluate
 from decipher_rt.kernels.aot import (
     PTX_VERSION,
-    SHARED_MEMORY_LIMIT,
     STATIC_SHARED_MEMORY,
     CompiledKernel,
     cache_folder,
@@ -24,7 +24,7 @@ from decipher_rt.kernels.aot import (
 from decipher_rt.kernels.bundle import describe, write_kernels
 from decipher_rt.kernels.config import ARCHITECTURES
 from decipher_rt.kernels.resources import PRESETS, table
-from decipher_rt.kernels.specs import AttentionSpec, PatchEmbed3dSpec, Scalar, Spec, TissueCountsSpec, specialise
+from decipher_rt.kernels.specs import AttentionSpec, PatchEmbed3dSpec, Spec, TissueCountsSpec, specialise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED_CONFIG = REPOSITORY / "decipher_rt" / "default" / "weights" / "config.yaml"
@@ -33,6 +33,7 @@ BASE_PATCH = PatchEmbed3dSpec((128, 128, 128), (16, 16, 16), 768)
 SHIPPED_PATCH = PatchEmbed3dSpec((96, 96, 96), (8, 8, 8), 192, rows=256)
 SHIPPED_COUNTS = TissueCountsSpec((96, 96, 96), (8, 8, 8))
 SHIPPED_ATTENTION = AttentionSpec(6, 32)
+IN_A_BUNDLE = [BASE_PATCH, SHIPPED_PATCH, SHIPPED_COUNTS]
 SPECS: list[Spec] = [BASE_PATCH, SHIPPED_PATCH, SHIPPED_ATTENTION, AttentionSpec(12, 64), AttentionSpec(8, 96)]
 # The other dtypes, the large tiles, and a patch whose rows start on no boundary.
 MORE: list[Spec] = [
@@ -42,7 +43,7 @@ MORE: list[Spec] = [
         (128, 128, 128), (16, 16, 16), 768, volume="float16", operand="bfloat16", output="bfloat16", rows=4096
     ),
     PatchEmbed3dSpec((90, 90, 90), (15, 15, 15), 200, tokens="int32", table="float16"),
-    AttentionSpec(12, 64, dtype="bfloat16", layout="separate"),
+    AttentionSpec(12, 64, dtype="bfloat16"),
     *(AttentionSpec(32, d, tokens=4096) for d in (64, 96)),
     # Every type of voxel; a tile that the patch fills, three quarters of one, and rows on no boundary.
     SHIPPED_COUNTS,
@@ -88,6 +89,9 @@ def compiled() -> Compiled:
     return dict(zip(jobs, compile_kernels(everywhere) + compile_kernels(newer, ARCHITECTURES[1:]), strict=True))
 
 
+# KiB a block may use after asking, with cudaFuncAttributeMaxDynamicSharedMemorySize, by architecture (CUDA C++
+# Programming Guide, Technical Specifications).
+SHARED_MEMORY_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99, 121: 99}
 # What ptxas 12.9 spills where its successor of CUDA 13 does not: two registers, in a form that no bundle holds.
 SPILLING = {("patch_embed3d-96x96x96-12x12x12-192-uint16-float16", architecture) for architecture in (120, 121)}
 SPILLED = 8
@@ -235,7 +239,7 @@ def test_a_failed_compilation_names_kernel_and_architecture(monkeypatch: pytest.
     from decipher_rt.kernels import aot
 
     monkeypatch.setattr(aot, "specialise", broken_specialise)
-    with pytest.raises(ValueError, match=r"attention-2x64-packed-float16 for sm_80: "):
+    with pytest.raises(ValueError, match=r"attention-2x64-float16 for sm_80: "):
         compile_kernels([AttentionSpec(2, 64)], [80], cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -249,7 +253,7 @@ def broken_specialise(spec: Spec, architecture: int) -> object:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, compiled: object) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "kernels"
-    write_kernels(folder, SPECS, [75, 90])
+    write_kernels(folder, IN_A_BUNDLE, [75, 90])
     return folder
 
 
@@ -258,45 +262,45 @@ def test_bundle_files(bundle: Path) -> None:
     assert document["schema"] == "decipher-rt/kernels/1"
     files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert files == {"kernels.json", *(kernel["cubin"] for kernel in document["kernels"])}
-    assert len(files) == 1 + 2 * len(SPECS)
+    assert len(files) == 1 + 2 * len(IN_A_BUNDLE)
     for kernel in document["kernels"]:
         assert hashlib.sha256((bundle / kernel["cubin"]).read_bytes()).hexdigest() == kernel["sha256"]
 
 
-def test_launch_data_says_what_the_wrapper_launches(bundle: Path) -> None:
-    """Grid, strides and arguments from ``kernels.json`` against the shapes of real arrays."""
+def test_attention_is_launched_on_the_strides_of_its_arrays(compiled: Compiled) -> None:
+    """Grid, strides and arguments against the shape of a real array, which q, k, v and the result share."""
     import torch
 
-    document = json.loads((bundle / "kernels.json").read_text())
-    kernel = next(
-        k
-        for k in document["kernels"]
-        if k["name"] == "attention-12x64-packed-float16" and k["architecture"] == "sm_90a"
-    )
     B, N, H, d = 3, 517, 12, 64
-    q, k, v = torch.empty(B, N, 3, H, d, dtype=torch.float16, device="meta").permute(2, 0, 3, 1, 4).unbind(0)
-    out = torch.empty(B, N, H, d, dtype=torch.float16, device="meta").transpose(1, 2)
+    kernel = describe(compiled[AttentionSpec(H, d), 90])
+    array = torch.empty(B, N, H, d, dtype=torch.float16, device="meta").transpose(1, 2)
     sizes = {"batch": B, "tokens": N, "rows": B * N}
-    values = {a["name"]: Scalar(**a["int32"]).value(sizes) for a in kernel["arguments"] if "int32" in a}
-    assert values == {"n": N, **{f"stride_{x}b": t.stride(0) for x, t in zip("qkvo", (q, k, v, out), strict=True)}}
+    values = {a["name"]: evaluate(a["int32"], sizes) for a in kernel["arguments"] if "int32" in a}
+    assert values == {"n": N, **{f"stride_{x}b": array.stride(0) for x in "qkvo"}}
     constants = kernel["constants"]
     for axis, letter in ((1, "h"), (2, "n")):
-        assert [constants[f"stride_{x}{letter}"] for x in "qkvo"] == [t.stride(axis) for t in (q, k, v, out)]
+        assert {constants[f"stride_{x}{letter}"] for x in "qkvo"} == {array.stride(axis)}
     queries = constants["BLOCK_M"]
-    assert [Scalar(**axis).value(sizes) for axis in kernel["grid"]] == [(N + queries - 1) // queries, H, B]
+    assert [evaluate(axis, sizes) for axis in kernel["grid"]] == [(N + queries - 1) // queries, H, B]
     assert [a["name"] for a in kernel["arguments"]][-3:] == ["out", "global_scratch", "profile_scratch"]
     assert kernel["threads"] in (128, 256)
 
+
+def test_launch_data_says_what_the_wrapper_launches(bundle: Path) -> None:
+    """Grid, strides and arguments from ``kernels.json``, as the runtime reads them, against real arrays."""
+    import torch
+
+    document = json.loads((bundle / "kernels.json").read_text())
     patch = next(
         k
         for k in document["kernels"]
         if k["kernel"] == "patch_embed3d" and "768" in k["name"] and k["architecture"] == "sm_90a"
     )
     sizes = {"batch": 2, "tokens": 192, "rows": 384}
-    values = {a["name"]: Scalar(**a["int32"]).value(sizes) for a in patch["arguments"] if "int32" in a}
+    values = {a["name"]: evaluate(a["int32"], sizes) for a in patch["arguments"] if "int32" in a}
     assert values == {"rows": 384, "tokens_per_volume": 192}
     blocks = -(-384 // patch["constants"]["BLOCK_T"]) * -(-768 // patch["constants"]["BLOCK_C"])
-    assert [Scalar(**axis).value(sizes) for axis in patch["grid"]] == [blocks, 1, 1]
+    assert [evaluate(axis, sizes) for axis in patch["grid"]] == [blocks, 1, 1]
     assert torch.empty(2, 128, 128, 128, device="meta").stride() == tuple(
         patch["constants"][f"stride_{x}"] for x in "bdhw"
     )
@@ -312,7 +316,7 @@ def test_counting_is_launched_once_for_every_patch(compiled: Compiled) -> None:
         "profile_scratch",
     ]
     assert [a.get("pointer") for a in launch["arguments"]] == ["i16", "fp32", "i32", None, None]
-    assert [Scalar(**axis).value({"batch": 3}) for axis in launch["grid"]] == [3 * 512, 1, 1]
+    assert [evaluate(axis, {"batch": 3}) for axis in launch["grid"]] == [3 * 512, 1, 1]
     assert (launch["kernel"], launch["tuning"]) == ("tissue_counts", "fixed")
 
 
@@ -324,5 +328,5 @@ def test_untuned_kernels_say_so(compiled: Compiled) -> None:
 
 def test_the_same_kernel_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ask for each once"):
-        write_kernels(tmp_path, [AttentionSpec(6, 32), AttentionSpec(6, 32)], [80])
+        write_kernels(tmp_path, [SHIPPED_COUNTS, SHIPPED_COUNTS], [80])
     assert list(tmp_path.iterdir()) == []
