@@ -73,12 +73,14 @@ class AttentionSpec:
     heads, head_dim : H, d
     dtype : of q, k, v and the result, (B, N, H, d) each
     tokens : N that the tiles are chosen for, with one volume at a time; any number of both runs
+    stages : of the pipeline; None for as many as the tiles are tuned with
     """
 
     heads: int
     head_dim: int
     dtype: DType = "float16"
     tokens: int = 512
+    stages: int | None = None
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _attention(spec: AttentionSpec, config: AttentionConfig, source: str) -> Spe
         scalars=scalars,
         grid=(Scalar("tokens", 1, config.block_m), Scalar(None, spec.heads), Scalar("batch")),
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        num_stages=spec.stages or config.num_stages,
         tuning=source,
         multiples_of_16=tuple(name for name in scalars if name != "n"),
     )

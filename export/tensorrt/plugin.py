@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from decipher_rt.errors import EngineError
@@ -26,7 +26,7 @@ _ENTRY = re.compile(r"(\.visible\s+\.entry\s+\w+\s*\()(.*?)(\))", re.DOTALL)
 def plugin_kernel(
     heads: int, head_dim: int, tokens: int, architecture: int, dtype: HalfType = "float16"
 ) -> CompiledKernel:
-    """Compile the attention kernel as the plugin launches it: q, k and v apart, one bucket's tiles.
+    """Compile the attention kernel as the plugin launches it: one bucket's tiles, and as many stages as fit.
 
     ``dtype`` is the graph's (``half_type``): TensorRT hands over what the graph computes in, and converts nothing.
 
@@ -38,6 +38,10 @@ def plugin_kernel(
     """
     spec = AttentionSpec(heads, head_dim, dtype, tokens)
     (kernel,) = compile_kernels([spec], [architecture])
+    # More than it gets without asking a plugin does not get, and fewer stages of the pipeline take less.
+    while kernel.asks_for_shared_memory and kernel.specialisation.num_stages > 1:
+        fewer = replace(spec, stages=kernel.specialisation.num_stages - 1)
+        (kernel,) = compile_kernels([fewer], [architecture])
     if kernel.global_scratch or kernel.profile_scratch:
         raise EngineError(
             f"attention for sm_{architecture} needs scratch memory, which a TensorRT plugin does not give"

@@ -20,6 +20,7 @@ from decipher_rt.export.tensorrt import builder, files, plugin
 from decipher_rt.export.tensorrt.files import Wanted, plan_files
 from decipher_rt.export.tensorrt.graph import embedded_graph, half_type
 from decipher_rt.export.tensorrt.int8 import weight_only
+from decipher_rt.kernels.config import attention_config
 from decipher_rt.kernels.specs import Scalar
 from decipher_rt.train.model.vit import ViT, ViTConfig
 
@@ -96,6 +97,18 @@ def test_types_that_graphs_compute_in(models: dict[str, ModelProto]) -> None:
     assert half_type(models["bf16"]) == "bfloat16"
     with pytest.raises(ValueError, match="sm_75 has no bfloat16"):
         plugin.plugin_kernel(CONFIG.heads, HEAD_DIM, 64, 75, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "heads", "head_dim"), [(90, 12, 64), (90, 8, 96), (100, 12, 64), (100, 8, 96)]
+)
+def test_where_the_tiles_take_too_much_shared_memory_the_plugin_has_fewer_stages(
+    architecture: int, heads: int, head_dim: int
+) -> None:
+    kernel = plugin.plugin_kernel(heads, head_dim, 512, architecture)
+    assert kernel.shared_memory <= 48 * 1024
+    assert kernel.specialisation.num_stages < attention_config(architecture, head_dim, 512, heads).num_stages
+    assert kernel.resources.spill_store_bytes == 0
 
 
 def without_aot(library: Any) -> None:
