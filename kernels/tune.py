@@ -3,7 +3,7 @@
     python -m decipher_rt.kernels.tune [--out kernels/tuned] [--only attention|patch_embed3d]
 
 Every candidate's result is compared with the fp64 reference before its time counts; candidates that do not fit the card
-are skipped. Takes some minutes, most of them compiling.
+are skipped. That is 837 compilations; the file is written after each case.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import functools
 import importlib.metadata
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from .config import (
     Config,
     PatchEmbed3dConfig,
     Rule,
-    Tuning,
     architecture_of,
     read_tuning,
     tuning,
@@ -80,11 +79,10 @@ WIDTH = 768
 
 def tune_attention(
     cases: Iterable[Case], tiles: Sequence[AttentionConfig], measure: Measure
-) -> tuple[Rule[AttentionConfig], ...]:
-    """Return the fastest correct tiles of each case."""
+) -> Iterator[Rule[AttentionConfig]]:
+    """Yield the fastest correct tiles of each case."""
     from .attention import attention
 
-    rules = []
     for case in cases:
         B, H, N, d = case.sizes
         packed = torch.randn(B, N, 3, H, d, device=_device(), dtype=torch.float16)
@@ -95,17 +93,15 @@ def tune_attention(
             return attention(q, k, v, config=config)
 
         flops = 4.0 * B * H * N * N * d
-        rules.append(_fastest(case, tiles, run, functools.partial(_error, expected), flops, measure))
-    return tuple(rules)
+        yield _fastest(case, tiles, run, functools.partial(_error, expected), flops, measure)
 
 
 def tune_patch_embed3d(
     cases: Iterable[Case], tiles: Sequence[PatchEmbed3dConfig], measure: Measure
-) -> tuple[Rule[PatchEmbed3dConfig], ...]:
-    """Return the fastest correct tiles of each case."""
+) -> Iterator[Rule[PatchEmbed3dConfig]]:
+    """Yield the fastest correct tiles of each case."""
     from .patch_embed3d import patch_embed3d
 
-    rules = []
     for case in cases:
         B, K, grid, patch, item = case.sizes
         with torch.device(_device()):
@@ -124,8 +120,7 @@ def tune_patch_embed3d(
             return patch_embed3d(*arguments, config=config)
 
         flops = 2.0 * B * K * voxels * WIDTH
-        rules.append(_fastest(case, tiles, run, functools.partial(_error, expected), flops, measure))
-    return tuple(rules)
+        yield _fastest(case, tiles, run, functools.partial(_error, expected), flops, measure)
 
 
 def _fastest(
@@ -173,6 +168,15 @@ def _measure_on_gpu(run: Callable[[], object]) -> float:
     return float(do_bench(run, warmup=10, rep=60, return_mode="median"))
 
 
+def _growing(measured: Iterable[Rule[Config]], old: tuple[Rule[Config], ...]) -> Iterator[tuple[Rule[Config], ...]]:
+    """Yield what is measured so far with the old rules behind it, after each case; last, without the old ones."""
+    done: list[Rule[Config]] = []
+    for rule in measured:
+        done.append(rule)
+        yield tuple(done) + old
+    yield tuple(done)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Tune for the first CUDA device; 2 where there is none."""
     parser = argparse.ArgumentParser(
@@ -191,12 +195,16 @@ def main(arguments: list[str] | None = None) -> int:
     old = read_tuning(path) if path.is_file() else tuning(architecture)
     card = torch.cuda.get_device_name(0)
     source = f"measured on {card}, torch {torch.__version__}, triton {importlib.metadata.version('triton')}"
-    attention, patch = old.attention, old.patch_embed3d
+    tuned = replace(old, architecture=architecture, source=f"{source}, in part")
     if options.only != "patch_embed3d":
-        attention = tune_attention(ATTENTION_CASES, ATTENTION_TILES, _measure_on_gpu)
+        for attention in _growing(tune_attention(ATTENTION_CASES, ATTENTION_TILES, _measure_on_gpu), old.attention):
+            tuned = replace(tuned, attention=attention)
+            write_tuning(path, tuned)
     if options.only != "attention":
-        patch = tune_patch_embed3d(PATCH_CASES, PATCH_TILES, _measure_on_gpu)
-    write_tuning(path, Tuning(architecture, source, patch, attention))
+        for patch in _growing(tune_patch_embed3d(PATCH_CASES, PATCH_TILES, _measure_on_gpu), old.patch_embed3d):
+            tuned = replace(tuned, patch_embed3d=patch)
+            write_tuning(path, tuned)
+    write_tuning(path, replace(tuned, source=source))
     print(path)
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from decipher_rt.kernels import tune
 from decipher_rt.kernels.config import (
     AttentionConfig,
     PatchEmbed3dConfig,
+    Rule,
     Tuning,
     attention_config,
+    read_tuning,
     tuning,
     write_tuning,
 )
@@ -65,7 +67,7 @@ def test_tiles_with_a_wrong_result_or_that_do_not_fit_are_left_out(monkeypatch: 
     (rule,) = tune.tune_attention([case], TILES, clock([5.0]))
     assert rule.config == TILES[2]
     with pytest.raises(ValueError, match="no tiles of 2 run"):
-        tune.tune_attention([case], TILES[:2], clock([]))
+        list(tune.tune_attention([case], TILES[:2], clock([])))
 
 
 def test_patch_embedding_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +91,42 @@ def test_every_problem_finds_a_rule_once_tuned(tmp_path: Path) -> None:
     ):
         for size in sizes:
             assert any(all(size[name] <= bound for name, bound in case.up_to.items()) for case in cases)
+
+
+def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a card")
+    monkeypatch.setattr(tune, "architecture_of", lambda _device: 80)
+    measured, untuned = Rule({"head_dim": 32}, TILES[1], {"ms": 1.0}), tuning(80)
+
+    def interrupted(*_: Any) -> Iterator[Rule[AttentionConfig]]:
+        yield measured
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "tune_attention", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(["--out", str(tmp_path)])
+    kept = read_tuning(tmp_path / "sm_80.json")
+    assert kept.source.startswith("measured on a card")
+    assert kept.source.endswith(", in part")
+    assert kept.attention == (measured, *untuned.attention)
+    assert kept.patch_embed3d == untuned.patch_embed3d
+
+    monkeypatch.setattr(tune, "tune_attention", lambda *_: iter([measured]))
+    tune.main(["--out", str(tmp_path), "--only", "attention"])
+    whole = read_tuning(tmp_path / "sm_80.json")
+    assert whole.attention == (measured,)
+    assert not whole.source.endswith(", in part")
+
+
+def test_the_documented_number_of_compilations() -> None:
+    """Triton compiles anew for each constant, each type, and each length that is or is not a multiple of 16."""
+    attention = {(d, N % 16 == 0) for _, _, N, d in (case.sizes for case in tune.ATTENTION_CASES)}
+    patches = {(grid, patch, item) for _, _, grid, patch, item in (case.sizes for case in tune.PATCH_CASES)}
+    compiled = len(attention) * len(tune.ATTENTION_TILES) + len(patches) * len(tune.PATCH_TILES)
+    documented = (Path(__file__).resolve().parents[2] / "docs" / "kernels.md").read_text()
+    for text in (documented, tune.__doc__):
+        assert f"{compiled} compilations" in str(text)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
