@@ -1,8 +1,8 @@
 """TensorRT engines (data centre, Jetson, IGX), built on the machine that will run them: one for each token bucket.
 
 Networks are strongly typed. Attention is TensorRT's own or the kernel of this project; both are built, both run here as
-the runtime runs them, and the faster is kept. Written against the documented API of TensorRT 10.9 to 11; see
-``docs/engines.md`` for what has been run.
+the runtime runs them, and of two that give the same the faster is kept. Written against the documented API of TensorRT
+10.9 to 11; see ``docs/engines.md`` for what has been run.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
 
+from decipher_rt.device_array import DeviceArray
 from decipher_rt.engines.cuda import Buffer, Driver
-from decipher_rt.engines.tensorrt import SINGLE, Plan, TensorRtEngine, require_library
+from decipher_rt.engines.tensorrt import OUTPUTS, SINGLE, Plan, TensorRtEngine, require_library
 from decipher_rt.engines.tensorrt_log import failure, message_log
 from decipher_rt.errors import EngineError
+from decipher_rt.kernels.ops import SWITCH, enabled
 from decipher_rt.manifest import Precision, Preprocessing
+from decipher_rt.verify import TOLERANCES
 
 from .graph import half_type, with_attention_nodes, with_static_tokens
 from .plugin import plugin_kernel, use_kernel
@@ -115,7 +120,9 @@ def _build_bucket(
         refused = None
         try:
             plans[KERNEL] = build_with_kernel(model, heads, tokens, architecture)
-            engines[KERNEL] = _load(folder / KERNEL, plans[KERNEL], tokens, surroundings)
+            kernel = _load(folder / KERNEL, plans[KERNEL], tokens, surroundings)
+            require_same(engines[NATIVE], kernel, tokens, surroundings)
+            engines[KERNEL] = kernel
         except REFUSALS as error:
             refused = _in_a_line(error)
         times = measure(engines, tokens, surroundings.spec)
@@ -151,10 +158,12 @@ def build_with_kernel(model: ModelProto, heads: int, tokens: int, architecture: 
     Raises
     ------
     EngineError
-        If this TensorRT has no plugins for it, or refuses it, or the kernel cannot be one.
+        If kernels are switched off, this TensorRT has no plugins for it, or refuses it, or the kernel cannot be one.
     ValueError
         If TensorRT refuses the plugin's definition, or the kernel does not compile.
     """
+    if not enabled():
+        raise EngineError(f"switched off ({SWITCH}=0)")
     try:
         import tensorrt.plugin as trtp
     except ImportError:
@@ -163,6 +172,24 @@ def build_with_kernel(model: ModelProto, heads: int, tokens: int, architecture: 
     # The class token and the registers join the tokens of the bucket; the tiles hardly differ for them.
     use_kernel(trtp, plugin_kernel(heads, width // heads, tokens, architecture, half_type(model)))
     return build_one(with_attention_nodes(with_static_tokens(model, tokens), heads))
+
+
+def require_same(native: TensorRtEngine, kernel: TensorRtEngine, tokens: int, surroundings: Surroundings) -> None:
+    """Hold what an engine with the attention kernel gives for a grid of noise against TensorRT's own attention.
+
+    Raises
+    ------
+    EngineError
+        Where an output differs by more than the precision is allowed, or is not finite.
+    """
+    spec, tolerance = surroundings.spec, TOLERANCES[surroundings.precision]
+    noise = np.random.default_rng(0).random((1, 1, *spec.grid_shape), np.float32)
+    given = _inputs(noise, tokens)
+    expected, found = native.run(given), kernel.run(given)
+    for name in OUTPUTS:
+        error = float(np.abs(found[name] - expected[name]).max())
+        if not error <= tolerance:
+            raise EngineError(f"{name} differs by {error:.3g} from that of TensorRT's attention, allowed {tolerance:g}")
 
 
 def measure(engines: Mapping[str, TensorRtEngine], tokens: int, spec: Preprocessing) -> dict[str, float]:
@@ -183,14 +210,22 @@ def measure(engines: Mapping[str, TensorRtEngine], tokens: int, spec: Preprocess
     grid.host[...] = 0
     grid.upload(driver.stream)
     driver.synchronize()
-    window, chosen = np.array([[0, 1]], np.float32), np.arange(tokens, dtype=np.int64)[None]
+    given = _inputs(grid.array, tokens)
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(WARM_UP + ROUNDS):
         for name, engine in engines.items():
             start = time.perf_counter()
-            engine.run({"volume": grid.array, "window": window, "tokens": chosen})
+            engine.run(given)
             times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+
+
+def _inputs(volume: NDArray[Any] | DeviceArray, tokens: int) -> dict[str, NDArray[Any] | DeviceArray]:
+    return {
+        "volume": volume,
+        "window": np.array([[0, 1]], np.float32),
+        "tokens": np.arange(tokens, dtype=np.int64)[None],
+    }
 
 
 def _load(path: Path, plan: bytes, tokens: int, surroundings: Surroundings) -> TensorRtEngine:

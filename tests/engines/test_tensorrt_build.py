@@ -1,4 +1,4 @@
-"""How the faster attention is found, on a played GPU: as the runtime runs, through the CUDA graph of each bucket."""
+"""How the better attention is found, on a played GPU: as the runtime runs, through the CUDA graph of each bucket."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from decipher_rt.engines import tensorrt
+from decipher_rt.errors import EngineError
 from decipher_rt.export.tensorrt import builder
 from decipher_rt.export.tensorrt.files import _kernel_files
 from decipher_rt.export.tensorrt.graph import embedded_graph
@@ -52,6 +53,12 @@ def test_engines_take_turns_as_at_inference(
     plan = embedded_graph(copy.deepcopy(encoder).half())
     surroundings = builder.Surroundings(kernels, CONFIG.preprocessing, CONFIG.embedding_size, "fp16")
     engines = {name: builder._load(tmp_path / name, plan, 24, surroundings) for name in ("native", "kernel")}
+    builder.require_same(engines["native"], engines["kernel"], 24, surroundings)
+    other = embedded_graph(ViT(CONFIG).eval().half())
+    with pytest.raises(EngineError, match=r"patch differs by \S+ from that of TensorRT's attention, allowed 0\.05"):
+        builder.require_same(
+            engines["native"], builder._load(tmp_path / "other", other, 24, surroundings), 24, surroundings
+        )
     ran = []
     for name, engine in engines.items():
         run = engine.run

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -48,6 +49,12 @@ def kernel() -> Any:
     return plugin.plugin_kernel(CONFIG.heads, HEAD_DIM, 64, 89)
 
 
+def played_engine(off: float = 0.0) -> SimpleNamespace:
+    """An engine whose outputs are all the same number."""
+    outputs = {name: np.full((1, 4), off, np.float32) for name in ("patch", "embedding")}
+    return SimpleNamespace(not_recorded=None, run=lambda given: outputs)
+
+
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A card of sm_89 on which each attention takes the time given here."""
@@ -55,7 +62,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(builder, "Driver", lambda: SimpleNamespace(architecture=89))
     monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89))
     monkeypatch.setattr(files, "require_library", lambda _: SimpleNamespace(__version__="10.14"))
-    monkeypatch.setattr(builder, "_load", lambda path, plan, tokens, surroundings: SimpleNamespace(not_recorded=None))
+    monkeypatch.setattr(builder, "_load", lambda path, plan, tokens, surroundings: played_engine())
     monkeypatch.setattr(builder, "measure", lambda engines, tokens, spec: {name: times[name] for name in engines})
     return times
 
@@ -162,6 +169,31 @@ def test_an_engine_with_the_kernel_that_does_not_run_is_left_out(
         assert (built.attention, built.times_ms) == ("native", {"native": 2.0})
         assert built.kernel_refused == "tensorrt: the engine does not run: no such kernel"
         assert built.not_recorded == "capture refused"
+
+
+@pytest.mark.parametrize(("off", "attention"), [(0.04, "kernel"), (-0.06, "native"), (np.nan, "native")])
+def test_a_kernel_that_gives_something_else_is_left_out_however_fast_it_is(
+    models: dict[str, ModelProto],
+    card: dict[str, float],
+    tensorrt_library: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    off: float,
+    attention: str,
+) -> None:
+    monkeypatch.setattr(builder, "_load", lambda path, *_: played_engine(off if path.name == "kernel" else 0.0))
+    for built in build(models["fp16"]):
+        assert built.attention == attention
+        assert set(built.times_ms) == {"native", attention}
+        assert str(built.kernel_refused).startswith("patch differs by ") == (attention == "native")
+
+
+def test_the_switch_of_the_kernels_leaves_the_plugin_out(
+    models: dict[str, ModelProto], card: dict[str, float], tensorrt_library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DECIPHER_RT_KERNELS", "0")
+    for built in build(models["fp16"]):
+        assert (built.attention, built.kernel_refused) == ("native", "switched off (DECIPHER_RT_KERNELS=0)")
+    assert tensorrt_library.launched == []
 
 
 def test_an_engine_that_tensorrt_refuses_with_its_own_attention_is_an_error(
