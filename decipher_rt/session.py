@@ -26,7 +26,7 @@ from decipher_rt.head_graphs import dense_files, load_heads, output_of, wanted
 from decipher_rt.heads import answer_of
 from decipher_rt.manifest import Precision, Scope
 from decipher_rt.pipeline import OpenedSeries, in_memory, located, one_ahead, open_series, read_each
-from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph
+from decipher_rt.preprocess import Grid, Preprocessor, SliceResampler, build_graph, require_same_grid
 from decipher_rt.preprocess.graph import Device
 from decipher_rt.result import UNIT_TOLERANCE, Failure, HeadAnswer, Result, ScopeAnswer, describe_series
 from decipher_rt.series import ReadOptions, find_only_series
@@ -162,7 +162,7 @@ class Session:
         return described | ({"fallback": self.fallback} if self.fallback else {})
 
     def _loaded(self, loading: Future[Preprocessor], threads: int, where: Device) -> Preprocessor:
-        """Wait for preprocessing; with ``auto`` it runs on the CPU where the GPU refuses it."""
+        """Wait for preprocessing; with ``auto`` it runs on the CPU where the GPU refuses it or makes another grid."""
         try:
             return loading.result()
         except EngineError as error:
@@ -174,7 +174,10 @@ class Session:
 
     def _load_preprocessor(self, threads: int, where: Device) -> Preprocessor:
         spec = self.bundle.manifest.preprocessing
-        return Preprocessor(self._read_graph(where), spec, where, threads=threads, card=self._card or 0)
+        made = Preprocessor(self._read_graph(where), spec, where, threads=threads, card=self._card or 0)
+        if where == "gpu":
+            require_same_grid(made, self._load_preprocessor(threads, "cpu"), spec)
+        return made
 
     def _read_graph(self, device: Device) -> bytes | None:
         graphs = self.bundle.manifest.preprocessing.graphs

@@ -18,11 +18,13 @@ from decipher_rt.archives import read_arrays
 from decipher_rt.bundle import Bundle
 from decipher_rt.encoder import cpu_engine, load_encoder
 from decipher_rt.engines import Engine, load_engine
+from decipher_rt.engines.base import TakesGridsOnDevice
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
 from decipher_rt.head_graphs import HeadGraphs, load_heads, output_of
 from decipher_rt.manifest import EngineFile, Head, Manifest, Precision, Preprocessing
+from decipher_rt.tokens import count_in_patches, tissue_threshold
 
 CASE = "case.npz"
 INPUTS = ("volume", "window", "tokens")
@@ -65,7 +67,7 @@ class VerifyReport:
     embedding_cosine : float
         Smallest cosine between an embedding and its reference.
     rows : tuple of VerifyRow
-        ``patch``, ``embedding``, every head, ``scope``, ``text``.
+        ``tissue_counts`` where a GPU counts them, ``patch``, ``embedding``, every head, ``scope``, ``text``.
     """
 
     engine: str
@@ -124,6 +126,7 @@ def verify_bundle(
 
         outputs[TEXT] = TextTower(bundle, threads).embed([str(prompt) for prompt in case[PROMPTS]])
     cosine, rows = compare(outputs, case, manifest, tolerance_of(manifest, loaded.entry))
+    rows = (*tissue_rows(case, loaded.engine, manifest.preprocessing), *rows)
     return VerifyReport(loaded.engine.name, precision, loaded.engine.device, cosine, rows)
 
 
@@ -160,8 +163,8 @@ def golden_fault(
 ) -> str | None:
     """Say in a line what an encoder gets wrong on the golden case on this machine; None where it is right.
 
-    Wrong is another answer than that of the fp32 reference, an embedding far from its own, or a difference beyond
-    ``tolerance_of`` this encoder.
+    Wrong is another answer than that of the fp32 reference, an embedding far from its own, a difference beyond
+    ``tolerance_of`` this encoder, or a voxel of tissue that a GPU counts otherwise than numpy.
 
     Raises
     ------
@@ -171,7 +174,7 @@ def golden_fault(
     case = read_case(bundle)
     outputs = run_case(case, encoder, heads, scope)
     cosine, rows = compare(outputs, case, bundle.manifest, tolerance_of(bundle.manifest, entry))
-    for row in rows:
+    for row in (*tissue_rows(case, encoder, bundle.manifest.preprocessing), *rows):
         if row.answer != row.expected:
             return f"on the golden case {row.output} answers {row.answer} instead of {row.expected}"
         if not row.passed:
@@ -217,6 +220,16 @@ def run_case(case: Arrays, encoder: Engine, heads: HeadGraphs, scope: Engine | N
     if scope is not None:
         outputs[SCOPE] = output_of(scope.run({key: features[key] for key in scope.inputs}), "score", "the scope")
     return outputs
+
+
+def tissue_rows(case: Arrays, encoder: Engine, spec: Preprocessing) -> tuple[VerifyRow, ...]:
+    """Compare the tissue of a case's patches with numpy's, to the last voxel, where the encoder's GPU counts it."""
+    if not isinstance(encoder, TakesGridsOnDevice):
+        return ()
+    threshold = tissue_threshold(case["window"][0], spec)
+    expected = count_in_patches(case["volume"][0, 0] > threshold, spec)
+    error = np.abs(encoder.tissue_counts(case["volume"], threshold) - expected).max()
+    return (VerifyRow("tissue_counts", float(error), 0.0),)
 
 
 def compare(

@@ -60,6 +60,9 @@ class SaysHowItLoaded(Protocol):
 class TakesGridsOnDevice(Protocol):
     """An engine that reads grids where DALI left them on its GPU, and counts their tissue there."""
 
-    def tissue_counts(self, volume: DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
-        """Count the voxels of each patch that are above a threshold; shape (patches,), row-major."""
+    def tissue_counts(self, volume: NDArray[Any] | DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
+        """Count the voxels of each patch that are above a threshold; shape (patches,), row-major.
+
+        A grid on the host is uploaded first.
+        """
         ...

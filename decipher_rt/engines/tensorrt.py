@@ -184,12 +184,12 @@ class TensorRtEngine:
         """
         return self._bucket_of(tokens).sha256
 
-    def tissue_counts(self, volume: DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
-        """Count the voxels of each patch of a grid on this device that are above a threshold.
+    def tissue_counts(self, volume: NDArray[Any] | DeviceArray, threshold: np.float32) -> NDArray[np.int32]:
+        """Count the voxels of each patch of a grid that are above a threshold.
 
         Parameters
         ----------
-        volume : (1, 1, D, H, W) float32
+        volume : (1, 1, D, H, W) float32, on the host or already on this device
         threshold : float32
             From ``decipher_rt.tokens.tissue_threshold``.
 

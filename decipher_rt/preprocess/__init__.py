@@ -6,7 +6,7 @@
 
 from decipher_rt.preprocess.graph import build_graph
 from decipher_rt.preprocess.grid import Grid, GridPlan, plan
-from decipher_rt.preprocess.run import Preprocessor
+from decipher_rt.preprocess.run import Preprocessor, require_same_grid
 from decipher_rt.preprocess.slices import SliceResampler
 
-__all__ = ["Grid", "GridPlan", "Preprocessor", "SliceResampler", "build_graph", "plan"]
+__all__ = ["Grid", "GridPlan", "Preprocessor", "SliceResampler", "build_graph", "plan", "require_same_grid"]

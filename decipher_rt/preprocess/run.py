@@ -31,6 +31,11 @@ from decipher_rt.volume import Volume
 # columns run to S, and one already costs 1.6 times as much as four on one thread, for want of cache.
 CPU_SLABS = 4
 GRID_AXES_LPS = np.array([[0, 0, 1], [0, -1, 0], [-1, 0, 0]], np.float64)  # S, A, R
+# Of the window, between the grids of noise that GPU and CPU make. Both resample in float32, whose roundings stay far
+# below; a grid that lies off by a tenth of a voxel does not.
+GRID_TOLERANCE = 1e-2
+# Voxels of that noise along S, A and R, in grid voxels: thick slices, and fine rows and columns that run to P and L.
+NOISE_STEPS = np.array([2.5, -0.6, -0.6])
 
 
 class Preprocessor:
@@ -132,6 +137,26 @@ class Preprocessor:
 
     def _new_pipeline(self) -> DaliGraph:
         return DaliGraph(self.graph, batch=self._slabs, threads=self._threads, device_id=self._card)
+
+
+def require_same_grid(gpu: Preprocessor, cpu: Preprocessor, spec: Preprocessing) -> None:
+    """Hold the grid that a GPU makes of noise against the CPU's.
+
+    Raises
+    ------
+    EngineError
+        Where a voxel differs by more than ``GRID_TOLERANCE``, or is not finite.
+    """
+    shape = [max(1, round(size)) for size in spec.grid_shape / np.abs(NOISE_STEPS)]
+    affine = np.eye(4)
+    affine[:3, :3] = (GRID_AXES_LPS * (NOISE_STEPS * spec.spacing_mm)[:, np.newaxis]).T
+    noise = np.random.default_rng(0).random(shape, np.float32)
+    grid_plan = lay_grid(affine, noise.shape, spec, (0.0, 1.0))
+    error = float(np.abs(gpu.resample(noise, grid_plan).volume - cpu.resample(noise, grid_plan).volume).max())
+    if not error <= GRID_TOLERANCE:
+        raise EngineError(
+            f"DALI's grid on the GPU differs from the CPU's by {error:.3g} of the window, allowed {GRID_TOLERANCE:g}"
+        )
 
 
 def orientations(spec: Preprocessing) -> Iterator[tuple[tuple[int, ...], GridPlan]]:
