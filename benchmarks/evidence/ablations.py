@@ -5,7 +5,8 @@
 
 Every arm is ``decipher-rt train align`` with one key changed, for ``--steps`` steps and every seed, and goes on where
 it was killed. Retrieval is between held-out series and their reports in wordings never trained on; probes are those of
-``probe.py``, with ``--labels`` labelled series.
+``probe.py``, each seed's on its own ``--labels`` labelled series. Without alignment there is one training, that of
+``--ssl``: its rows differ in their labelled series alone.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import Results, open_heads, pretrained, spread
+from arms import Results, digest, open_heads, pretrained, spread
 from probe import METRICS, probes
 from sklearn.exceptions import ConvergenceWarning
 
 from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.train import align
 from decipher_rt.train.checkpoint import fingerprint, folder_fingerprint
-from decipher_rt.train.config import load_config
+from decipher_rt.train.config import dump_config, load_config
+from decipher_rt.train.model.vit import ViT
 from decipher_rt.train.progress import Progress
 
 RECALLS = ("image_to_text_recall@1", "image_to_text_recall@5", "image_to_text_recall@10", "text_to_image_recall@10")
+CODE = ("ablations.py", "probe.py", "arms.py")
 
 
 def main() -> None:
@@ -50,21 +53,34 @@ def main() -> None:
         "without self-supervision": ["encoder_from=", sizes],
         "without region-wise batches": ["by_region=0"],
     }
-    settings = {name: getattr(options, name) for name in ("steps", "labels", "pool", "test")}
-    weights = {"ssl": fingerprint(started_from.state_dict()), "text": folder_fingerprint(options.text)}
-    results = Results(options.json, {**settings, **weights, "recall": "among heads"})
-    results.part("without alignment/0", lambda: {"probe": probes(pretrained(options.ssl), pool, test, options)})
+    results = Results(options.json, settings_of(options, base, started_from))
     for seed in range(options.seeds):
+
+        def begin(seed: int = seed) -> dict[str, Any]:
+            return {"probe": probes(started_from, pool, test, options, [seed])}
+
+        results.part(f"without alignment/{seed}", begin)
         for name, changed in arms.items():
 
             def measure(seed: int = seed, name: str = name, changed: list[str] = changed) -> dict[str, Any]:
                 settings = load_config(AlignConfig, options.config, [*started, f"run.seed={seed}", *changed])
                 folder = options.runs / f"{name.replace(' ', '-')}-{seed}"
                 recall = align(settings, folder, options.cache, Progress())
-                return {"retrieval": recall, "probe": probes(pretrained(folder), pool, test, options)}
+                return {"retrieval": recall, "probe": probes(pretrained(folder), pool, test, options, [seed])}
 
             results.part(f"{name}/{seed}", measure)
     print(table(results.parts, options.labels))
+
+
+def settings_of(options: argparse.Namespace, base: AlignConfig, started_from: ViT) -> dict[str, Any]:
+    """Return what figures depend on."""
+    return {
+        **{name: getattr(options, name) for name in ("steps", "labels", "pool", "test")},
+        "config": digest(dump_config(base), dump_config(started_from.config)),
+        "code": digest(*map(Path(__file__).with_name, CODE)),
+        "ssl": fingerprint(started_from.state_dict()),
+        "text": folder_fingerprint(options.text),
+    }
 
 
 def table(parts: dict[str, Any], labels: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
@@ -74,6 +75,14 @@ def features(encoder: ViT, series: Sequence[Example]) -> Features:
         some = encode(encoder, [one.volume for one in series[first : first + BATCH]])
         rows += [np.concatenate([one.embedding.numpy(), one.patch.mean(dim=0).numpy()]) for one in some]
     return Features(np.stack(rows).astype(np.float64), [dict(one.labels) for one in series])
+
+
+def digest(*parts: str | Path) -> str:
+    """Return the SHA-256 of what figures follow from: configurations as text, and the code in files."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part.read_bytes() if isinstance(part, Path) else part.encode()).digest())
+    return whole.hexdigest()
 
 
 class Results:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import Results, open_heads, pretrained, spread, untrained
+from arms import Results, digest, open_heads, pretrained, spread, untrained
 from probe import METRICS, probes
 from sklearn.exceptions import ConvergenceWarning
 
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.config import load_config
+from decipher_rt.train.config import dump_config, load_config
 from decipher_rt.train.model.vit import ViT
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.ssl.config import SSLConfig
@@ -31,6 +31,7 @@ from decipher_rt.train.ssl.pretrain import pretrain
 UNTRAINED = "untrained, whitened"
 CONV = "encoder.stem=conv"
 MAE = "method=mae"
+CODE = ("pretraining.py", "probe.py", "arms.py")
 
 
 def main() -> None:
@@ -47,8 +48,7 @@ def main() -> None:
         "masked autoencoder": (options.mae_steps, [MAE]),
         "masked autoencoder, convolutional stem": (options.mae_steps, [MAE, CONV]),
     }
-    settings = {name: getattr(options, name) for name in ("steps", "mae_steps", "labels", "pool", "test")}
-    results = Results(options.json, settings)
+    results = Results(options.json, settings_of(options, base))
     for seed in range(options.seeds):
         start = untrained(base.encoder, pool, seed, whitened=True)
 
@@ -69,6 +69,15 @@ def main() -> None:
 
             results.part(f"{name}/{seed}", measure)
     print(table(results.parts, options.labels))
+
+
+def settings_of(options: argparse.Namespace, base: SSLConfig) -> dict[str, Any]:
+    """Return what figures depend on."""
+    return {
+        **{name: getattr(options, name) for name in ("steps", "mae_steps", "labels", "pool", "test")},
+        "config": digest(dump_config(base)),
+        "code": digest(*map(Path(__file__).with_name, CODE)),
+    }
 
 
 def seconds(folder: Path) -> float:

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from arms import Results, open_heads, pretrained, spread
+from arms import Results, digest, open_heads, pretrained, spread
 from torch import Tensor, nn
 
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.config import load_config
+from decipher_rt.train.config import dump_config, load_config
 from decipher_rt.train.data.sample import LABELS
 from decipher_rt.train.decoders.config import DecoderRunConfig
 from decipher_rt.train.decoders.contract import Batch, Known
@@ -37,7 +37,7 @@ from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
 from decipher_rt.train.decoders.tokens import Encoded, encode
 from decipher_rt.train.loop import precision_here
 from decipher_rt.train.metrics import dice, overlap_counts
-from decipher_rt.train.model.vit import ViTConfig
+from decipher_rt.train.model.vit import ViT, ViTConfig
 from decipher_rt.train.sources import Example
 from decipher_rt.train.views import UNIT_WINDOW
 
@@ -122,9 +122,7 @@ def main() -> None:
     config = load_config(DecoderRunConfig, options.config, [f"encoder={options.encoder}"])
     train = open_heads(config.source, encoder.config, "train", options.train, options.cache)
     test = open_heads(config.source, encoder.config, "test", options.test, options.cache)
-    settings = {name: getattr(options, name) for name in ("train", "test", "epochs", "batch", "crops")}
-    described = {"options": dict(config.decoder.options), "encoder": fingerprint(encoder.state_dict())}
-    results = Results(options.json, settings | described)
+    results = Results(options.json, settings_of(options, config, encoder))
     steps = len(train) // options.batch
     for seed in range(options.seeds):
 
@@ -137,6 +135,17 @@ def main() -> None:
         part("tokens and voxels", limits, options.crops)
         part("U-Net", limits, options.crops)
     print(table(results.parts))
+
+
+def settings_of(options: argparse.Namespace, config: DecoderRunConfig, encoder: ViT) -> dict[str, Any]:
+    """Return what figures depend on."""
+    learned = dump_config(config, but=(*config.UNTRAINED, "encoder"))  # not where the encoder lies
+    return {
+        **{name: getattr(options, name) for name in ("train", "test", "epochs", "batch", "crops")},
+        "config": digest(learned, dump_config(encoder.config)),
+        "code": digest(Path(__file__)),
+        "encoder": fingerprint(encoder.state_dict()),
+    }
 
 
 def make_arm(name: str, config: DecoderConfig, encoder: ViTConfig, precision: str, seed: int) -> Arm:
@@ -221,7 +230,7 @@ def places(encoder: Any, volumes: list[np.ndarray]) -> list[Encoded]:
 
 
 class Optimiser:
-    """AdamW with a warm-up and a cosine over the run."""
+    """AdamW with a warm-up of a tenth of the run, however many steps that is, and a cosine over all of it."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.step = network.train(), 0
@@ -230,7 +239,7 @@ class Optimiser:
     def __call__(self, loss: Tensor, done: float) -> None:
         """Take a step; ``done`` is the share of the run that lies behind."""
         for group in self.adam.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (self.step + 1) / 30) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
+            group["lr"] = 2e-3 * min(1.0, 10 * done + 0.1) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

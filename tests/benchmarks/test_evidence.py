@@ -1,22 +1,39 @@
-"""Results of evidence: what is measured again, and who measured what."""
+"""Evidence: what is measured again, who measured what, and what the scripts compute by themselves."""
 
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-EVIDENCE = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence"
+from decipher_rt.train.checkpoint import write_tensors
+from decipher_rt.train.config import load_config
+from decipher_rt.train.model.vit import ViT, ViTConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EVIDENCE = REPOSITORY / "benchmarks" / "evidence"
+TINY = REPOSITORY / "train" / "configs" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def arms():
-    path = list(sys.path)
+def script():
+    """Import a script of the folder by its name."""
+    path, before = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(EVIDENCE))
-    yield importlib.import_module("arms")
+    yield importlib.import_module
     sys.path[:] = path
-    del sys.modules["arms"]
+    for name in {one.stem for one in EVIDENCE.glob("*.py")} - before:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def arms(script):
+    return script("arms")
 
 
 @pytest.fixture
@@ -60,3 +77,62 @@ def test_only_the_part_of_other_weights_is_measured_again(measure) -> None:
         ("a", ["untrained"]),
         ("b", ["trained"]),
     ]
+
+
+class Options(SimpleNamespace):
+    """A command line of which it does not matter what it says."""
+
+    def __getattr__(self, name: str) -> int:
+        return 2
+
+
+def small_encoder(depth: int = 1) -> ViT:
+    torch.manual_seed(0)
+    return ViT(replace(ViTConfig.PRESETS["tiny"], width=12, depth=depth, heads=2))
+
+
+def settings_of(script, tmp_path: Path, name: str, *overrides: str) -> dict:
+    """Return the settings of a script's results for a configuration with other values."""
+    module = script(name)
+    if name == "pretraining":
+        return module.settings_of(Options(), load_config(module.SSLConfig, TINY / "ssl.yaml", overrides))
+    if name == "ablations":
+        write_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, {})
+        config = load_config(module.AlignConfig, TINY / "align.yaml", overrides)
+        return module.settings_of(Options(text=tmp_path), config, small_encoder())
+    config = load_config(module.DecoderRunConfig, TINY / "decoder-tissue.yaml", ["encoder=RUN", *overrides])
+    return module.settings_of(Options(), config, small_encoder())
+
+
+@pytest.mark.parametrize("name", ["segmentation", "pretraining", "ablations"])
+def test_another_configuration_or_other_code_begins_anew(script, tmp_path, monkeypatch, name) -> None:
+    found = settings_of(script, tmp_path, name)
+    assert found == settings_of(script, tmp_path, name)
+    assert found != settings_of(script, tmp_path, name, "source.seed=5")
+    changed = tmp_path / "code"
+    changed.mkdir()
+    for file in EVIDENCE.glob("*.py"):
+        (changed / file.name).write_bytes(file.read_bytes())
+    with (changed / f"{name}.py").open("a") as file:
+        file.write("PENALTY = 2\n")
+    monkeypatch.setattr(script(name), "__file__", str(changed / f"{name}.py"))
+    assert found != settings_of(script, tmp_path, name)
+
+
+def test_where_the_encoder_of_the_segmentation_lies_does_not_matter(script, tmp_path) -> None:
+    found = settings_of(script, tmp_path, "segmentation")
+    assert found == settings_of(script, tmp_path, "segmentation", "encoder=elsewhere")
+
+
+@pytest.mark.parametrize("steps", [10, 200])
+def test_networks_warm_up_for_a_tenth_of_the_run_however_many_steps_it_has(script, steps) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimise = script("segmentation").Optimiser(network)
+    rates = []
+    for step in range(steps):
+        optimise(network(torch.ones(1, 1)).sum(), step / steps)
+        rates.append(optimise.adam.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(2e-4)
+    assert np.argmax(rates) == pytest.approx(steps / 10, abs=steps / 100 + 1)
+    assert max(rates) == pytest.approx(2e-3, rel=0.05)
+    assert rates[-1] < 1e-4
