@@ -25,7 +25,7 @@ from arms import Results, open_heads
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
 from decipher_rt.train.checkpoint import fingerprint
-from decipher_rt.train.decoders.contract import Decoder, seen_as_encoder
+from decipher_rt.train.decoders.contract import Decoder, Rows, seen_as_encoder
 from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.sources import Example
 from decipher_rt.train.views import UNIT_WINDOW
@@ -93,10 +93,8 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
         rows = {way: {k: np.concatenate([row[k] for row in of[name]]) for k in of[name][0]} for way, of in ways.items()}
         measured = {way: flat(decoder, decoder.figures(some)) for way, some in rows.items()}
         rng = np.random.default_rng(0)
-        samples = []
-        for _ in range(BOOTSTRAPS):
-            chosen = rng.integers(len(test), size=len(test)) % len(next(iter(rows["all"].values())))
-            samples.append(flat(decoder, decoder.figures({k: v[chosen] for k, v in rows["foreground"].items()})))
+        again = (drawn_again(rows["foreground"], rng) for _ in range(BOOTSTRAPS))
+        samples = [flat(decoder, decoder.figures(some)) for some in again]
         for key in measured["all"]:
             drawn = [sample[key] for sample in samples if sample.get(key) is not None]
             figures[f"{name}, {key}"] = {
@@ -115,6 +113,13 @@ def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
         },
         "figures": figures,
     }
+
+
+def drawn_again(rows: Rows, rng: np.random.Generator) -> Rows:
+    """Return as many rows as there are, drawn with putting back: each as likely as another."""
+    n = len(next(iter(rows.values())))
+    chosen = rng.integers(n, size=n)
+    return {name: values[chosen] for name, values in rows.items()}
 
 
 def flat(decoder: Decoder, figures: dict[str, Any]) -> dict[str, float]:

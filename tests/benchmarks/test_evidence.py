@@ -136,3 +136,12 @@ def test_networks_warm_up_for_a_tenth_of_the_run_however_many_steps_it_has(scrip
     assert np.argmax(rates) == pytest.approx(steps / 10, abs=steps / 100 + 1)
     assert max(rates) == pytest.approx(2e-3, rel=0.05)
     assert rates[-1] < 1e-4
+
+
+def test_every_row_is_as_likely_in_a_bootstrap_sample(script) -> None:
+    """Of 3 rows beside 5 series, "5 modulo 3" drew the last one half as often."""
+    rng = np.random.default_rng(0)
+    rows = {"row": np.arange(3)}
+    drawn = np.concatenate([script("token_dropping").drawn_again(rows, rng)["row"] for _ in range(2000)])
+    assert len(drawn) == 6000
+    assert np.bincount(drawn) / 6000 == pytest.approx([1 / 3] * 3, abs=0.02)  # three deviations of 0.006
