@@ -10,6 +10,8 @@ pictures lie in ``--out`` as ``decipher-rt infer -o OUT --png`` leaves them; the
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def main() -> None:
     """Infer, compare and print."""
     options = arguments()
     session = decipher_rt.load(options.bundle)
-    truths = dict(item.rsplit("=", 1) for item in options.series)
+    truths = truths_of(options.series)
     settings = {"bundle": session.bundle.sha256, "series": {Path(path).name: truth for path, truth in truths.items()}}
     results = Results(options.json, settings)
     print("| series | is | scope (score) | `sequence` | right |\n|---|---|---|---|---|")
@@ -55,6 +57,15 @@ def main() -> None:
         right = "yes" if row["right"] else "**no**"
         score = "by its header" if row["scope"] is None else f"{row['scope']:.2f}"
         print(f"| {Path(path).name} | {truth} | {where} ({score}) | {named} | {right} |")
+
+
+def truths_of(listed: Sequence[str]) -> dict[str, str]:
+    """Return what each path is; refuse two series of one name, by which answers and pictures are kept."""
+    pairs = [item.rsplit("=", 1) for item in listed]
+    names = Counter(Path(path).name for path, _ in pairs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise SystemExit(f"{', '.join(twice)}: several series have this name; give each its own, as by a link")
+    return dict(pairs)
 
 
 def arguments() -> argparse.Namespace:

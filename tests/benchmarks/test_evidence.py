@@ -145,3 +145,10 @@ def test_every_row_is_as_likely_in_a_bootstrap_sample(script) -> None:
     drawn = np.concatenate([script("token_dropping").drawn_again(rows, rng)["row"] for _ in range(2000)])
     assert len(drawn) == 6000
     assert np.bincount(drawn) / 6000 == pytest.approx([1 / 3] * 3, abs=0.02)  # three deviations of 0.006
+
+
+def test_two_real_series_of_one_name_are_refused(script) -> None:
+    truths_of = script("real").truths_of
+    assert truths_of(["a/head=T1w", "b/x=y.nii=other"]) == {"a/head": "T1w", "b/x=y.nii": "other"}
+    with pytest.raises(SystemExit, match="scan"):
+        truths_of(["a/scan=T1w", "b/scan=other"])
