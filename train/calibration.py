@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def best_temperature(loss: Callable[[float], Tensor]) -> float:
-    """Return the temperature of least loss, of 200 from 0.2 to 5, evenly spaced in the logarithm.
+    """Return the temperature of least loss, of 200 from 0.2 to 5, evenly spaced in the logarithm; 1 where none is.
 
-    A grid and not a line search: on few validation series that are all answered rightly the likelihood has no optimum,
-    and the end of the range is then the answer.
+    On few validation series the likelihood may have no optimum in the range: all answered rightly it falls to the first
+    of the grid, and one answered wrongly and surely drives it to the last. Neither says how sure to be.
     """
     grid = np.exp(np.linspace(np.log(0.2), np.log(5.0), 200))
-    return float(grid[int(np.argmin([float(loss(float(t))) for t in grid]))])
+    best = int(np.argmin([float(loss(float(t))) for t in grid]))
+    return float(grid[best]) if 0 < best < len(grid) - 1 else 1.0

@@ -414,6 +414,19 @@ def test_temperature_makes_probabilities_as_sure_as_they_are_right(vit_config: V
     assert decoder.figures(rows)["calibration_error"] < 0.03 < before
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_validation_series_that_cannot_tell_how_sure_to_be_leave_the_temperature(
+    vit_config: ViTConfig, wrong: int
+) -> None:
+    """All of ten are right, or one is wrong by odds of e^40: the likelihood has no optimum in the range."""
+    label = np.arange(10) % 2
+    logits = np.where(np.eye(2)[label] > 0, 3.0, -3.0).astype(np.float32)
+    logits[:wrong] = [-20.0, 20.0]
+    decoder = build_decoder(LINEAR, vit_config)
+    decoder.calibrate({"logits": logits, "label": label})
+    assert float(decoder.temperature) == 1.0
+
+
 def test_every_file_of_kinds_is_a_decoder() -> None:
     assert set(names()) == {"classification", "regression", "segmentation", "localisation"}
     for name in names():
