@@ -21,6 +21,7 @@ from decipher_rt.train import shards as layout
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import (
     Box,
+    Example,
     Examples,
     SourceConfig,
     open_source,
@@ -32,7 +33,7 @@ from decipher_rt.train.sources import (
 from decipher_rt.train.sources import rows as listed
 from decipher_rt.train.sources.manifest import read_manifest
 from decipher_rt.train.sources.recorded import Recorded, rows_of_split
-from decipher_rt.train.sources.rows import SourceError, sentences
+from decipher_rt.train.sources.rows import SourceError, by_place, sentences, share_out
 
 SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
 PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=(8,) * 3, token_buckets=(8,))
@@ -40,6 +41,12 @@ PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=
 
 def opened(config: SourceConfig, folder: Path, split: Any = "train", spec: Preprocessing = PIECES) -> Examples:
     return open_source(again(config), spec, split, folder, 1, Progress())
+
+
+def as_listed(config: SourceConfig, examples: Examples) -> list[Example]:
+    """The train split in the order of the manifest's lines."""
+    places = [row.place for row in rows_of_split(again(config), "train")]
+    return [examples[i] for i in sorted(range(len(examples)), key=lambda i: by_place(places[i]))]
 
 
 def again(config: SourceConfig) -> SourceConfig:
@@ -75,9 +82,10 @@ ROWS = (
 
 
 def test_a_manifest_is_read_as_the_runtime_reads(cohort: Path) -> None:
-    examples = opened(SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS))), cohort / "cache")
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS)))
+    examples = opened(config, cohort / "cache")
     assert len(examples) == 3
-    first, second, third = (examples[i] for i in range(3))
+    first, second, third = as_listed(config, examples)
     assert first.labels == {"sequence": "T1w", "age": 61.0}
     assert first.report == ("Normal ventricles.", "No lesion,", "nothing else.")
     assert (first.region, first.patient, first.boxes, first.tissue) == ("head", "p1", None, None)
@@ -103,7 +111,8 @@ def test_a_corrected_label_reads_no_image_again(cohort: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")}
     write_csv(cohort, *[row.replace("T2w", "FLAIR") for row in ROWS])
     examples = opened(config, cohort / "cache")
-    assert examples.facts(1).labels == examples[1].labels == {"sequence": "FLAIR"}
+    (corrected,) = (i for i in range(3) if examples[i].labels.get("sequence") == "FLAIR")
+    assert examples.facts(corrected).labels == {"sequence": "FLAIR"}
     assert {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")} == before
 
 
@@ -177,7 +186,7 @@ def test_all_series_that_cannot_be_read_are_said_together(
     more = r"\(and 2 more series that cannot be read: line 4, column path; line 5, column path\)$"
     with pytest.raises(SourceError, match=r"cohort.csv, line 2, column path: .*cut.nii.gz: .* " + more):
         open_source(config, PIECES, "train", cohort / "cache", workers, Progress())
-    assert [path.name for path in (cohort / "cache").rglob("*.safetensors")] == ["00001.safetensors"]
+    assert len(list((cohort / "cache").rglob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("unknown", ["", "n/a", "null", "NULL", "NA", "NaN"])
@@ -214,10 +223,8 @@ def test_masks_and_boxes_come_with_a_manifest(cohort: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(labels, TURNED), cohort / "mask.nii.gz")
     box = '"[{""center_lps_mm"": [1, -2.5, 3], ""size_mm"": [4, 5, 6.5], ""label"": ""cyst""}]"'
     rows = (f"c.nii.gz,p1,train,mask.nii.gz,{box}", "a,p1,train,,[]", "b,p1,train,n/a,")
-    path = write_csv(cohort, *rows, header="path,patient,split,mask,boxes")
-    first, second, third = (
-        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache")[i] for i in range(3)
-    )
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *rows, header="path,patient,split,mask,boxes")))
+    first, second, third = as_listed(config, opened(config, cohort / "cache"))
     assert first.boxes == (Box((1.0, -2.5, 3.0), (4.0, 5.0, 6.5), "cyst"),)
     assert (second.boxes, second.tissue, third.boxes, third.tissue) == ((), None, None, None)
     assert first.tissue is not None
@@ -386,9 +393,6 @@ def test_line_separators_of_unicode_end_no_line(cohort: Path) -> None:
 
 
 def test_patients_without_a_split_are_shared_out_and_stay(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    from decipher_rt.train.sources.rows import share_out
-
     for i in range(400):
         (tmp_path / f"{i}.nii").touch()
     rows = [f"{i}.nii,p{i // 2},," for i in range(400)]
@@ -401,6 +405,27 @@ def test_patients_without_a_split_are_shared_out_and_stay(tmp_path: Path) -> Non
     fewer = share_out(listed[:100], 0, (0.5, 0.25, 0.25))
     assert all(row in found[split] for split, rows in fewer.items() for row in rows)
     assert share_out(listed, 1, (0.5, 0.25, 0.25)) != found
+
+
+def test_the_order_of_a_list_makes_no_difference(tmp_path: Path) -> None:
+    """Statistics are of the first series of a split: those of a list that is sorted by site would be of one."""
+    for i in range(100):
+        (tmp_path / f"{i}.nii").touch()
+    lines = [f"{i}.nii,p{i // 2},{'north' if i < 50 else 'south'}" for i in range(100)]
+    config = SourceConfig(kind="manifest", path=str(write_csv(tmp_path, *lines, header="path,patient,site")))
+    found, first = rows_of_split(config, "train"), pinned(again(config))
+    write_csv(tmp_path, *reversed(lines), header="path,patient,site")
+    turned = again(config)
+    assert [row.path for row in rows_of_split(turned, "train")] == [row.path for row in found]
+    assert pinned(turned) == first
+    moved = [
+        dataclasses.replace(row, path=Path("/mounted") / row.path.name) for row in read_manifest(Path(config.path))
+    ]
+    assert [row.path.name for row in share_out(moved, config.seed, config.shares)["train"]] == [
+        row.path.name for row in found
+    ]
+    south = sum(row.facts.labels["site"] == "south" for row in found[:40])
+    assert abs(south - 20) <= 9  # three standard deviations of 40 draws
 
 
 def test_a_split_without_series_is_refused(cohort: Path) -> None:

@@ -6,8 +6,7 @@ Every source yields `Example`s by number, on the encoder's grid, kept on disk.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,9 +153,10 @@ def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
     if config.kind == "simulator":
         return config
     from .recorded import list_rows
+    from .rows import names_below
 
     rows = list_rows(config)
-    series, masks = _names(row.path for row in rows), _names(row.mask for row in rows if row.mask)
+    series, masks = names_below(row.path for row in rows), names_below(row.mask for row in rows if row.mask)
     listed = sorted(
         repr(
             (
@@ -171,13 +171,6 @@ def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
         for row in rows
     )
     return replace(config, listed=_hash("\n".join(listed)))
-
-
-def _names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the names of files below the folder that all of them lie in."""
-    whole = {path: path.absolute() for path in paths}  # links are not followed: it is what they are called
-    root = os.path.commonpath([path.parent for path in whole.values()]) if whole else ""
-    return {path: os.path.relpath(there, root) for path, there in whole.items()}
 
 
 def _sum(mask: Path) -> str:

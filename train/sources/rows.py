@@ -80,7 +80,8 @@ def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]
     """Put every row into a split; all rows of a patient into the same.
 
     A patient without a listed split goes where a hash of seed and key says, whoever else is listed: a cohort that grows
-    moves nobody.
+    moves nobody. Within a split rows are in the order of a hash of seed, patient, file and volume, in whichever they
+    are listed: the first of a list that is sorted by site are those of one.
 
     Raises
     ------
@@ -98,7 +99,8 @@ def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]
                 f"{first.split!r}; a patient belongs to one split"
             )
     found: dict[Split, list[Row]] = {split: [] for split in SPLITS}
-    for row in rows:
+    names = names_below(row.path for row in rows)
+    for row in sorted(rows, key=lambda row: _digest(seed, row.facts.patient, names[row.path], row.volume)):
         patient = row.facts.patient
         of_patient = listed[patient].split if patient in listed else None
         found[of_patient or _draw_split(patient, seed, shares)].append(row)
@@ -106,9 +108,24 @@ def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]
 
 
 def _draw_split(patient: str, seed: int, shares: tuple[float, float, float]) -> Split:
-    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    place = int.from_bytes(_digest(seed, patient)[:8], "big") / 2**64
     return "train" if place < shares[0] else "validation" if place < shares[0] + shares[1] else "test"
+
+
+def names_below(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the names of files below the folder that all of them lie in."""
+    whole = {path: path.absolute() for path in paths}  # links are not followed: it is what they are called
+    root = os.path.commonpath([path.parent for path in whole.values()]) if whole else ""
+    return {path: os.path.relpath(there, root) for path, there in whole.items()}
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+
+
+def by_place(error: str) -> list[str | int]:
+    """Return what errors are sorted by, so that line 9 comes before line 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", error)]
 
 
 def one_error(errors: Sequence[str], what: str = "broken rows") -> SourceError:

@@ -23,7 +23,7 @@ from ..checkpoint import CheckpointError, write_safetensors
 from ..shards import one_maker, place_of, rows_of, shard_file
 from ..workers import run_jobs
 from .example import Box, Example, Facts
-from .rows import SourceError, one_error
+from .rows import SourceError, by_place, one_error
 
 
 class MakeExample(Protocol):
@@ -103,7 +103,7 @@ def make_shards(
         jobs = [(make, rows, shard_file(folder, shard)) for shard, rows in missing.items()]
         found = run_jobs(write_shard, jobs, workers, lambda job: made(jobs[job][1]))
     if errors := [error for of_shard in found for error in of_shard]:
-        raise one_error(errors, "series that cannot be read")
+        raise one_error(sorted(errors, key=by_place), "series that cannot be read")
     return ShardedExamples(folder, count)
 
 
