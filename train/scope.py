@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .model.scope import Scope, ScopeMethod
+from .progress import Progress
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class ScopeConfig:
     Attributes
     ----------
     method : the distance to what was trained on, see ``Scope``
-    label : whose values the classes of "mahalanobis" are; one class where no series has it
+    label : whose values the classes of "mahalanobis" are; one class of all heads where no more than ``neighbours`` have
+        it, or no two the same
     neighbours, among : of "nearest": k, and how many training heads they are sought among
     others : simulated series that are no heads, made beside the source's to show what to refuse; a quarter as many, of
         the test split, are what the share refused is measured on
@@ -76,7 +78,7 @@ class Seen:
         return Seen(embedding, np.concatenate([self.head, other.head]), [*self.label, *other.label])
 
 
-def fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[ScopeConfig, Scope]:
+def fit_scope(config: ScopeConfig, train: Seen, validation: Seen, progress: Progress) -> tuple[ScopeConfig, Scope]:
     """Fit a scope to a frozen encoder's embeddings.
 
     Returns
@@ -103,11 +105,8 @@ def fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[Scope
         classes = np.zeros(0, int)
     else:
         labels = [label for label, head in zip(train.label, train.head, strict=True) if head]
-        # A class of one series has no spread of its own, but its mean still counts.
-        names = sorted({label for label in labels if label is not None})
-        known = np.array([label is not None for label in labels]) if names else np.ones(len(labels), bool)
-        classes = np.array([names.index(label) if label is not None and names else 0 for label in labels])[known]
-        references, groups = heads[known], max(1, len(names))
+        known, classes = _classes(config, labels, least, progress)
+        references, groups = heads[known], int(classes.max()) + 1
     found = replace(config, groups=groups, outliers=len(others) >= least)
     scope = build_scope(found, heads.shape[1])
     if config.method == "nearest":
@@ -118,6 +117,25 @@ def fit_scope(config: ScopeConfig, train: Seen, validation: Seen) -> tuple[Scope
         _fit_headness(scope, train)
     _set_edges(scope, inside, config.false_refusals)
     return found, scope.eval()
+
+
+def _classes(
+    config: ScopeConfig, labels: Sequence[str | None], least: int, progress: Progress
+) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+    """Return which heads have a known class and the class of each of these, or one class of all where those are few.
+
+    A class of one head has no spread of its own, but its mean still counts.
+    """
+    known = np.array([label is not None for label in labels])
+    names, classes = np.unique([label for label in labels if label is not None], return_inverse=True)
+    if len(classes) >= least and len(names) < len(classes):
+        return known, classes
+    if len(names):
+        progress.warn(
+            f"scope.label is {config.label!r}, which {len(classes)} of {len(labels)} training heads have, with "
+            f"{len(names)} values: too few to tell classes by, and all heads are one"
+        )
+    return np.ones(len(labels), bool), np.zeros(len(labels), int)
 
 
 def _set_means(scope: Scope, embedding: NDArray[np.float32], classes: NDArray[np.integer], groups: int) -> None:

@@ -132,7 +132,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
             tests.append(
                 encode_others(encoder, test_count(settings), heads, "test", cache_dir, config.workers, progress)
             )
-        found, model.scope = _fit_scope(config, settings, train, splits["validation"].seen(settings.label))
+        validated = splits["validation"].seen(settings.label)
+        found, model.scope = _fit_scope(config, settings, train, validated, progress)
         model.config = replace(model.config, scope=found, scope_source=config.source.located(), subject=config.subject)
         metrics["scope"] = scope_figures(model.scope, tests)
     written = Weights(
@@ -293,10 +294,10 @@ def _optimise(
 
 
 def _fit_scope(
-    config: DecoderRunConfig, settings: ScopeConfig, train: Seen, validation: Seen
+    config: DecoderRunConfig, settings: ScopeConfig, train: Seen, validation: Seen, progress: Progress
 ) -> tuple[ScopeConfig, Scope]:
     try:
-        return fit_scope(settings, train, validation)
+        return fit_scope(settings, train, validation, progress)
     except ValueError as error:
         simulated = config.source.kind == "simulator"
         more = "raise source.train and source.validation" if simulated else "list more series, or change source.shares"
