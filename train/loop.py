@@ -145,6 +145,15 @@ def run(
             torch.distributed.destroy_process_group()
 
 
+def warn_of_parts(settings: RunConfig, losses: str, progress: Progress) -> None:
+    """Say where losses that couple samples see fewer of them than a step has."""
+    if settings.accumulate > 1:
+        progress.warn(
+            f"run.accumulate is {settings.accumulate}: {losses} see parts of {settings.part} series, and not the "
+            f"{settings.batch} of run.batch; run.checkpointing and run.devices make room for whole ones"
+        )
+
+
 def _finished(folder: Path, config_text: str) -> bool:
     try:
         found = (folder / CONFIG).read_text(encoding="utf-8")

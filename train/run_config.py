@@ -62,6 +62,11 @@ class RunConfig:
         """Parts that the batch of a step is computed in, over all processes."""
         return self.devices * self.nodes * self.accumulate
 
+    @property
+    def part(self) -> int:
+        """Samples that losses which couple them see at a time: one part of every process."""
+        return self.batch // self.accumulate
+
     def check(self, key: str = "run") -> None:
         """Raise ValueError by key where a value cannot be used."""
         for name in ("steps", "batch", "accumulate", "devices", "nodes", "threads", "loaders", "checkpoint_every"):

@@ -87,7 +87,7 @@ class AlignConfig:
             if not 0 < share <= 1:
                 raise ValueError(f"{key} is {share}, expected above 0 and up to 1")
         for key, count, least in (
-            ("run.batch", self.run.batch, 2),
+            ("run.batch / run.accumulate", self.run.part, 2),
             ("pool_series", self.pool_series, 2),
             ("pool", self.pool, 10),
             ("workers", self.workers, 1),

@@ -10,7 +10,7 @@ import torch
 from ..checkpoint import CONFIG, WEIGHTS, load_state, read_tensors, write_tensors
 from ..config import ConfigError, dump_config
 from ..distributed import rank
-from ..loop import TRAINING, run
+from ..loop import TRAINING, run, warn_of_parts
 from ..progress import Progress
 from ..sources import Examples, open_source
 from ..text.tokenizer import save_tokenizer
@@ -48,6 +48,7 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
         Also where fewer than ten test series have a report.
     """
     config = resolved(config)
+    warn_of_parts(config.run, "both InfoNCE losses", progress)
     spec = config.encoder.preprocessing
 
     def opened(split: Any) -> Examples:

@@ -165,7 +165,7 @@ class SSLConfig:
             ("mae.decoder_heads", mae.decoder_heads, 1),
             ("pool_series", self.pool_series, 2),
             ("workers", self.workers, 1),
-            ("run.batch", self.run.batch, 2 if self.method == "distillation" else 1),
+            ("run.batch / run.accumulate", self.run.part, 2 if self.method == "distillation" else 1),
         ):
             if count < least:
                 raise ValueError(f"{key} is {count}, expected {least} or more")

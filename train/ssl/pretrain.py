@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import dump_config
-from ..loop import TRAINING, run
+from ..loop import TRAINING, run, warn_of_parts
 from ..progress import Progress
 from ..sources import open_source, pinned
 from ..weights import trained_on
@@ -28,6 +28,8 @@ def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progres
         Where series are kept on the encoder's grid.
     progress : Progress
     """
+    if config.method == "distillation":
+        warn_of_parts(config.run, "Sinkhorn-Knopp and KoLeo", progress)
     examples = open_source(config.source, config.encoder.preprocessing, "train", cache_dir, config.workers, progress)
     torch.manual_seed(config.run.seed)
     stage = SSLStage(config, examples)

@@ -19,6 +19,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from decipher_rt.train.align import train as aligning
 from decipher_rt.train.align.cli import align
 from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.embed import embed_images, embed_texts
@@ -26,6 +27,7 @@ from decipher_rt.train.align.retrieval import retrieval
 from decipher_rt.train.align.stage import AlignModel, AlignStage, heads_with_report
 from decipher_rt.train.checkpoint import CheckpointError, load_state, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import ListedExamples
 from decipher_rt.train.ssl.config import SSLConfig
 from decipher_rt.train.text.cli import text
@@ -190,7 +192,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         ("encoder.registers=-1", r"encoder.registers is -1, expected 0 or more"),
         ("encoder.spacing_mm=[0,1,1]", r"encoder.spacing_mm is \[0.0, 1.0, 1.0\], expected numbers above 0"),
         ("by_region=2", r"by_region is 2.0, expected 0 to 1"),
-        ("run.batch=1", r"run.batch is 1, expected 2 or more"),
+        ("run.batch=1", r"run.batch / run.accumulate is 1, expected 2 or more"),
+        ("run.accumulate=16", r"run.batch / run.accumulate is 1, expected 2 or more"),
         ("text.heads=3", r"text.width is 32, expected a multiple of text.heads \(3\)"),
         ("encoder_from=/nowhere", r"encoder_from: /nowhere is no folder; give one that .decipher-rt train ssl. wrote"),
         ("text_from=/nowhere", r"text_from: /nowhere is no folder; give one that .decipher-rt train text. wrote"),
@@ -201,6 +204,20 @@ def test_mistakes_are_named_by_their_key(override: str | tuple[str, ...], messag
 
     with pytest.raises(ConfigError, match=message):
         resolved(settings(*([override] if isinstance(override, str) else override)))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_fewer_negatives_than_a_step_has_series_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], parts: int
+) -> None:
+    def enough(*_: object) -> None:
+        raise ConfigError("no more is needed")
+
+    monkeypatch.setattr(aligning, "open_source", enough)
+    with pytest.raises(ConfigError, match="no more"):
+        aligning.align(settings(f"run.accumulate={parts}"), tmp_path, tmp_path, Progress())
+    said = "run.accumulate is 4: both InfoNCE losses see parts of 4 series, and not the 16 of run.batch;"
+    assert (said in capsys.readouterr().err) == (parts == 4)
 
 
 def test_a_share_of_the_steps_sees_a_series_whole() -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from decipher_rt.errors import DecipherError
 from decipher_rt.train.cli import train
 from decipher_rt.train.config import ConfigError, dump_config, load_config
+from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import ListedExamples
 from decipher_rt.train.ssl import pretrain
 from decipher_rt.train.ssl.config import SSLConfig
@@ -67,6 +68,7 @@ def test_dump_and_load_give_the_same(tmp_path: Path) -> None:
         ("augment.flip=1.5", "augment.flip"),
         ("run.batch=1", "run.batch"),
         ("run.batch=6", "run.batch"),
+        ("run.accumulate=16", "run.batch / run.accumulate is 1, expected 2 or more"),
         ("run.steps=0", "run.steps"),
         ("source.kind=bids", "source.path"),
         ("pool_series=1", "pool_series"),
@@ -96,3 +98,19 @@ def test_the_command_leaves_a_weights_folder_and_goes_on(
     assert json.loads(again.stdout) == figures
     with pytest.raises(DecipherError, match="another configuration"):
         CliRunner().invoke(train, [*command[:-1], "run.steps=5"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("override", "said"), [("method=distillation", True), ("method=mae", False)])
+def test_parts_that_are_smaller_than_the_batch_are_said_where_losses_couple_series(
+    balls: Callable[[int, int], ListedExamples],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(pretrain, "open_source", lambda *arguments: balls(0, 8))
+    monkeypatch.setattr(pretrain, "run", lambda *arguments: None)
+    config = load_config(SSLConfig, BALLS, [override, "run.accumulate=2"])
+    pretrain.pretrain(config, tmp_path, tmp_path, Progress())
+    assert ("Sinkhorn-Knopp and KoLeo see parts of 4 series, and not the 8" in capsys.readouterr().err) == said
