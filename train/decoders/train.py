@@ -25,7 +25,7 @@ from ..model.vit import ViT, ViTConfig
 from ..progress import Progress
 from ..samples import SPLITS
 from ..scope import ScopeConfig, Seen, fit_scope
-from ..sources import SourceConfig, patients_of, pinned
+from ..sources import SourceConfig, patients_of, pinned, seen_again
 from ..weights import (
     PATIENTS_OF_DECODERS,
     SCOPE,
@@ -95,6 +95,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     base = leave_out(grown or base, config.without, progress)
     where = str(folder if grown else source)
     check_patients(config.source, base.metadata, where, "validation", "test", decoders=[config.decoder.upon])
+    _warn_of_overlap(config, base, progress)
     sight = _sight(config, base, source)
     try:
         check_listed(config.decoder, config.source, base.encoder, sight.size if sight else 0, progress)
@@ -240,6 +241,17 @@ def leave_out(stage: Stage, names: Sequence[str], progress: Progress) -> Stage:
         for key, value in stage.metadata.items()
     }
     return replace(stage, recipe=replace(stage.recipe, decoders=kept), metadata=about)
+
+
+def _warn_of_overlap(config: DecoderRunConfig, base: Stage, progress: Progress) -> None:
+    """Say where a decoder would learn from what a segmentation answers of its own training patients."""
+    upon = config.decoder.upon
+    learned = base.metadata.get(PATIENTS_OF_DECODERS, {}).get(upon, ())
+    if learned and (again := seen_again(config.source, learned, "train")):
+        progress.warn(
+            f"decoder {config.decoder.name}: {upon} was trained on {len(again)} patients of its train split, and is "
+            "surer of them than of others, which it learns to rely on; list other patients for one of the two"
+        )
 
 
 def _sight(config: DecoderRunConfig, base: Stage, source: Path) -> Sight | None:

@@ -163,6 +163,18 @@ def test_patients_of_what_the_output_has_are_not_tested_on(cohort: Path, stage: 
         train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon)
 
 
+def test_who_taught_the_segmentation_as_well_is_told(cohort: Path, stage: Path) -> None:
+    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    train_decoder(cohort / "mask.yaml", cohort, stage)
+    upon = ("source.kind=manifest", "source.seed=20", "decoder.upon=cyst")
+    others = run_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon, "source.cohort=elsewhere")
+    assert "cyst was trained on" not in others.stderr
+    shutil.rmtree(cohort / "model" / "decoders" / "lesion_box")
+    same = run_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon)
+    trained = len(patients_of(load_weights(cohort / "model").config.sources["cyst"], "train"))
+    assert f"decoder lesion_box: cyst was trained on {trained} patients of its train split" in same.stderr
+
+
 def test_a_patient_who_becomes_one_to_test_on_goes_with_the_decoder(cohort: Path, stage: Path) -> None:
     """Decoders do not know of each other: what one was trained on, and the seed that drew it, binds no other."""
     (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
