@@ -24,6 +24,9 @@ from decipher_rt.errors import DecipherError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 NAMED = 5  # keys in a message
+# Keys that change nothing of what a run trains, with all below them: where its source lies, by how many threads and
+# processes and how often its state is made and kept, and the scope, which is fitted after every run.
+UNTRAINED = ("source.path", "workers", "run.loaders", "run.checkpoint_every", "scope")
 DEFAULT_WEIGHTS = Path(decipher_rt.__file__).parent / "default" / "weights"
 
 
@@ -128,17 +131,21 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> 
 def check_same(path: Path, found: str, config: str) -> None:
     """Raise CheckpointError, naming the keys, unless what a run was written under is its configuration now.
 
-    Both are YAML. Where a source lies does not matter: ``source.listed`` is of what it lists. A key that one of them
-    does not have is one that says nothing.
+    Both are YAML. Keys of ``UNTRAINED`` do not matter: ``source.listed`` is of what a source lists. A key that one of
+    them does not have is one that says nothing.
     """
     one, other = _flat(found), _flat(config)
-    keys = [key for key in {**one, **other} if key != "source.path" and one.get(key, "") != other.get(key, "")]
+    keys = [key for key in {**one, **other} if _trains(key) and one.get(key, "") != other.get(key, "")]
     if keys:
         named = ", ".join(keys[:NAMED]).replace("source.listed", "what source.path lists")
         raise CheckpointError(
             f"{path}: a run of another configuration, which differs in {named}{', ...' if keys[NAMED:] else ''}; give "
             "another output folder or remove it"
         )
+
+
+def _trains(key: str) -> bool:
+    return not f"{key}.".startswith(tuple(f"{name}." for name in UNTRAINED))
 
 
 def _flat(text: str) -> dict[str, Any]:

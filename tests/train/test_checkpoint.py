@@ -139,6 +139,16 @@ def test_a_run_of_another_configuration_names_the_keys() -> None:
             check_same(Path("x"), config, other)
 
 
+def test_what_trains_nothing_makes_no_other_run() -> None:
+    """Also against what an older version wrote, with other keys of these or without."""
+    config = "run: {steps: 3, loaders: 1, checkpoint_every: 100}\nworkers: 2\nscope: null\n"
+    other = "run: {steps: 3, loaders: 8}\nworkers: 16\nscope: {method: nearest, body_parts: [HEAD]}\n"
+    check_same(Path("x"), config, other)
+    check_same(Path("x"), other, "run: {steps: 3}\n")
+    with pytest.raises(CheckpointError, match=r"differs in scopes; give"):
+        check_same(Path("x"), config, f"{other}scopes: 2\n")
+
+
 def test_metadata_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Header:
         """An open file that gives no tensor."""

@@ -285,6 +285,17 @@ def test_what_a_model_says_of_itself_is_the_last_configuration_s_and_trains_noth
     assert last.config.subject == "balls", "the scope was fitted to them, and is kept"
 
 
+def test_another_scope_is_fitted_and_trains_nothing_again(aligned: Path, tmp_path: Path) -> None:
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    first = _train(_config(aligned, scope=ScopeConfig(neighbours=5)), folder, cache)
+    nearest = ScopeConfig(method="nearest", neighbours=3, among=16)
+    again = _train(_config(aligned, scope=nearest, workers=1), folder, cache)
+    assert again.metadata["provenance"] == first.metadata["provenance"]
+    loaded = load_weights(folder)
+    assert (loaded.config.scope.method, loaded.config.scope.groups) == ("nearest", 16)
+    assert len(loaded.model.scope.means) == 16
+
+
 def test_decoders_are_left_out_with_what_is_upon_them(
     aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
