@@ -54,12 +54,15 @@ def folder_fingerprint(folder: Path) -> str:
     return fingerprint(_read(folder / WEIGHTS)[0])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata; after a crash the file is the old one or the new one, whole."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, writer: str = "") -> None:
+    """Write tensors and JSON metadata; after a crash the file is the old one or the new one, whole.
+
+    ``writer`` is as ``whole_file`` has it.
+    """
     # Contiguous copies: safetensors refuses tensors that share memory.
     contiguous = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
     about = {k: json.dumps(v) for k, v in metadata.items()}
-    write_safetensors(path, lambda staging: save_file(contiguous, staging, about))
+    write_safetensors(path, lambda staging: save_file(contiguous, staging, about), writer=writer)
 
 
 def write_safetensors(path: Path, save: Callable[[Path], object], *, writer: str = "") -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .lock import one_at_a_time
 
 SHARD = 32
 
@@ -27,8 +28,6 @@ def shard_file(folder: Path, shard: int) -> Path:
 
 @contextmanager
 def one_maker(folder: Path) -> Iterator[None]:
-    """Make a folder of shards, and let one process at a time fill it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run start together: one makes, the others find
+    """Make a folder of shards, and let one process at a time fill it: those of a run start together."""
+    with one_at_a_time(folder / ".lock"):
         yield

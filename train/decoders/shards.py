@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def fill(
     with one_maker(folder):
         for number, rows in enumerate(rows_of(count)):
             if not _complete(shard_file(folder, number), counted, len(rows)):
-                write_tensors(shard_file(folder, number), dict(make(rows)), {})
+                write_tensors(shard_file(folder, number), dict(make(rows)), {}, writer=f"{os.getpid()}.")
             progress(rows.stop)
 
 

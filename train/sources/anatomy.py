@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from decipher_rt.errors import DecipherError
 
 from ..data import Anatomy, anatomy, anatomy_build, load_anatomy
+from ..lock import one_at_a_time
 from .config import MNI152
 
 BRAIN_ML = (700.0, 2500.0)  # what a brain with its ventricles and sulci can measure
@@ -45,9 +45,7 @@ def base_anatomy(base: str, heads: int) -> Anatomy:
     cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decipher-rt"
     files = [cache_dir / f"anatomy-{digest[:12]}-{i}.npz" for i in range(heads)]
     if not all(path.exists() for path in files):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with (cache_dir / "anatomy.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # several processes start at once: one builds, the others wait
+        with one_at_a_time(cache_dir / "anatomy.lock"):  # of several that start at once one builds, the others wait
             if not all(path.exists() for path in files):
                 anatomy_build.build_heads(_fractions(Path(base)), files)
     return anatomy.anatomy_from_files(Path(base).name, files)

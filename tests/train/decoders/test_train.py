@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 
 from decipher_rt.atomic import write_text
-from decipher_rt.train import loop
+from decipher_rt.train import checkpoint, loop
 from decipher_rt.train.align.train import measure
 from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS, WEIGHTS, CheckpointError, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
@@ -27,8 +27,10 @@ from decipher_rt.train.decoders import train as training
 from decipher_rt.train.decoders.config import DecoderRunConfig
 from decipher_rt.train.decoders.evaluate import evaluate_model
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder
+from decipher_rt.train.decoders.shards import fill, read_shard
 from decipher_rt.train.decoders.train import FrozenEncoderError, prove_frozen, train_decoder
 from decipher_rt.train.golden import GoldenCase, save_golden
+from decipher_rt.train.lock import one_at_a_time
 from decipher_rt.train.model.text import TextConfig, TextTower
 from decipher_rt.train.model.vit import ViT, ViTConfig
 from decipher_rt.train.output import sole_writer
@@ -364,15 +366,42 @@ def test_a_folder_that_another_command_writes_to_is_refused(aligned: Path, tmp_p
     assert done.exit_code == 0
 
 
-def test_a_file_system_without_locks_keeps_nobody_from_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system has none."""
+
     def none(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", none)
-    with sole_writer(tmp_path / "out"):
-        assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_file_system_without_locks_keeps_nobody_from_training(aligned: Path, tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "model"), one_at_a_time(tmp_path / "home" / "anatomy.lock"):
+        _train(_config(aligned), tmp_path / "model", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_two_processes_write_the_same_shard_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one writes it from its first to its last byte before this one's, which is written, has its name."""
+    made = {"count": torch.ones(3)}
+    save, written = checkpoint.save_file, []
+
+    def overtaken(tensors: dict[str, torch.Tensor], staging: Path, about: dict[str, str]) -> None:
+        save(tensors, staging, about)
+        written.append(staging)
+        if len(written) == 1:
+            monkeypatch.setattr("os.getpid", lambda: -1)
+            fill(tmp_path, 3, "count", lambda rows: made, lambda done: None)
+
+    monkeypatch.setattr(checkpoint, "save_file", overtaken)
+    fill(tmp_path, 3, "count", lambda rows: made, lambda done: None)
+    assert len(written) == 2
+    assert torch.equal(read_shard(tmp_path / "00000.safetensors", ("count",))[0], made["count"])
+    assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize("stage", ["ssl", "text", "align"])
