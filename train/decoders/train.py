@@ -193,16 +193,19 @@ def compose(
 ) -> tuple[RecipeModel, tuple[str, ...]]:
     """Return the model that a stage and one more decoder make; a decoder of the same name is replaced.
 
-    What stood upon the replaced one is left out, by the names that are returned, unless the new one is the same.
+    What stood upon the replaced one is left out, by the names that are returned, unless the new one is the same. So is
+    what has no tensors: the command that left it out was killed before the configuration was written. The scope goes
+    where another one is to be fitted.
     """
     name, recipe, prefix = config.decoder.name, base.recipe, f"decoders.{config.decoder.name}."
     added = {f"{prefix}{n}": t.cpu() for n, t in decoder.state_dict().items()}
     replaced = {n: t for n, t in base.tensors.items() if n.startswith(prefix)}
     same = fingerprint(replaced) == fingerprint(added)
     there = recipe.decoders if recipe else ()
-    left = tuple(d.name for d in there if d.upon == name and not same)
+    absent = {d.name for d in there if not any(n.startswith(f"decoders.{d.name}.") for n in base.tensors)} - {name}
+    left = tuple(d.name for d in there if d.name in absent or (d.upon == name and not same))
     decoders = tuple(config.decoder if d.name == name else d for d in there if d.name not in left)
-    if not same:  # what it stands upon may come after its old place
+    if not same or config.decoder not in decoders:  # what it stands upon may come after its old place
         decoders = (*(d for d in decoders if d.name != name), config.decoder)
     composed = RecipeConfig(
         model="recipe",
@@ -213,7 +216,7 @@ def compose(
         decoders=decoders,
         sources={d.name: recipe.sources[d.name] for d in decoders if recipe and d.name != name}
         | {name: config.source.located()},
-        scope=recipe.scope if recipe else None,
+        scope=recipe.scope if recipe and not config.scope else None,
         scope_source=recipe.scope_source if recipe else None,
         threads=config.run.threads,
         workers=config.workers,

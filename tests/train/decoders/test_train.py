@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from decipher_rt.atomic import write_text
 from decipher_rt.train import checkpoint, loop
+from decipher_rt.train import weights as weights_folder
 from decipher_rt.train.align.train import measure
 from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS, WEIGHTS, CheckpointError, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config, load_config
@@ -494,6 +495,34 @@ def test_a_decoder_stands_upon_a_segmentation_of_the_model(aligned: Path, tmp_pa
     assert not any("segmentation" in name for name in loaded.model.state_dict()), "its weights are stored once"
     figures = evaluate_model(loaded, folder, cache, Progress())
     assert figures["lesion"] == made.metadata["metrics"]["lesion"]
+
+
+def test_killed_between_weights_and_configuration_the_same_command_goes_on(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that is new, one that another was upon, and a scope of another size."""
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    for config in (TISSUE, SEEN):
+        _train(_config(aligned, config, scope=ScopeConfig(neighbours=5)), folder, cache)
+    shutil.rmtree(folder / "decoders" / "tissue")
+    other = dataclasses.replace(TISSUE, options={"channels": [8, 12], "skips": True})
+    nearest = ScopeConfig(method="nearest", neighbours=3, among=16)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for config, names in (
+        (_config(aligned, BALL), ["tissue", "lesion", "ball"]),
+        (_config(aligned, other), ["tissue", "ball"]),
+        (_config(aligned, BALL, scope=nearest), ["tissue", "ball"]),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(weights_folder, "write_text", killed)
+            with pytest.raises(KeyboardInterrupt):
+                _train(config, folder, cache)
+        _train(config, folder, cache)
+        assert [d.name for d in load_weights(folder).config.decoders] == names
+    assert set(load_weights(folder).metadata["metrics"]) == {"recall", "scope", *names}
 
 
 def test_a_segmentation_that_is_trained_again_loses_what_stands_upon_it(
