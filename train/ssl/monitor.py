@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..distributed import gather
+from ..distributed import all_sum, gather, world_size
 
 
 @torch.no_grad()
@@ -19,6 +19,7 @@ def watch(features: Tensor, logits: Tensor, temperature: float) -> dict[str, Ten
     Parameters
     ----------
     features : Tensor, shape (n, C)
+        Of this process, which has as many as every other.
     logits : Tensor, shape (n, P)
     temperature : float
         The teacher's.
@@ -32,16 +33,18 @@ def watch(features: Tensor, logits: Tensor, temperature: float) -> dict[str, Ten
         ``embedding_std``: standard deviation of unit-length features over samples, times sqrt(C): 1 where they point
         in all directions, 0 where in one.
         ``embedding_rank``: effective rank of the centred features, exp of the entropy of their singular values
-        (RankMe, arXiv 2210.02885), at most n - 1.
+        (RankMe, arXiv 2210.02885), at most the number of all samples less one.
     """
-    probabilities = (gather(logits.float()) / temperature).softmax(dim=-1)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    own = torch.cat([probabilities.mean(dim=0), entropy(probabilities).mean().unsqueeze(0)])
+    mean = all_sum(own) / world_size()  # answers of a base model, 65536 numbers each, stay where they are
     unit = F.normalize(gather(features.float()), dim=-1)
     centred = unit - unit.mean(dim=0)
     # What has diverged is the loop's to say, in words; LAPACK would refuse it in its own.
     singular = torch.linalg.svdvals(centred) if centred.isfinite().all() else centred.new_full((1,), torch.nan)
     return {
-        "teacher_entropy": entropy(probabilities).mean(),
-        "marginal_entropy": entropy(probabilities.mean(dim=0)),
+        "teacher_entropy": mean[-1],
+        "marginal_entropy": entropy(mean[:-1]),
         "embedding_std": (centred.square().sum(dim=1).mean()).sqrt(),
         "embedding_rank": entropy(singular / singular.sum().clamp_min(1e-12)).exp(),
     }

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from decipher_rt.train.ssl import monitor
 from decipher_rt.train.ssl.monitor import watch
 
 
@@ -49,3 +50,18 @@ def test_what_has_diverged_is_left_to_the_loop() -> None:
     """Its message says which setting to change; that of LAPACK would be a traceback."""
     found = figures(torch.full((4, 3), torch.nan), torch.zeros(4, 5))
     assert math.isnan(found["embedding_rank"])
+
+
+def test_two_processes_tell_what_one_does_and_exchange_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that stand for processes: what each sums is kept in the first round and added up in the second."""
+    rng = torch.Generator().manual_seed(2)
+    features, logits = torch.randn((12, 4), generator=rng), torch.randn((12, 6), generator=rng)
+    alone = figures(features, logits)
+    sums: list[torch.Tensor] = []
+    monkeypatch.setattr(monitor, "gather", lambda own: features if own.shape[1] == 4 else pytest.fail("answers"))
+    monkeypatch.setattr(monitor, "all_sum", lambda own: sums.append(own) or own)
+    monkeypatch.setattr(monitor, "world_size", lambda: 2)
+    for part in (slice(0, 6), slice(6, 12)):
+        figures(features[part], logits[part])
+    monkeypatch.setattr(monitor, "all_sum", lambda own: sums[0] + sums[1])
+    assert figures(features[:6], logits[:6]) == pytest.approx(alone, rel=1e-5)
