@@ -6,7 +6,6 @@ Read without the library ``transformers``: BERT's layers have had the same names
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,14 +46,8 @@ def is_bert_folder(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def read_bert_config(folder: Path, max_tokens: int | None = None) -> TextConfig:
+def read_bert_config(folder: Path) -> TextConfig:
     """Read the sizes of a BERT.
-
-    Parameters
-    ----------
-    folder : Path
-    max_tokens : int, optional
-        Keep fewer positions than the folder has.
 
     Raises
     ------
@@ -80,8 +73,6 @@ def read_bert_config(folder: Path, max_tokens: int | None = None) -> TextConfig:
     if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
         raise ConfigError(f"{path}: layer_norm_eps is {epsilon!r}, expected a number above 0 and below 1")
     config = TextConfig(**sizes, norm_epsilon=float(epsilon))
-    if max_tokens is not None:
-        config = dataclasses.replace(config, max_tokens=min(max_tokens, config.max_tokens))
     try:
         config.check(str(path))
     except ValueError as error:
