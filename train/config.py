@@ -1,7 +1,8 @@
 """Training configurations: strict YAML to frozen dataclasses, with ``key=value`` on top.
 
 A dataclass with ``PRESETS`` may be given by name (``encoder: tiny``) or by name with changes (``encoder: {preset:
-tiny, depth: 6}``). Whatever is unknown, missing, of the wrong type or out of range is refused by its key.
+tiny, depth: 6}``). Whatever is unknown, missing, of the wrong type or out of range is refused by its key; but keys of a
+class's ``RETIRED``, which older versions wrote, say nothing.
 """
 
 from __future__ import annotations
@@ -191,6 +192,7 @@ def _build_dataclass(expected: Any, value: Any, key: str) -> Any:
         )
         start, value = {f.name: getattr(presets[name], f.name) for f in dataclasses.fields(expected)}, changes
     _expect(isinstance(value, dict), value, key, "keys and values")
+    value = {name: one for name, one in value.items() if name not in getattr(expected, "RETIRED", ())}
     hints = typing.get_type_hints(expected)
     fields = {f.name: f for f in dataclasses.fields(expected)}
     for name in value:

@@ -58,7 +58,7 @@ def pretrained(folder: Path) -> ViT:
 def untrained(config: ViTConfig, series: Sequence[Example], seed: int, *, whitened: bool) -> ViT:
     """Return an encoder before training: random, or with its patch embedding whitened, much as ``train ssl`` begins."""
     torch.manual_seed(seed)
-    encoder = ViT(replace(config, pool="fixed"))
+    encoder = ViT(config)
     if whitened:
         spec = config.preprocessing
         patches = np.concatenate([to_patches(one.volume, spec) for one in series[:64]]).astype(np.float32)

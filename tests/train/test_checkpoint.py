@@ -144,7 +144,7 @@ def test_what_trains_nothing_makes_no_other_run() -> None:
     config = "run: {steps: 3, loaders: 1, checkpoint_every: 100}\nworkers: 2\nscope: null\n"
     other = "run: {steps: 3, loaders: 8}\nworkers: 16\nscope: {method: nearest, body_parts: [HEAD]}\n"
     check_same(Path("x"), config, other)
-    check_same(Path("x"), other, "run: {steps: 3}\n")
+    check_same(Path("x"), other, "run: {steps: 3}\nencoder: {pool: fixed}\n")
     with pytest.raises(CheckpointError, match=r"differs in scopes; give"):
         check_same(Path("x"), config, f"{other}scopes: 2\n")
 

@@ -32,6 +32,14 @@ def test_presets_by_name_and_with_changes(config: Path) -> None:
     assert load_config(SSLConfig, config, ["encoder=base"]).encoder.width == 768
 
 
+@pytest.mark.parametrize("encoder", ["{preset: tiny, pool: fixed}", "{preset: tiny, pool: batch}"])
+def test_keys_that_older_versions_wrote_say_nothing(config: Path, encoder: str) -> None:
+    expected = load_config(SSLConfig, config)
+    config.write_text(GOOD.replace("tiny", encoder))
+    assert load_config(SSLConfig, config) == expected
+    assert "pool:" not in dump_config(expected)
+
+
 def test_dump_and_load_give_the_same(config: Path, tmp_path: Path) -> None:
     loaded = load_config(SSLConfig, config, ["encoder.token_buckets=[64, 1728]", "crops.global_share=[0.25, 0.5]"])
     (tmp_path / "dumped.yaml").write_text(dump_config(loaded))

@@ -18,7 +18,7 @@ from decipher_rt.train.model.vit import ViT, ViTConfig, gather_patches, normalis
 
 CONV = ViTConfig(
     width=48, depth=1, heads=4, embedding_size=16, grid_shape=(16, 16, 16), patch_shape=(8, 8, 8),
-    spacing_mm=(10.0,) * 3, token_buckets=(4, 8), stem="conv", pool="fixed",
+    spacing_mm=(10.0,) * 3, token_buckets=(4, 8), stem="conv",
 )  # fmt: skip
 
 
@@ -104,30 +104,26 @@ def test_engines_whose_kernel_embeds_patches_refuse_it_in_one_line(encoder: ViT)
 
 def test_weights_of_before_the_options_load() -> None:
     """The defaults are what was: one matrix, and the same names."""
-    plain = dataclasses.replace(CONV, stem="linear", pool="batch")
+    plain = dataclasses.replace(CONV, stem="linear")
     names = set(ViT(plain).state_dict())
     assert {"patch_embed.weight", "patch_embed.bias", "pooled_mean", "pooled_var"} <= names
-    assert (ViTConfig.PRESETS["tiny"].stem, ViTConfig.PRESETS["tiny"].pool) == ("linear", "batch")
+    assert ViTConfig.PRESETS["tiny"].stem == "linear"
 
 
-def test_a_fixed_pool_is_not_changed_by_training(inputs: dict[str, torch.Tensor]) -> None:
+def test_the_pool_is_not_changed_by_training(inputs: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(8)
-    fixed, of_batch = ViT(CONV), ViT(dataclasses.replace(CONV, pool="batch"))
-    of_batch.load_state_dict(fixed.state_dict())
+    encoder = ViT(CONV)
     pooled = torch.randn((50, 96), generator=generator) * 3 + 1
-    fixed.set_pool(pooled)
-    assert torch.allclose(fixed.pooled_mean, pooled.mean(dim=0), atol=1e-5)
-    assert torch.allclose(fixed.pooled_var, pooled.var(dim=0, correction=0), rtol=1e-4)
+    encoder.set_pool(pooled)
+    assert torch.allclose(encoder.pooled_mean, pooled.mean(dim=0), atol=1e-5)
+    assert torch.allclose(encoder.pooled_var, pooled.var(dim=0, correction=0), rtol=1e-4)
     doubled = {name: torch.cat([x, x]) for name, x in inputs.items()}
     doubled["volume"][1] *= 0.5
-    training = fixed.train()(**doubled)[1]
-    assert torch.allclose(training, fixed.eval()(**doubled)[1], atol=1e-6)
-    assert torch.allclose(training[:1], fixed(**inputs)[1], atol=1e-5)  # no series depends on another
-    assert torch.allclose(fixed.pooled_mean, pooled.mean(dim=0), atol=1e-5)
-    before = of_batch.pooled_mean.clone()
-    of_batch.train()(**doubled)
-    assert not torch.equal(of_batch.pooled_mean, before)
+    training = encoder.train()(**doubled)[1]
+    assert torch.allclose(training, encoder.eval()(**doubled)[1], atol=1e-6)
+    assert torch.allclose(training[:1], encoder(**inputs)[1], atol=1e-5)  # no series depends on another
+    assert torch.allclose(encoder.pooled_mean, pooled.mean(dim=0), atol=1e-5)
 
 
 def test_embedding_is_the_normalised_pool_projected(inputs: dict[str, torch.Tensor]) -> None:

@@ -53,8 +53,6 @@ def resolved(config: AlignConfig) -> AlignConfig:
             check_splits(config.source, Path(start))
     if config.encoder_from:
         encoder = _read_section(ViTConfig, Path(config.encoder_from), "encoder")
-    # Nothing that a series becomes may depend on the batch, or processes would differ.
-    encoder = dataclasses.replace(encoder, pool="fixed")
     if config.text_from:
         folder = Path(config.text_from)
         text = checked_bert_config(folder) if is_bert_folder(folder) else _read_section(TextConfig, folder, "text")

@@ -44,9 +44,6 @@ class ViTConfig:
     registers : register tokens beside the class token
     layer_scale : starting value of LayerScale; 0 leaves LayerScale out
     stem : what turns a patch into a token: one matrix, or small convolutions and a matrix (``ConvStem``)
-    pool : where the mean and variance that the pooled vector is normalised by come from. ``batch``: of the batch while
-        training, their running means at inference. ``fixed``: the buffers ``pooled_mean`` and ``pooled_var``, which
-        training never changes and ``set_pool`` sets, so that nothing depends on the batch or on the process
     """
 
     width: int
@@ -61,9 +58,9 @@ class ViTConfig:
     registers: int = 4
     layer_scale: float = 0.0
     stem: Literal["linear", "conv"] = "linear"
-    pool: Literal["batch", "fixed"] = "batch"
 
     PRESETS: ClassVar[dict[str, ViTConfig]] = {}
+    RETIRED: ClassVar[tuple[str, ...]] = ("pool",)  # it said where the buffers of ``set_pool`` come from
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -191,8 +188,7 @@ class ViT(nn.Module):
         # What all volumes have in common is most of these vectors; taken out, two volumes differ by an angle that a
         # loss on unit vectors can see: in 360 steps the sequence loss fell to 0.6 instead of 1.1.
         mean, var = self.pooled_mean.float(), self.pooled_var.float()
-        of_batch = self.training and self.config.pool == "batch"
-        whole = F.batch_norm(whole, mean, var, training=of_batch, momentum=0.02)
+        whole = F.batch_norm(whole, mean, var)
         return patch, F.normalize(self.projection(whole.to(self.projection.weight.dtype)).float(), dim=-1)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +212,7 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def set_pool(self, pooled: Tensor) -> None:
-        """Fix the mean and variance that pooled vectors are normalised by.
+        """Fix the mean and variance that pooled vectors are normalised by; training never changes them.
 
         Parameters
         ----------

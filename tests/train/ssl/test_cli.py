@@ -27,7 +27,6 @@ BALLS = Path(__file__).parents[1] / "programs" / "ssl_run.yaml"
 def test_committed_configs_load(size: str) -> None:
     config = load_config(SSLConfig, CONFIGS / size / "ssl.yaml")
     assert config.encoder.width == {"tiny": 192, "small": 384, "base": 768}[size]
-    assert config.encoder.pool == "fixed"
     # 3DINO's starting values; where batches are of 16, rate, momentum and teacher are tuned (the file says why).
     rate, momentum = (8e-3, 0.98) if size == "tiny" else (2e-3, 0.992)
     teaching, run = config.distillation, config.run
@@ -63,7 +62,6 @@ def test_dump_and_load_give_the_same(tmp_path: Path) -> None:
         ("mae.mask_ratio=1", "mae.mask_ratio"),
         ("mae.decoder_width=100", "mae.decoder_width"),
         ("encoder.stem=cnn", "encoder.stem"),
-        ("encoder.pool=mean", "encoder.pool"),
         ("encoder.heads=7", "encoder.width"),
         ("augment.flip=1.5", "augment.flip"),
         ("run.batch=1", "run.batch"),
