@@ -17,7 +17,6 @@ from safetensors import safe_open
 from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.series import find_series, read_series
-from decipher_rt.train import shards as layout
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import (
     Box,
@@ -97,12 +96,14 @@ def test_a_manifest_is_read_as_the_runtime_reads(cohort: Path) -> None:
     expected = ((grid.volume - low) / (high - low)).clip(-0.5, 2.0)
     assert np.abs(first.volume - expected).max() <= 2**-10  # half precision, of values up to 2
     assert np.array_equal(first.affine_lps_mm, grid.affine_lps_mm)
-    (shard,) = (cohort / "cache").rglob("*.safetensors")
-    with safe_open(shard, framework="numpy") as file:
-        kept = file.metadata()["facts"]
-    # What is known of a series stays in the manifest.
-    assert "p1" not in kept
-    assert "ventricles" not in kept
+    files = list((cohort / "cache").rglob("*.safetensors"))
+    assert len(files) == 3
+    for path in files:
+        with safe_open(path, framework="numpy") as file:
+            kept = file.metadata()["facts"]
+        # What is known of a series stays in the manifest.
+        assert "p1" not in kept
+        assert "ventricles" not in kept
 
 
 def test_a_corrected_label_reads_no_image_again(cohort: Path) -> None:
@@ -114,6 +115,21 @@ def test_a_corrected_label_reads_no_image_again(cohort: Path) -> None:
     (corrected,) = (i for i in range(3) if examples[i].labels.get("sequence") == "FLAIR")
     assert examples.facts(corrected).labels == {"sequence": "FLAIR"}
     assert {path: path.stat().st_mtime_ns for path in (cohort / "cache").rglob("*.safetensors")} == before
+
+
+def test_a_changed_series_is_read_anew_alone(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = "\n".join(ROWS[:2]), *ROWS[2:]
+    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, a, b, c)))
+    before = opened(config, cohort / "cache").name
+    read: list[str] = []
+    monkeypatch.setattr(recorded, "read_series", lambda one, how: read.append(one.path.name) or read_series(one, how))
+    (cohort / "b").rename(cohort / "d")
+    d = b.replace("b,", "d,")
+    write_csv(cohort, d, a, c)
+    changed = opened(config, cohort / "cache").name
+    write_csv(cohort, c, d, a)
+    assert opened(config, cohort / "cache").name == changed != before
+    assert read == ["d"]
 
 
 def test_slices_behind_a_link_are_read_anew_when_they_change(cohort: Path) -> None:
@@ -175,11 +191,8 @@ def test_all_broken_rows_are_counted(cohort: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_all_series_that_cannot_be_read_are_said_together(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    """Whatever shard they are in; those that could be read are kept."""
-    monkeypatch.setattr(layout, "SHARD", 1)
+def test_all_series_that_cannot_be_read_are_said_together(cohort: Path, workers: int) -> None:
+    """Those that could be read are kept."""
     (cohort / "cut.nii.gz").write_bytes((cohort / "c.nii.gz").read_bytes()[:60])
     rows = ("cut.nii.gz,p1,train,,,,,", "a,p1,train,,,,,", "c.nii.gz,p2,train,,,,,7", "b,p2,train,,,,,9")
     config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *rows)))
@@ -301,11 +314,11 @@ def test_a_list_and_the_files_on_it_are_looked_at_once(cohort: Path, monkeypatch
     assert sorted(looked) == ["a", "b", "c.nii.gz", "cohort.csv"]
 
 
-def test_what_made_the_grids_names_their_folder(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of_split(SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS))), "train")
-    on_cpu, on_gpu = (Recorded(rows, PIECES, device).folder(cohort, "train") for device in ("cpu", "gpu"))
+def test_what_made_a_grid_names_its_file(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row, *_) = rows_of_split(SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS))), "train")
+    on_cpu, on_gpu = (Recorded(row, PIECES, device).file(cohort) for device in ("cpu", "gpu"))
     monkeypatch.setattr(recorded, "LAYOUT", recorded.LAYOUT + 1)
-    assert len({on_cpu, on_gpu, Recorded(rows, PIECES, "cpu").folder(cohort, "train")}) == 3
+    assert len({on_cpu, on_gpu, Recorded(row, PIECES, "cpu").file(cohort)}) == 3
 
 
 def test_patients_are_known_by_short_hashes(cohort: Path) -> None:

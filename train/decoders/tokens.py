@@ -83,12 +83,9 @@ class Tokens:
 
 
 def source_key(examples: Examples, split: str) -> str:
-    """Return what says which split of which source this is: the name of the folder that its series are kept in.
-
-    That name is a digest of everything that decides what they are.
-    """
+    """Return what says which split of which source this is: a digest of everything that decides what its series are."""
     stored: Any = getattr(examples, "stored", examples)
-    return f"{split} {stored.folder.name}"
+    return f"{split} {stored.name}"
 
 
 def cache_tokens(

@@ -24,6 +24,7 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Grid, Preprocessor
 from decipher_rt.series import ReadOptions, Series, find_only_series, read_series
 
+from ..lock import one_at_a_time
 from ..progress import Progress
 from ..samples import STORED, Split
 from .bids import left_out, read_bids
@@ -31,7 +32,7 @@ from .config import SourceConfig
 from .example import Example, Facts
 from .manifest import read_manifest
 from .rows import MOST_NAMED, Row, SourceError, share_out
-from .shards import ShardedExamples, make_shards
+from .shards import read_example, write_missing
 
 Device = Literal["cpu", "gpu"]
 LAYOUT = 2  # of what is kept of a series; a change of how it is made needs another number
@@ -39,21 +40,21 @@ LAYOUT = 2  # of what is kept of a series; a change of how it is made needs anot
 
 @dataclass(frozen=True)
 class Recorded:
-    """Makes examples of listed series by number."""
+    """Makes the example of one listed series."""
 
-    rows: tuple[Row, ...]
+    row: Row
     spec: Preprocessing
     device: Device
 
-    def __call__(self, index: int, /) -> Example:
-        """Read one and bring it to the grid.
+    def __call__(self, index: int, /) -> Example:  # noqa: ARG002 - there is one
+        """Read it and bring it to the grid.
 
         Raises
         ------
         SourceError
             Naming where the series is listed, and what is wrong with it.
         """
-        row = self.rows[index]
+        row = self.row
         try:
             volume = read_series(_only_series(row.path), ReadOptions(volume=row.volume))
             grid = _preprocessor(self.spec, self.device)(volume)
@@ -66,23 +67,26 @@ class Recorded:
         # Whose it is and what is known of it is not kept here.
         return Example(volume=unit, affine_lps_mm=grid.affine_lps_mm, tissue=labels, patient="")
 
-    def folder(self, cache_dir: Path, split: Split) -> Path:
-        """Return where the shards lie: other files, another grid or another maker have another folder."""
-        spec = self.spec
-        decides = (LAYOUT, self.device, spec.grid_shape, spec.spacing_mm, spec.window_percentiles)
-        digest = hashlib.sha256(json.dumps(decides).encode())
-        for row in self.rows:
-            paths = [str(path.resolve()) for path in (row.path, row.mask) if path]
-            digest.update(json.dumps([row.volume, *paths, row.files.state]).encode())
-        return cache_dir / f"recorded-{split}-{digest.hexdigest()[:12]}"
+    def file(self, cache_dir: Path) -> Path:
+        """Return where it is kept: other files, another grid or another maker have another."""
+        spec, row = self.spec, self.row
+        made = (LAYOUT, self.device, spec.grid_shape, spec.spacing_mm, spec.window_percentiles)
+        paths = [str(path.resolve()) for path in (row.path, row.mask) if path]
+        digest = hashlib.sha256(json.dumps([made, row.volume, paths, row.files.state]).encode())
+        return cache_dir / "recorded" / f"{digest.hexdigest()[:24]}.safetensors"
 
 
 @dataclass(frozen=True)
 class RecordedExamples:
-    """The grids of one split on disk, with what the manifest says of them."""
+    """The grids of one split, each in a file of its own, with what the manifest says of them."""
 
-    stored: ShardedExamples
+    files: tuple[Path, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """Return what says which series these are: a digest of the files' names, which decide the content."""
+        return hashlib.sha256("\n".join(file.name for file in self.files).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -90,7 +94,7 @@ class RecordedExamples:
 
     def __getitem__(self, index: int, /) -> Example:
         """Read one."""
-        return dataclasses.replace(self.stored[index], **vars(self.rows[index].facts))
+        return dataclasses.replace(read_example(self.files[index], 0), **vars(self.rows[index].facts))
 
     def facts(self, index: int) -> Facts:
         """Return what is known of one."""
@@ -115,10 +119,12 @@ def open_recorded(
     device: Device = "cpu"
     if config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available()):
         device, workers = "gpu", 1  # one graph fills it
-    make = Recorded(found, spec, device)
-    with progress.bar(f"reading {split}", len(found)) as advance_to:
-        stored = make_shards(make, len(found), make.folder(cache_dir, split), workers, advance_to)
-    return RecordedExamples(stored, found)
+    shards = [(make, range(1), make.file(cache_dir)) for make in (Recorded(row, spec, device) for row in found)]
+    examples = RecordedExamples(tuple(file for _, _, file in shards), found)
+    lock = cache_dir / "recorded" / f".{examples.name}.lock"  # of a run's processes, which read the same list
+    with one_at_a_time(lock), progress.bar(f"reading {split}", len(found)) as advance_to:
+        write_missing(shards, workers, advance_to)
+    return examples
 
 
 def list_rows(config: SourceConfig) -> list[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +45,11 @@ class ShardedExamples:
     folder: Path
     count: int
 
+    @property
+    def name(self) -> str:
+        """Return what says which series these are: the folder is named after everything that decides the content."""
+        return self.folder.name
+
     def __len__(self) -> int:
         """Return how many there are."""
         return self.count
@@ -54,13 +59,7 @@ class ShardedExamples:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
         number, row = place_of(index)
-        shard = _shard(shard_file(self.folder, number))
-        return Example(
-            **vars(shard.facts[row]),
-            volume=shard.volume[row],
-            affine_lps_mm=shard.affine_lps_mm[row],
-            tissue=shard.tissue[shard.with_tissue.index(row)] if row in shard.with_tissue else None,
-        )
+        return read_example(shard_file(self.folder, number), row)
 
     def facts(self, index: int) -> Facts:
         """Return what is known of one; the voxels are not read."""
@@ -88,23 +87,36 @@ def make_shards(
     Raises
     ------
     SourceError
-        For all examples that cannot be made; shards without such a one are there.
+        As `write_missing`.
     """
     with one_maker(folder):
-        missing = {shard: rows for shard, rows in enumerate(rows_of(count)) if not _whole(folder, shard, rows)}
-        done = count - sum(map(len, missing.values()))
+        shards = [(make, rows, shard_file(folder, shard)) for shard, rows in enumerate(rows_of(count))]
+        write_missing(shards, workers, advance_to)
+    return ShardedExamples(folder, count)
+
+
+def write_missing(
+    shards: Sequence[tuple[MakeExample, range, Path]], workers: int, advance_to: Callable[[int], Any]
+) -> None:
+    """Make and write the files that are not there with all their examples: for each its maker, their numbers, its path.
+
+    Raises
+    ------
+    SourceError
+        For all examples that cannot be made; files without such a one are there.
+    """
+    missing = [(make, rows, path) for make, rows, path in shards if not _whole(path, rows)]
+    done = sum(len(rows) for _, rows, _ in shards) - sum(len(rows) for _, rows, _ in missing)
+    advance_to(done)
+
+    def made(job: int) -> None:
+        nonlocal done
+        done += len(missing[job][1])
         advance_to(done)
 
-        def made(rows: range) -> None:
-            nonlocal done
-            done += len(rows)
-            advance_to(done)
-
-        jobs = [(make, rows, shard_file(folder, shard)) for shard, rows in missing.items()]
-        found = run_jobs(write_shard, jobs, workers, lambda job: made(jobs[job][1]))
+    found = run_jobs(write_shard, missing, workers, made)
     if errors := [error for of_shard in found for error in of_shard]:
         raise one_error(sorted(errors, key=by_place), "series that cannot be read")
-    return ShardedExamples(folder, count)
 
 
 def write_shard(make: MakeExample, indices: range, path: Path) -> list[str]:
@@ -130,9 +142,19 @@ def write_shard(make: MakeExample, indices: range, path: Path) -> list[str]:
     return []
 
 
-def _whole(folder: Path, shard: int, rows: range) -> bool:
+def read_example(path: Path, row: int) -> Example:
+    """Read one example of a file; its arrays are views."""
+    shard = _shard(path)
+    return Example(
+        **vars(shard.facts[row]),
+        volume=shard.volume[row],
+        affine_lps_mm=shard.affine_lps_mm[row],
+        tissue=shard.tissue[shard.with_tissue.index(row)] if row in shard.with_tissue else None,
+    )
+
+
+def _whole(path: Path, rows: range) -> bool:
     """Whether a shard is there with all its rows: the last one grows when more examples are asked for."""
-    path = shard_file(folder, shard)
     return path.exists() and len(_shard(path).facts) >= len(rows)
 
 

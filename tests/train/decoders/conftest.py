@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ SPACING = 15.0
 
 
 class ShapeExamples:
-    """Examples by number; ``folder`` names what they are, as that of a source on disk does."""
+    """Examples by number; ``name`` says what they are, as that of a source on disk does."""
 
     def __init__(self, first: int, count: int, make: Callable[[int], Example]) -> None:
-        self.folder = Path(f"shapes-{first}")
+        self.name = f"shapes-{first}"
         self.read: list[int] = []
         self._first, self._count, self._make = first, count, make
 
