@@ -195,6 +195,8 @@ private:
             ov::inference_num_threads(static_cast<std::int32_t>(std::max(threads, 1u))),
             // OpenVINO turns fp32 graphs into bfloat16 by itself where the CPU has it: the answers would depend on it.
             ov::hint::inference_precision(ov::element::f32),
+            // Left to itself it binds its threads, and leaves the caller's where the process's first one may run.
+            ov::hint::enable_cpu_pinning(false),
         };
         if (threads == in_caller) found.insert(ov::num_streams(0));
         return found;

@@ -1,9 +1,10 @@
-// A guest in another's process: it prints nothing, and leaves locale, signals, environment, rounding, umask and working
-// folder as they were; it computes on no more threads than it was given, and its threads take none of the host's signals
-// and end with it.
+// A guest in another's process: it prints nothing, and leaves locale, signals, environment, rounding, umask, working folder
+// and the processors that a thread may run on as they were; it computes on no more threads than it was given, and its
+// threads take none of the host's signals and end with it.
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -16,6 +17,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "check.hpp"
 #include "sample.hpp"
@@ -119,6 +121,37 @@ int work(const char* bundle, const Sample& sample, unsigned threads, double* cor
     return count;
 }
 
+cpu_set_t processors() {
+    cpu_set_t set;
+    CHECK(sched_getaffinity(0, sizeof set, &set) == 0);
+    return set;
+}
+
+// A thread that its host has bound, unlike the process's first, whose processors others may take for everyone's.
+void bound_threads_stay_bound(const char* bundle, const Sample& sample) {
+    for (const unsigned threads : {1U, 2U})
+        std::thread([&] {
+            const cpu_set_t all = processors();
+            cpu_set_t one;
+            CPU_ZERO(&one);
+            for (std::size_t cpu = 0; CPU_COUNT(&one) == 0; ++cpu)
+                if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+            CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+            const auto still_bound = [&one] {
+                const cpu_set_t now = processors();
+                return CPU_EQUAL(&now, &one) != 0;
+            };
+            drt_session_params params;
+            drt_session_default_params(&params, sizeof params);
+            params.threads = threads;
+            drt_session* session = nullptr;
+            CHECK(drt_session_open(bundle, &params, &session) == DRT_OK && still_bound());
+            CHECK(drt_session_run(session, &sample.volume) == DRT_OK && still_bound());
+            drt_session_close(session);
+            CHECK(still_bound());
+        }).join();
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -155,6 +188,7 @@ int main(int, char** argv) {
     CHECK(cores_of_two < 2.2);
     CHECK(idle_one <= sleeping_threads + 2);
     CHECK(idle_two <= sleeping_threads + 4);
+    bound_threads_stay_bound(argv[1], sample);
     // Of two sessions' threads one may be left, asleep: oneTBB keeps its workers for whoever comes next.
     CHECK(threads_now() <= threads_before + 1);
 }
