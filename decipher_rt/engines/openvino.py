@@ -45,6 +45,8 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": self.threads,
             # Where the CPU has bfloat16, OpenVINO takes it for fp32 graphs: answers would depend on the CPU.
             "INFERENCE_PRECISION_HINT": "f32",
+            # Left to itself it binds its threads, and leaves the caller's where the process's first one may run.
+            "ENABLE_CPU_PINNING": False,
         }
         cache = _cache_folder(graph)
         if cache is not None:

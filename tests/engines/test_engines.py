@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,21 @@ def test_outputs_survive_the_next_run(name: str, tmp_path: Path) -> None:
     kept = first["patch"].copy()
     engine.run(example((5, 6, 7)))
     np.testing.assert_array_equal(first["patch"], kept)
+
+
+def test_a_bound_thread_stays_bound(name: str, tmp_path: Path) -> None:
+    graph, seen = write_encoder(tmp_path / "encoder.onnx"), []
+    one = {min(os.sched_getaffinity(0))}
+
+    def work() -> None:
+        os.sched_setaffinity(0, one)  # of this thread; OpenVINO looks at the process's first
+        load_engine(name, graph, precision="fp32", threads=2).run(example())
+        seen.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [one]
 
 
 @pytest.mark.parametrize(
