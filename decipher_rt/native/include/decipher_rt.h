@@ -62,6 +62,7 @@
    - Nothing is allocated for the caller: buffers are the caller's, and NULL with capacity 0 asks for their size.
    - Thread-safety is said for each call: [any] any thread at any time; [one] one thread at a time for one session and
      its series, whichever thread that is. Different sessions never need a lock between them.
+   - A thread that is cancelled (pthread_cancel) within a call ends after it.
    - After fork() a session is the parent's. The child calls nothing on it; only one with a worker process may be closed
      there, its series freed before, which leaves the parent's session as it is.
    - Once main has returned, a session may only be closed.

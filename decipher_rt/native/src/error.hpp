@@ -1,6 +1,8 @@
 // Errors inside the library are exceptions; `guarded` turns them into a status and a message at the C boundary.
 #pragma once
 
+#include <pthread.h>
+
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -27,14 +29,19 @@ drt_status remember(drt_status status, const char* message) noexcept;
 // Remember the exception that is being handled.
 drt_status remember_current() noexcept;
 
+// A host's pthread_cancel waits until the call is over: it would unwind through code that catches all, which ends the process.
 template <class Function>
 drt_status guarded(Function&& function) noexcept {
+    int before = PTHREAD_CANCEL_ENABLE;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
+    drt_status status = DRT_OK;
     try {
         std::forward<Function>(function)();
-        return DRT_OK;
     } catch (...) {
-        return remember_current();
+        status = remember_current();
     }
+    pthread_setcancelstate(before, nullptr);
+    return status;
 }
 
 // A number in a message: as Python's "%g", whatever the locale.

@@ -285,6 +285,34 @@ void warming_up(const char* bundle, const Sample& sample) {
     pthread_attr_destroy(&attributes);
 }
 
+// A host that ends its threads by pthread_cancel, while one is in a call.
+void a_cancelled_thread_ends_after_the_call(const char* bundle, const Sample& sample) {
+    struct Work {
+        const char* bundle;
+        const Sample& sample;
+        drt_session* session = nullptr;
+        bool returned = false;
+    } work{bundle, sample};
+    pthread_t thread;
+    const auto in_thread = [](void* data) -> void* {
+        auto& [folder, given, session, returned] = *static_cast<Work*>(data);
+        drt_session_params params;
+        drt_session_default_params(&params, sizeof params);
+        params.progress = [](void*, drt_stage stage, double) {
+            if (stage == DRT_PREPROCESS) pthread_cancel(pthread_self());
+        };
+        CHECK(drt_session_open(folder, &params, &session) == DRT_OK);
+        CHECK(drt_session_run(session, &given.volume) == DRT_OK);
+        returned = true;
+        pthread_testcancel();
+        return nullptr;
+    };
+    CHECK(pthread_create(&thread, nullptr, in_thread, &work) == 0);
+    void* ended = nullptr;
+    CHECK(pthread_join(thread, &ended) == 0 && ended == PTHREAD_CANCELED && work.returned);
+    drt_session_close(work.session);
+}
+
 void opening_is_cancelled(const char* bundle) {
     drt_session_params params;
     drt_session_default_params(&params, sizeof params);
@@ -396,6 +424,7 @@ int main(int, char** argv) {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which take stack of their own
     small_stack(bundle);
 #endif
+    a_cancelled_thread_ends_after_the_call(bundle, sample);
     opening_is_cancelled(bundle);
     a_cache_that_cannot_be_written_is_told_once(bundle);
     callbacks(bundle, sample);
