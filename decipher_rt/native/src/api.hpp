@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -16,8 +17,7 @@ struct drt_session {
     std::vector<std::byte> from_device;  // voxels that were given in device memory
 
     // What was enqueued; the thread is the last member, so that it ends before anything that it uses.
-    drt_status enqueued_status = DRT_OK;
-    std::string enqueued_message;
+    std::exception_ptr enqueued_failure;
     std::jthread enqueued;
 };
 

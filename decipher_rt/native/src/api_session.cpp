@@ -1,6 +1,7 @@
 // decipher_rt.h: status, opening and closing, running on a volume.
 
 #include <algorithm>
+#include <future>
 
 #include "api.hpp"
 #include "worker_client.hpp"
@@ -171,13 +172,23 @@ drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, d
         drt_volume given = read_struct(volume, "volume", default_volume);
         form_of(given);  // what is wrong with it is said at once
         const HeaderFacts header = header_facts(given.modality, given.body_part);  // the caller's text may go
-        opened.enqueued = std::jthread([&opened, given, header, done, user_data]() mutable {
+        std::promise<void> kept;  // the thread: who waits for it may do so as soon as `done` is called
+        opened.enqueued = std::jthread([&opened, given, header, done, user_data, is_kept = kept.get_future()]() mutable {
+            is_kept.wait();
             given.modality = header.modality ? header.modality->c_str() : nullptr;
             given.body_part = header.body_part ? header.body_part->c_str() : nullptr;
-            opened.enqueued_status = guarded([&] { run_now(opened, given); });
-            opened.enqueued_message = opened.enqueued_status != DRT_OK ? last_error() : "";
-            if (done != nullptr) done(user_data, opened.enqueued_status);
+            opened.enqueued_failure = nullptr;
+            const drt_status status = guarded([&] {
+                try {
+                    run_now(opened, given);
+                } catch (...) {
+                    opened.enqueued_failure = std::current_exception();
+                    throw;
+                }
+            });
+            if (done != nullptr) done(user_data, status);
         });
+        kept.set_value();
     });
 }
 
@@ -186,6 +197,6 @@ drt_status drt_session_wait(drt_session* session) {
         drt_session& opened = required(session, "session");
         if (!opened.enqueued.joinable()) return;
         opened.enqueued.join();
-        if (opened.enqueued_status != DRT_OK) throw Error(opened.enqueued_status, opened.enqueued_message);
+        if (opened.enqueued_failure) std::rethrow_exception(opened.enqueued_failure);
     });
 }

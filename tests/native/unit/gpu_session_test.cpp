@@ -1,0 +1,101 @@
+// Enqueueing without a GPU: what runs is played, and so is how slowly a thread that was begun comes back to who began it.
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <semaphore>
+#include <thread>
+
+#include "api.hpp"
+#include "check.hpp"
+#include "sample.hpp"
+
+using namespace decipher;
+using namespace std::chrono_literals;
+
+namespace {
+
+std::atomic<bool> slow{false}, ended{false};
+
+class PlayedGpu : public Gpu {
+public:
+    std::string engine() const override { return "played"; }
+    std::string device() const override { return "cuda:0"; }
+    std::vector<std::string> files(const Manifest&, const Sums&, std::string_view) const override { return {}; }
+    std::unique_ptr<Graph> load(const Bundle&, std::string_view) override { return nullptr; }
+    std::uint64_t device_bytes() const override { return 0; }
+    void read_back(void* to, const void* from, std::size_t bytes) const override { std::memcpy(to, from, bytes); }
+};
+
+class PlayedBackend : public Backend {
+public:
+    const Description& description() const override { return description_; }
+    Result run(const SeriesForm& form, const VolumeView&) override {
+        if (form.header.modality == "CT") throw Error(DRT_ERROR_DEVICE_LOST, "the card fell out");
+        return {};
+    }
+    std::unique_ptr<Arrival> begin(const SeriesForm&) override { return nullptr; }
+    void warm_up() override {}
+    Gpu& gpu() const override { return gpu_; }
+
+private:
+    Description description_;
+    mutable PlayedGpu gpu_;
+};
+
+drt_session played_session() {
+    drt_session session;
+    session.backend = std::make_unique<PlayedBackend>();
+    return session;
+}
+
+// A host waits for a run in a thread that the callback wakes up, whether or not the call that enqueued it has returned.
+void a_run_that_has_ended_is_waited_for(const Sample& sample) {
+    drt_session session = played_session();
+    std::binary_semaphore done(0);
+    std::thread waiter([&] {
+        done.acquire();
+        CHECK(drt_session_wait(&session) == DRT_OK);
+        std::size_t size = 0;
+        CHECK(drt_embedding(&session, nullptr, 0, &size) == DRT_OK);
+    });
+    slow = true;
+    const auto wake = [](void* data, drt_status status) {
+        CHECK(status == DRT_OK);
+        ended = true;
+        static_cast<std::binary_semaphore*>(data)->release();
+    };
+    CHECK(drt_session_enqueue(&session, &sample.volume, wake, &done) == DRT_OK);
+    slow = false;
+    waiter.join();
+    CHECK(drt_session_run(&session, &sample.volume) == DRT_OK);  // nothing is enqueued any more
+}
+
+void a_failure_is_told_to_who_waits(const Sample& sample) {
+    drt_session session = played_session();
+    drt_volume other = sample.volume;
+    other.modality = "CT";
+    CHECK(drt_session_enqueue(&session, &other, nullptr, nullptr) == DRT_OK);
+    CHECK(drt_session_wait(&session) == DRT_ERROR_DEVICE_LOST && std::strcmp(drt_last_error(), "the card fell out") == 0);
+    CHECK(drt_session_wait(&session) == DRT_OK);  // there is nothing more to wait for
+    CHECK(drt_session_enqueue(&session, &sample.volume, nullptr, nullptr) == DRT_OK && drt_session_wait(&session) == DRT_OK);
+}
+
+}  // namespace
+
+// A machine so busy that a new thread has done its work before this returns; not for ever, if it waits for us.
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*routine)(void*), void* argument) {
+    static const auto system_s = reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, "pthread_create"));
+    const int failed = system_s(thread, attributes, routine, argument);
+    for (int i = 0; slow && !ended && i < 200; ++i) std::this_thread::sleep_for(1ms);
+    if (slow) std::this_thread::sleep_for(20ms);  // for who waits
+    return failed;
+}
+
+int main() {
+    const Sample sample;
+    a_run_that_has_ended_is_waited_for(sample);
+    a_failure_is_told_to_who_waits(sample);
+}
