@@ -57,6 +57,7 @@
    - Enumerations are int32_t: their size is the same for every compiler.
    - A structure begins with struct_size: its size in the caller's program, so that a program built with an older header
      goes on working with a newer library. The drt_*default*() functions set it; where none is named, set it yourself.
+     drt_box alone has none: boxes lie one after another, and stay as they are.
    - Strings given out belong to the session and live until it is closed, unless a comment says otherwise. The caller's
      pointers are read during the call only.
    - Nothing is allocated for the caller: buffers are the caller's, and NULL with capacity 0 asks for their size.
@@ -204,7 +205,7 @@ typedef struct drt_session_info {
     const char *bundle_version;
     const char *bundle_sha256; /* 64 hexadecimal digits that name the exact content of every file */
     const char *intended_use;
-    const char *engine;    /* "openvino", "tensorrt", "tensorrt_rtx" */
+    const char *engine;    /* "openvino", "tensorrt", "tensorrt-rtx" */
     const char *device;    /* "cpu", "cuda:0" */
     const char *precision;
     uint32_t threads;
@@ -344,7 +345,7 @@ typedef struct drt_scope {
 typedef struct drt_times {
     size_t struct_size;
     double open_ms;       /* of drt_session_open */
-    double preprocess_ms; /* of the last run; for a series, what was left to do in finish */
+    double preprocess_ms; /* of the last run, with reading voxels back from a GPU; for a series, what was left to do in finish */
     double encode_ms;
     double heads_ms;
     double total_ms;      /* measured on its own */

@@ -4,6 +4,7 @@
 #include <future>
 
 #include "api.hpp"
+#include "elapsed.hpp"
 #include "worker_client.hpp"
 
 using namespace decipher;
@@ -89,7 +90,12 @@ VolumeView view_of(drt_session& session, const drt_volume& volume) {
 void run_now(drt_session& session, const drt_volume& volume) {
     session.result.reset();
     const SeriesForm form = form_of(volume);
-    session.result = session.backend->run(form, view_of(session, volume));
+    const auto start = std::chrono::steady_clock::now();
+    const VolumeView view = view_of(session, volume);
+    const double read_back_ms = milliseconds_since(start);
+    Result& result = session.result.emplace(session.backend->run(form, view));
+    result.times.preprocess_ms += read_back_ms;
+    result.times.total_ms += read_back_ms;
 }
 
 }  // namespace

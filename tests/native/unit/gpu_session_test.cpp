@@ -1,4 +1,5 @@
-// Enqueueing without a GPU: what runs is played, and so is how slowly a thread that was begun comes back to who began it.
+// A session on a GPU, which is played: what is enqueued, and voxels in device memory. Also played is how slowly a thread that
+// was begun comes back to who began it.
 #include <dlfcn.h>
 #include <pthread.h>
 
@@ -17,6 +18,7 @@ using namespace std::chrono_literals;
 
 namespace {
 
+constexpr auto read_back_time = 20ms;
 std::atomic<bool> slow{false}, ended{false};
 
 class PlayedGpu : public Gpu {
@@ -26,7 +28,10 @@ public:
     std::vector<std::string> files(const Manifest&, const Sums&, std::string_view) const override { return {}; }
     std::unique_ptr<Graph> load(const Bundle&, std::string_view) override { return nullptr; }
     std::uint64_t device_bytes() const override { return 0; }
-    void read_back(void* to, const void* from, std::size_t bytes) const override { std::memcpy(to, from, bytes); }
+    void read_back(void* to, const void* from, std::size_t bytes) const override {
+        std::this_thread::sleep_for(read_back_time);
+        std::memcpy(to, from, bytes);
+    }
 };
 
 class PlayedBackend : public Backend {
@@ -83,6 +88,17 @@ void a_failure_is_told_to_who_waits(const Sample& sample) {
     CHECK(drt_session_enqueue(&session, &sample.volume, nullptr, nullptr) == DRT_OK && drt_session_wait(&session) == DRT_OK);
 }
 
+void reading_back_counts_as_preprocessing(const Sample& sample) {
+    drt_session session = played_session();
+    drt_volume on_device = sample.volume;
+    on_device.memory = DRT_CUDA_MEMORY;
+    CHECK(drt_session_run(&session, &on_device) == DRT_OK);
+    drt_times times{};
+    times.struct_size = sizeof times;
+    CHECK(drt_times_of_result(&session, &times) == DRT_OK);
+    CHECK(times.preprocess_ms >= 20 && times.total_ms >= times.preprocess_ms);
+}
+
 }  // namespace
 
 // A machine so busy that a new thread has done its work before this returns; not for ever, if it waits for us.
@@ -98,4 +114,5 @@ int main() {
     const Sample sample;
     a_run_that_has_ended_is_waited_for(sample);
     a_failure_is_told_to_who_waits(sample);
+    reading_back_counts_as_preprocessing(sample);
 }
