@@ -28,7 +28,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* worker_name = "decipher-rt-worker";
 constexpr int first_copy = 16;
-constexpr int end_ms = 2000;  // for a worker to end by itself
+constexpr int end_ms = 2000;  // for a worker to end by itself, and again for the system to end it
+constexpr int rounds = 5;
 constexpr int pause_ms = 5;   // between two looks, where the kernel has no descriptors of processes
 constexpr auto descriptor_of_process = static_cast<idtype_t>(3);  // P_PIDFD, which glibc before 2.36 does not name
 
@@ -108,7 +109,8 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : o
 WorkerProcess::~WorkerProcess() {
     if (!is_own()) return;
     shutdown(socket_.number(), SHUT_RDWR);  // a forked child's copy of it would stay open
-    while (!wait(end_ms)) kill();
+    // One that the system cannot end, as it waits for a device, is left to it.
+    for (int round = 0; round < rounds && !wait(end_ms); ++round) kill();
 }
 
 bool WorkerProcess::is_own() const { return getpid() == owner_; }

@@ -16,7 +16,8 @@ class WorkerProcess {
 public:
     // `path` is empty for the worker that was installed with the library.
     WorkerProcess(const std::string& path, int memory_descriptor);
-    // Closing the socket tells the worker to end; one that does not is killed. In a forked child nothing happens to it.
+    // Closing the socket tells the worker to end; one that does not is killed, and waited for up to ten seconds in all. In a
+    // forked child nothing happens to it.
     ~WorkerProcess();
     WorkerProcess(const WorkerProcess&) = delete;
     WorkerProcess& operator=(const WorkerProcess&) = delete;

@@ -3,6 +3,7 @@
 #include "worker_process.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -28,6 +29,14 @@ using namespace std::chrono_literals;
 
 const char* drt_version(void) { return ""; }  // where the installed worker is looked for: not here
 
+// A worker that waits within the kernel for a device, which no signal ends.
+static bool workers_end = true;
+
+int poll(pollfd* looked_at, nfds_t count, int timeout_ms) {
+    const timespec timeout{timeout_ms / 1000, timeout_ms % 1000 * 1'000'000L};
+    return ppoll(looked_at, workers_end ? count : 0, timeout_ms < 0 ? nullptr : &timeout, nullptr);
+}
+
 // A kernel that gives descriptors of processes and does not wait for them, as Linux 5.3 is, and some sandboxes are.
 static bool waits_for_descriptors = true;
 
@@ -36,6 +45,7 @@ int waitid(idtype_t kind, id_t number, siginfo_t* ended, int options) {
         errno = EINVAL;
         return -1;
     }
+    if (!workers_end) return ended->si_pid = 0;
     return static_cast<int>(syscall(SYS_waitid, kind, number, ended, options, nullptr));
 }
 
@@ -119,6 +129,17 @@ void only_an_end_is_an_end() {
     CHECK(played.ended_by_itself());
     CHECK(waitpid(pid, nullptr, WNOHANG) < 0 && errno == ECHILD);
     waits_for_descriptors = true;
+}
+
+void a_worker_that_cannot_be_ended_is_not_waited_for_for_ever() {
+    Played played;
+    const pid_t pid = played.process->pid();
+    workers_end = false;
+    const auto start = std::chrono::steady_clock::now();
+    played.process.reset();
+    workers_end = true;
+    CHECK(std::chrono::steady_clock::now() - start < 11s);
+    CHECK(waitpid(pid, nullptr, 0) == pid);
 }
 
 void forked_children_change_nothing() {
@@ -233,6 +254,7 @@ int main(int, char** argv) {
     signals_do_not_cut_the_end_short();
     a_worker_that_the_host_has_reaped_is_not_waited_for();
     only_an_end_is_an_end();
+    a_worker_that_cannot_be_ended_is_not_waited_for_for_ever();
     forked_children_change_nothing();
     only_shared_memory_is_attached();
     memory_grows_up_to_the_limit();
