@@ -1,6 +1,7 @@
 #include "worker_client.hpp"
 
 #include <chrono>
+#include <type_traits>
 #include <utility>
 
 #include "elapsed.hpp"
@@ -14,6 +15,7 @@ namespace decipher {
 namespace {
 
 constexpr int interval_ms = 5;  // how often the worker's life is felt, and the host's callback asked
+constexpr const char* nonsense = "the worker process sent nonsense and was killed";
 
 Error lost(const std::string& what) { return {DRT_ERROR_WORKER_LOST, what + "; open a new session"}; }
 
@@ -25,9 +27,7 @@ public:
         const auto start = std::chrono::steady_clock::now();
         ByteWriter writer;
         put_options(writer, options);
-        const Message reply = call({MessageKind::open, 0, writer.bytes()});
-        ByteReader reader(shared(reply));
-        description_ = get_description(reader);
+        description_ = understood(shared(call({MessageKind::open, 0, writer.bytes()})), get_description);
         if (options.heads) description_.manifest.keep_heads(*options.heads);
         description_.worker_pid = process_.pid();
         description_.open_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
@@ -66,21 +66,31 @@ public:
         if (!send_message(process_.socket(), request)) give_up("the worker process died");
         Message answer = wait_for_answer(stops);
         if (answer.kind == MessageKind::reply) return answer;
-        ByteReader reader(answer.content);
-        const auto status = reader.get<drt_status>();
-        throw Error(status, reader.get_text());
+        throw understood(answer.content, [](ByteReader& reader) {
+            const auto status = reader.get<drt_status>();
+            if (status == DRT_OK) throw lost(nonsense);
+            return Error(status, reader.get_text());
+        });
+    }
+
+    // What an answer says. One that cannot be read ends the worker: whatever it said next could not be trusted.
+    template <class Read>
+    std::invoke_result_t<Read, ByteReader&> understood(std::span<const std::byte> said, Read&& read) try {
+        ByteReader reader(said);
+        return read(reader);
+    } catch (const Error&) {
+        give_up(nonsense);
     }
 
     Result result_of(const Message& reply, const SeriesForm& form) {
-        ByteReader reader(shared(reply));
-        Result result = get_result(reader);
+        Result result = understood(shared(reply), get_result);
         // By these the caller's memory is written: they are the host's own, whatever a worker gone mad says.
         result.source = {form.shape, form.affine};
         return result;
     }
 
     std::span<const std::byte> shared(const Message& reply) {
-        if (reply.shared_bytes > memory_.room()) give_up("the worker process sent nonsense and was killed");
+        if (reply.shared_bytes > memory_.room()) give_up(nonsense);
         return memory_.area(static_cast<std::size_t>(reply.shared_bytes));
     }
 
@@ -128,7 +138,7 @@ private:
                 const auto level = reader.get<drt_log_level>();
                 return callbacks_.say(level, reader.get_text());
             }
-            default: throw lost("the worker process sent nonsense and was killed");
+            default: throw lost(nonsense);
         }
     }
 
@@ -154,8 +164,7 @@ class WorkerArrival : public Arrival {
 public:
     WorkerArrival(Worker& worker, const SeriesForm& form) : worker_(worker), form_(form) {
         const Message reply = worker_.call(Worker::with_form(MessageKind::begin, form, 0), Worker::Stops::never);
-        ByteReader reader(reply.content);
-        number_ = reader.get<std::uint64_t>();
+        number_ = worker_.understood(reply.content, [](ByteReader& reader) { return reader.get<std::uint64_t>(); });
     }
 
     ~WorkerArrival() override {
@@ -175,8 +184,7 @@ public:
 
     std::vector<std::int64_t> missing() const override {
         const Message reply = request(MessageKind::missing, {}, 0, Worker::Stops::never);
-        ByteReader reader(worker_.shared(reply));
-        return reader.get_list<std::int64_t>();
+        return worker_.understood(worker_.shared(reply), [](ByteReader& reader) { return reader.get_list<std::int64_t>(); });
     }
 
     Result finish() override {

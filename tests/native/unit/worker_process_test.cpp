@@ -1,5 +1,5 @@
 // A worker process and the memory that it shares, without the work: this program is its own worker. How an end is noticed,
-// waited for, and left to whom it belongs.
+// waited for, and left to whom it belongs; what a worker gone mad says.
 #include "worker_process.hpp"
 
 #include <fcntl.h>
@@ -15,6 +15,8 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -23,6 +25,8 @@
 #include "check.hpp"
 #include "decipher_rt.h"
 #include "error.hpp"
+#include "worker_client.hpp"
+#include "worker_protocol.hpp"
 
 using namespace decipher;
 using namespace std::chrono_literals;
@@ -54,14 +58,40 @@ namespace {
 constexpr std::size_t large = std::size_t{8} << 20;
 constexpr std::byte ended{1};
 
-// Answers with what it hears. When the host has closed its end it takes its time, and says that it was not killed.
+// Opens as a worker does; whatever it is asked then, its answer makes no sense.
+void answer_madly(const Message& request, SharedMemory& memory) {
+    ByteReader reader(request.content);
+    ByteWriter writer;
+    switch (request.kind) {
+        case MessageKind::open: {
+            Description description;
+            std::ifstream file(get_options(reader).bundle + "/manifest.json");
+            description.manifest_text.assign(std::istreambuf_iterator<char>(file), {});
+            put_description(writer, description);
+            std::copy(writer.bytes().begin(), writer.bytes().end(), memory.area(writer.bytes().size()).begin());
+            send_message(worker_socket, {MessageKind::reply, writer.bytes().size(), {}});
+            return;
+        }
+        case MessageKind::warm_up:
+            writer.put(drt_status{DRT_OK});
+            writer.put(std::string("it failed well"));
+            send_message(worker_socket, {MessageKind::failure, 0, writer.bytes()});
+            return;
+        default: send_message(worker_socket, {MessageKind::reply, 0, {}});  // with nothing in it
+    }
+}
+
+// Answers with what it hears, or madly. When the host has closed its end it takes its time, and says that it was not killed.
 int play_worker() {
     SharedMemory memory = SharedMemory::attach(Descriptor(worker_memory));
     memory.hold_life();
     std::byte& said = memory.area(large)[0];
     Received received;
     for (Message message; (received = receive_message(worker_socket, -1, message)) != Received::gone;)
-        if (received == Received::message) send_message(worker_socket, message);
+        if (received == Received::message && message.kind == MessageKind::missing)
+            send_message(worker_socket, message);
+        else if (received == Received::message)
+            answer_madly(message, memory);
     std::this_thread::sleep_for(200ms);
     said = ended;
     return 0;
@@ -79,6 +109,25 @@ struct Played {
     }
     bool ended_by_itself() { return memory.area(1)[0] == ended; }
 };
+
+void an_answer_without_sense_is_a_loss(const std::string& bundle) {
+    SessionOptions options;
+    options.bundle = bundle;
+    const double affine[16] = {2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1};
+    const std::int64_t shape[3] = {2, 4, 4};
+    const std::byte voxels[32]{};
+    const SeriesForm form = check_form(DRT_UINT8, shape, affine, 1, 0, {});
+    const auto lost = [&](auto&& ask) {
+        const auto worker = make_worker(options, "/proc/self/exe", 0);
+        CHECK(CHECK_ERROR(ask(*worker), DRT_ERROR_WORKER_LOST).find("nonsense") != std::string::npos);
+        CHECK(CHECK_ERROR(worker->warm_up(), DRT_ERROR_WORKER_LOST).find("is lost") != std::string::npos);
+    };
+    lost([](Backend& worker) { worker.warm_up(); });
+    lost([&](Backend& worker) { worker.run(form, {voxels, {16, 4, 1}}); });
+    lost([&](Backend& worker) { worker.begin(form); });
+    options.bundle = "/nonexistent";  // the manifest of which is empty
+    CHECK_ERROR(make_worker(options, "/proc/self/exe", 0), DRT_ERROR_WORKER_LOST);
+}
 
 void memory_is_taken_when_it_grows() {
     SharedMemory memory = SharedMemory::create();
@@ -246,9 +295,11 @@ void only_shared_memory_is_attached() {
 
 }  // namespace
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
     if (std::string(argv[0]) == "decipher-rt-worker") return play_worker();
     if (std::string(argv[1] != nullptr ? argv[1] : "") == "elsewhere") return look_for_worker_elsewhere();
+    CHECK(argc > 1);
+    an_answer_without_sense_is_a_loss(argv[1]);
     memory_is_taken_when_it_grows();
     death_is_noticed_at_once();
     signals_do_not_cut_the_end_short();
