@@ -126,6 +126,7 @@ void CudaDevice::read_back(void* to, const void* from, std::size_t bytes) const 
 void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {
     if (sealed_ || bytes == 0) return nullptr;
     try {
+        std::map<void*, std::size_t> block = {{nullptr, bytes}};  // made first: what is given must be written down
         const Current current(*this);  // TensorRT asks in whatever thread, and the driver gives nothing without a context
         void* pointer = nullptr;
         if (params_.allocate != nullptr) {
@@ -135,11 +136,13 @@ void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {
             if (driver_.allocate(&address, bytes) == CUDA_SUCCESS) pointer = reinterpret_cast<void*>(address);
         }
         if (pointer == nullptr) return nullptr;
+        auto written = block.extract(block.begin());
+        written.key() = pointer;
         const std::lock_guard guard(mutex_);
-        blocks_[pointer] = bytes;
+        blocks_.insert(std::move(written));
         bytes_ += bytes;
         return pointer;
-    } catch (const Error&) {  // the context is gone
+    } catch (...) {  // the context is gone, or the host has no memory
         return nullptr;
     }
 }

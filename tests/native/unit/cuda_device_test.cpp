@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <locale>
 #include <map>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -16,6 +17,18 @@
 #include "worker_protocol.hpp"
 
 using namespace decipher;
+
+static bool without_memory = false;
+
+// Where it inlines these, GCC 12 complains that malloc and delete do not go together.
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+    void* const made = without_memory ? nullptr : std::malloc(bytes);
+    if (made == nullptr) throw std::bad_alloc();
+    return made;
+}
+
+[[gnu::noinline]] void operator delete(void* pointer) noexcept { std::free(pointer); }
+[[gnu::noinline]] void operator delete(void* pointer, std::size_t) noexcept { std::free(pointer); }
 
 namespace {
 
@@ -149,6 +162,18 @@ void a_callers_memory_goes_back_when_nothing_uses_it() {
     CHECK(back == 4 * sizeof(float) + 8 && state.current == 0 && state.wrong.empty());
 }
 
+void a_host_without_memory_gets_none_of_the_device() {
+    static int given = 0;
+    drt_cuda_params params = on(0);
+    params.allocate = [](void*, std::size_t bytes, std::size_t) { return ++given, std::malloc(bytes); };
+    params.deallocate = [](void*, void* pointer, std::size_t) { --given, std::free(pointer); };
+    CudaDevice device(params);
+    without_memory = true;
+    void* const pointer = device.allocate(64, 1);
+    without_memory = false;
+    CHECK(pointer == nullptr && given == 0 && device.bytes() == 0);
+}
+
 void a_cubin_with_a_suffix_serves_its_own_card_alone() {
     const std::vector<std::string> known = {"sm_75", "sm_120a", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "other"};
     const std::map<int, std::string> expected = {{75, "sm_75"}, {80, "sm_80"}, {87, "sm_86"}, {88, "sm_86"}, {89, "sm_89"}, {90, "sm_90a"},
@@ -196,6 +221,7 @@ int main() {
     a_device_that_is_not_there_is_refused_in_a_line();
     memory_is_given_and_taken_in_any_thread();
     a_callers_memory_goes_back_when_nothing_uses_it();
+    a_host_without_memory_gets_none_of_the_device();
     a_cubin_with_a_suffix_serves_its_own_card_alone();
     a_driver_older_than_a_kernel_is_told_what_it_needs();
     a_worker_is_told_the_device();
