@@ -76,6 +76,7 @@ CudaDevice::CudaDevice(const drt_cuda_params& params) : params_(params) {
     } else {
         device_ = find(params.device);
         driver_.check(driver_.retain_primary(&context_, device_), "cuDevicePrimaryCtxRetain");
+        primary_ = {context_, ReleasePrimary{&driver_, device_}};
     }
     int major = 0, minor = 0;
     driver_.check(driver_.device_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device_), "cuDeviceGetAttribute");
@@ -114,7 +115,6 @@ CudaDevice::~CudaDevice() {
         if (params_.stream == nullptr && stream_ != nullptr) driver_.destroy_stream(stream_);
     } catch (const Error&) {  // a context that is gone took everything along
     }
-    if (params_.context == nullptr && context_ != nullptr) driver_.release_primary(device_);
 }
 
 void CudaDevice::read_back(void* to, const void* from, std::size_t bytes) const {

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "decipher_rt.h"
 #include "shared_library.hpp"
@@ -93,12 +94,19 @@ public:
     };
 
 private:
+    struct ReleasePrimary {
+        const CudaDriver* driver;
+        CUdevice device;
+        void operator()(CUcontext) const { driver->release_primary(device); }
+    };
+
     CUdevice find(int ordinal) const;
 
     CudaDriver driver_;
     drt_cuda_params params_;
     CUdevice device_ = 0;
     CUcontext context_ = nullptr;
+    std::unique_ptr<std::remove_pointer_t<CUcontext>, ReleasePrimary> primary_;  // empty where the context is the caller's
     CUstream stream_ = nullptr;
     int architecture_ = 0, version_ = 0;
     std::mutex mutex_;

@@ -108,8 +108,10 @@ PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(devic
     });
     check_driver(kernel_name, needed, device.version());
     if (grid_.size() != 3) throw bundle_error(std::string(launch_data) + ": a launch has three axes");
-    driver.check(driver.load_module(&module_, bundle.file(cubin).data()), "cuModuleLoadData");
-    driver.check(driver.module_function(&function_, module_, entry.c_str()), "cuModuleGetFunction");
+    CUmodule module = nullptr;
+    driver.check(driver.load_module(&module, bundle.file(cubin).data()), "cuModuleLoadData");
+    module_ = {module, Unload{&driver}};
+    driver.check(driver.module_function(&function_, module, entry.c_str()), "cuModuleGetFunction");
     if (raise_limit)
         driver.check(driver.set_attribute(function_, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(shared_bytes_)), "cuFuncSetAttribute");
     for (const auto& [name, array] : read_npz(constants_file, bundle.file(constants_file))) {
@@ -118,10 +120,6 @@ PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(devic
     }
     driver.check(driver.synchronize(device.stream()), "cuStreamSynchronize");
     if (width_ < 1) throw bundle_error(std::string(constants_file) + ": holds no bias; export the bundle again");
-}
-
-PatchEmbed::~PatchEmbed() {
-    if (module_ != nullptr) device_.driver().unload_module(module_);
 }
 
 std::int64_t PatchEmbed::evaluate(const Scalar& scalar, std::int64_t kept) {

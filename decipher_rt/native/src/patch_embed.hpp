@@ -3,7 +3,9 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "bundle.hpp"
@@ -21,7 +23,6 @@ void check_driver(const std::string& kernel, const std::string& needed, int vers
 class PatchEmbed {
 public:
     PatchEmbed(const Bundle& bundle, CudaDevice& device);
-    ~PatchEmbed();
     PatchEmbed(const PatchEmbed&) = delete;
     PatchEmbed& operator=(const PatchEmbed&) = delete;
 
@@ -41,10 +42,14 @@ private:
         std::string name;
         std::uint64_t alignment;
     };
+    struct Unload {
+        const CudaDriver* driver;
+        void operator()(CUmodule module) const { driver->unload_module(module); }
+    };
     static std::int64_t evaluate(const Scalar& scalar, std::int64_t kept);
 
     CudaDevice& device_;
-    CUmodule module_ = nullptr;
+    std::unique_ptr<std::remove_pointer_t<CUmodule>, Unload> module_;
     CUfunction function_ = nullptr;
     std::vector<Scalar> grid_;
     std::vector<Argument> arguments_;

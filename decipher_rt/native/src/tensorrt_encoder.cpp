@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <locale>
 #include <map>
+#include <optional>
 #include <sstream>
 
 #include "error.hpp"
@@ -60,7 +61,7 @@ class TensorRtEncoder : public Graph {
 public:
     TensorRtEncoder(const std::string& folder, const Bundle& bundle, const std::vector<EngineFile>& plans, CudaDevice& device)
         : device_(device), allocator_(device), library_(SharedLibrary::load(folder, library_stem + std::to_string(NV_TENSORRT_MAJOR), "install it, or open with device = DRT_CPU")) {
-        const CudaDevice::Current current(device_);
+        current_.emplace(device_);
         const auto create = library_.function<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
         runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(&log_, NV_TENSORRT_VERSION)));
         if (!runtime_) throw engine_error(std::string(tensorrt_flavour) + " does not start: " + log_.said());
@@ -77,18 +78,12 @@ public:
             bucket.context->setDeviceMemoryV2(scratch_.pointer(), scratch);  // one at a time runs: they share it
             warm_up(tokens, bucket);
         }
+        current_.reset();
     }
 
     ~TensorRtEncoder() override {
         try {
-            const CudaDevice::Current current(device_);
-            buckets_.clear();
-#if defined(TRT_MAJOR_RTX)
-            configs_.clear();
-#endif
-            engines_.clear();
-            runtime_.reset();
-            embed_.reset();
+            current_.emplace(device_);
         } catch (const Error&) {  // the context is gone
         }
     }
@@ -185,6 +180,7 @@ private:
     }
 
     CudaDevice& device_;
+    std::optional<CudaDevice::Current> current_;  // while the members below are made, all or some, and while they go
     Log log_;
     Allocator allocator_;
     SharedLibrary library_;

@@ -72,6 +72,27 @@ void all_is_on_the_device(int ordinal, int architecture) {
     CHECK(state.retained[ordinal] == 0 && state.streams.empty() && state.current == 0 && state.wrong.empty());
 }
 
+// The played driver knows no function of a module.
+void what_fails_half_way_leaves_nothing() {
+    Played& state = played();
+    state.refuses_streams = true;
+    CHECK(CHECK_ERROR(CudaDevice(on(1)), DRT_ERROR_MEMORY).find("cuStreamCreateWithPriority") == 0);
+    state.refuses_streams = false;
+    CHECK(state.retained[1] == 0);
+    const std::string launch =
+        R"({"schema": "decipher-rt/kernels/1", "kernels": [{"kernel": "patch_embed3d", "architecture": "sm_89", "entry": "patch_embed",
+            "cubin": "any.cubin", "threads": 128, "shared_memory_bytes": 0, "raise_shared_memory_limit": false, "arguments": [],
+            "grid": [{"times": 1, "block": 1, "size": null}, {"times": 1, "block": 1, "size": null}, {"times": 1, "block": 1, "size": null}]}]})";
+    const auto* const text = reinterpret_cast<const std::byte*>(launch.data());
+    Bundle bundle;
+    bundle.files["kernels/kernels.json"].assign(text, text + launch.size());
+    bundle.files["kernels/any.cubin"].resize(1);
+    CudaDevice device(on(1));
+    const CudaDevice::Current current(device);
+    CHECK(CHECK_ERROR(PatchEmbed(bundle, device), DRT_ERROR_ENGINE).find("cuModuleGetFunction") == 0);
+    CHECK(state.modules == 0 && state.wrong.empty());
+}
+
 void voxels_are_read_back_on_the_stream() {
     Played& state = played();
     {
@@ -216,6 +237,7 @@ void a_worker_is_told_the_device() {
 int main() {
     all_is_on_the_device(0, 75);
     all_is_on_the_device(1, 89);
+    what_fails_half_way_leaves_nothing();
     voxels_are_read_back_on_the_stream();
     a_callers_context_says_which_device();
     a_device_that_is_not_there_is_refused_in_a_line();

@@ -111,6 +111,7 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned, int) {
     const std::lock_guard guard(mutex);
     if (needs("cuStreamCreateWithPriority") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    if (played.refuses_streams) return CUDA_ERROR_OUT_OF_MEMORY;
     void* made = std::malloc(1);
     played.streams[made] = pushed.back();
     *stream = static_cast<CUstream>(made);
@@ -143,6 +144,21 @@ CUresult cuMemFree(CUdeviceptr address) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuModuleLoadData(CUmodule* module, const void*) {
+    const std::lock_guard guard(mutex);
+    if (needs("cuModuleLoadData") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    *module = reinterpret_cast<CUmodule>(&played.modules);
+    ++played.modules;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuModuleUnload(CUmodule) {
+    const std::lock_guard guard(mutex);
+    if (needs("cuModuleUnload") != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    --played.modules;
+    return CUDA_SUCCESS;
+}
+
 // Nothing has come before the stream is waited for.
 CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
     const std::lock_guard guard(mutex);
@@ -162,8 +178,6 @@ CUresult cuStreamSynchronize(CUstream stream) {
 }
 
 CUresult cuMemcpyHtoDAsync(CUdeviceptr, const void*, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuModuleLoadData(CUmodule*, const void*) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuModuleUnload(CUmodule) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**) { return CUDA_ERROR_NOT_SUPPORTED; }

@@ -20,6 +20,8 @@ struct Played {
     std::map<const void*, int> memory;  // address to device
     std::map<const void*, int> streams;
     std::vector<PlayedCopy> waiting;
+    int modules = 0;
+    bool refuses_streams = false;
     std::vector<std::string> wrong;  // calls without a context, or with another device's
 };
 
