@@ -4,8 +4,11 @@
 #include <NvInferRuntime.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <locale>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <sstream>
 
@@ -30,15 +33,22 @@ constexpr const char* library_stem = "libnvinfer.so.";
 #endif
 constexpr const char* embedded_input = "embedded";
 
+// Told by any thread, also by several at a time, and maybe that there is no memory.
 class Log : public nvinfer1::ILogger {
 public:
     void log(Severity severity, const char* message) noexcept override {
-        if (severity <= Severity::kERROR) last_ = message;
+        if (severity > Severity::kERROR) return;
+        const std::lock_guard lock(mutex_);
+        std::snprintf(last_.data(), last_.size(), "%s", message);
     }
-    std::string said() const { return last_.empty() ? "it gives no reason" : one_line(last_); }
+    std::string said() const {
+        const std::lock_guard lock(mutex_);
+        return last_[0] == '\0' ? "it gives no reason" : one_line(last_.data());
+    }
 
 private:
-    std::string last_;
+    mutable std::mutex mutex_;
+    std::array<char, 1024> last_{};
 };
 
 // TensorRT takes its memory where we take ours, so that it is counted, and refused once the session is open.
