@@ -215,7 +215,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     callbacks_.report(DRT_OPEN, 0.2);
     callbacks_.stop_if_cancelled("while opening");
 
-    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision, cpu_features()).file;
+    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision).file;
     encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : graphs->load(encoder, threads), encoder,
                        {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.6);
