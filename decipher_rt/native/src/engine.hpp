@@ -57,6 +57,7 @@ public:
     // For `threads`: a graph that computes in the thread that calls it. It keeps none of its own, and cannot be cancelled.
     static constexpr unsigned in_caller = 0;
 
+    // This and the next: any number of threads at a time.
     // A graph that an earlier session compiled from the file of this sum (64 hexadecimal digits); nullptr if there is none.
     virtual std::unique_ptr<Graph> load_kept(const std::string& file, const std::string& sha256, unsigned threads) = 0;
     // Compile a file, and keep the result. Throws an engine error where the engine refuses it.

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <filesystem>
 #include <locale>
+#include <mutex>
 #include <openvino/frontend/manager.hpp>
 #include <openvino/openvino.hpp>
 #include <openvino/runtime/exception.hpp>
@@ -181,6 +182,7 @@ public:
         if (cache_.enabled() && can_keep()) {
             std::ostringstream stream;
             compiled.export_model(stream);
+            const std::lock_guard lock(keeping_);
             if (can_keep() && !cache_.keep(key(sha256, threads), std::move(stream).str())) failed_to_keep_ = true;
         }
         return std::make_unique<OpenVinoGraph>(file, std::move(compiled), std::nullopt, threads);
@@ -222,6 +224,7 @@ private:
     std::string version_, capabilities_;
     ov::Core core_;
     GraphCache cache_;
+    std::mutex keeping_;  // two files of one sum are kept under one name
     bool failed_to_keep_ = false;
 };
 

@@ -7,7 +7,6 @@
 #include <chrono>
 #include <future>
 #include <latch>
-#include <mutex>
 #include <numeric>
 #include <set>
 
@@ -27,24 +26,12 @@ constexpr double unit_tolerance = 1e-2;  // of the length of an embedding, which
 // A volume for warming up: large enough to be cut into every slab, small enough to cost little beside the encoder.
 constexpr std::int64_t warm_up_voxels = 32;
 
-// Graphs of a bundle on an engine, loaded by any number of threads.
-class GraphLoader {
-public:
-    GraphLoader(Engine& engine, const Bundle& bundle) : engine_(engine), bundle_(bundle) {}
-
-    // Reads from the bundle only what no earlier session left a compiled graph of.
-    std::unique_ptr<Graph> load(const std::string& file, unsigned threads) {
-        const std::string& sum = bundle_.sums.at(file);
-        if (auto kept = engine_.load_kept(file, sum, threads)) return kept;
-        const std::lock_guard lock(compiling_);  // two files of one sum are kept under one name
-        return engine_.load(file, sum, bundle_.content(file), threads);
-    }
-
-private:
-    Engine& engine_;
-    const Bundle& bundle_;
-    std::mutex compiling_;
-};
+// Reads from the bundle only what no earlier session left a compiled graph of.
+std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const std::string& file, unsigned threads) {
+    const std::string& sum = bundle.sums.at(file);
+    if (auto kept = engine.load_kept(file, sum, threads)) return kept;
+    return engine.load(file, sum, bundle.content(file), threads);
+}
 
 // A graph that answers from the encoder's features, and the grid if it asks for it, and where it belongs.
 struct Answerer {
@@ -181,12 +168,11 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     // and DALI's take it longest, so the engine's go first. A third thread checks files from the start. What was kept of a
     // graph was compiled from a file of the same sum.
     FileCheck files(bundle);
-    std::optional<GraphLoader> graphs;
     std::atomic<std::size_t> next_answerer{0};
     const auto load_answerers = [&] {
         for (std::size_t i; (i = next_answerer++) < answerers.size();) {
             const Answerer& one = answerers[i];
-            one.place = checked(graphs->load(one.file, one.threads), one.file, features, one.outputs);
+            one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, features, one.outputs);
         }
     };
     std::latch engine_loaded(1);
@@ -198,12 +184,11 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         dali_ = load_dali(options.library_folder);
         // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
         graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
-        if (graphs) load_answerers();
+        if (engine_) load_answerers();
         files.rest();
     });
     try {
         engine_ = make_openvino(options.cache_folder);
-        graphs.emplace(*engine_, bundle);
         if (!options.cache_folder.empty() && !engine_->can_keep())
             callbacks_.say(DRT_LOG_WARNING, "cache_folder is not used, as the host's global std::locale would spoil the numbers of compiled graphs: "
                                             "give it the numeric category of std::locale::classic(), or use DRT_WORKER");
@@ -216,7 +201,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     callbacks_.stop_if_cancelled("while opening");
 
     const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision).file;
-    encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : graphs->load(encoder, threads), encoder,
+    encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
                        {"volume", "window", "tokens"}, {"patch", "embedding"});
     callbacks_.report(DRT_OPEN, 0.6);
     callbacks_.stop_if_cancelled("while opening");
