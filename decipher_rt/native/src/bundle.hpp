@@ -43,6 +43,8 @@ public:
 
     void one();
     void rest();
+    // Nobody takes anything more.
+    void stop() { next_ = files_.size(); }
 
 private:
     bool next();

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <future>
-#include <latch>
 #include <numeric>
 #include <set>
 
@@ -168,47 +167,67 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     // and DALI's take it longest, so the engine's go first. A third thread checks files from the start. What was kept of a
     // graph was compiled from a file of the same sum.
     FileCheck files(bundle);
+    std::atomic<bool> stopped{false};
+    std::atomic_flag engine_settled;  // loaded, or given up
+    const auto settle = [&] {
+        engine_settled.test_and_set();
+        engine_settled.notify_all();
+    };
+    // All threads are waited for: where one fails, the others begin nothing more.
+    const auto or_stop = [&](auto&& work) {
+        try {
+            work();
+        } catch (...) {
+            stopped = true;
+            files.stop();
+            settle();
+            throw;
+        }
+    };
+    const auto load_preprocessing = [&] {
+        dali_ = load_dali(options.library_folder);
+        // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
+        graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
+    };
     std::atomic<std::size_t> next_answerer{0};
     const auto load_answerers = [&] {
-        for (std::size_t i; (i = next_answerer++) < answerers.size();) {
+        for (std::size_t i; !stopped && (i = next_answerer++) < answerers.size();) {
             const Answerer& one = answerers[i];
             one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, features, one.outputs);
         }
     };
-    std::latch engine_loaded(1);
-    const auto in_thread = [threads](unsigned number) { return threads >= number ? std::launch::async : std::launch::deferred; };
-    auto checking = std::async(in_thread(3), [&] { files.rest(); });
-    auto preprocessing = std::async(in_thread(2), [&] {
-        if (threads > 1) files.one();
-        engine_loaded.wait();
-        dali_ = load_dali(options.library_folder);
-        // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
-        graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
-        if (engine_) load_answerers();
-        files.rest();
-    });
-    try {
+    const auto in_thread = [&](auto work) { return std::async(std::launch::async, [&or_stop, work] { or_stop(work); }); };
+    std::future<void> second, third;
+    or_stop([&] {
+        if (threads > 2) third = in_thread([&] { files.rest(); });
+        if (threads > 1)
+            second = in_thread([&] {
+                files.one();
+                engine_settled.wait(false);
+                if (stopped) return;
+                load_preprocessing();
+                load_answerers();
+                files.rest();
+            });
         engine_ = make_openvino(options.cache_folder);
         if (!options.cache_folder.empty() && !engine_->can_keep())
             callbacks_.say(DRT_LOG_WARNING, "cache_folder is not used, as the host's global std::locale would spoil the numbers of compiled graphs: "
                                             "give it the numeric category of std::locale::classic(), or use DRT_WORKER");
-    } catch (...) {
-        engine_loaded.count_down();
-        throw;
-    }
-    engine_loaded.count_down();
-    callbacks_.report(DRT_OPEN, 0.2);
-    callbacks_.stop_if_cancelled("while opening");
+        callbacks_.report(DRT_OPEN, 0.2);
+        callbacks_.stop_if_cancelled("while opening");
+        settle();
+        if (threads == 1) load_preprocessing();
 
-    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision).file;
-    encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
-                       {"volume", "window", "tokens"}, {"patch", "embedding"});
-    callbacks_.report(DRT_OPEN, 0.6);
-    callbacks_.stop_if_cancelled("while opening");
-    load_answerers();
-    files.rest();
-    checking.get();
-    preprocessing.get();
+        const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision).file;
+        encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
+                           {"volume", "window", "tokens"}, {"patch", "embedding"});
+        callbacks_.report(DRT_OPEN, 0.6);
+        callbacks_.stop_if_cancelled("while opening");
+        load_answerers();
+        files.rest();
+    });
+    for (std::future<void>* one : {&third, &second})
+        if (one->valid()) one->get();
 
     description_.engine = gpu_ ? gpu_->engine() : engine_->name();
     description_.device = gpu_ ? gpu_->device() : engine_->device();

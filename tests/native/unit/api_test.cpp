@@ -1,6 +1,7 @@
 // The C interface on a real bundle: arguments, results, buffers, callbacks, streaming.
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cfenv>
@@ -322,6 +323,32 @@ void opening_is_cancelled(const char* bundle) {
     CHECK(message() == "cancelled while opening");
 }
 
+// What other threads are at is not waited for: they compile, and keep, nothing more.
+void opening_ends_where_it_fails(const char* bundle) {
+    const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("decipher_rt_api_test_" + std::to_string(getpid()));
+    const std::string name = folder.string();
+    std::filesystem::create_directory(folder);
+    const auto kept = [&folder] { return std::distance(std::filesystem::directory_iterator(folder), {}); };
+    bool begun = false;
+    drt_session* session = nullptr;
+    for (const unsigned threads : {1U, 2U, 3U}) {
+        const auto before = kept();
+        drt_session_params params;
+        drt_session_default_params(&params, sizeof params);
+        params.threads = threads;
+        params.cache_folder = name.c_str();
+        params.library_folder = "/nonexistent";  // where DALI is not; the encoder may be in work by then
+        CHECK(drt_session_open(bundle, &params, &session) == DRT_ERROR_ENGINE && kept() <= before + (threads > 1 ? 1 : 0));
+        params.library_folder = nullptr;
+        params.user_data = &begun;
+        params.progress = [](void* data, drt_stage, double fraction) { *static_cast<bool*>(data) = fraction > 0; };
+        params.cancel = [](void* data) -> int { return *static_cast<bool*>(data); };
+        const auto then = kept();
+        CHECK(drt_session_open(bundle, &params, &session) == DRT_ERROR_CANCELLED && kept() == then);
+    }
+    std::filesystem::remove_all(folder);
+}
+
 void a_cache_that_cannot_be_written_is_told_once(const char* bundle) {
     std::vector<std::string> warnings;
     drt_session_params params;
@@ -426,6 +453,7 @@ int main(int, char** argv) {
 #endif
     a_cancelled_thread_ends_after_the_call(bundle, sample);
     opening_is_cancelled(bundle);
+    opening_ends_where_it_fails(bundle);
     a_cache_that_cannot_be_written_is_told_once(bundle);
     callbacks(bundle, sample);
 }
