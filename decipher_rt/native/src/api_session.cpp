@@ -4,6 +4,7 @@
 #include <future>
 
 #include "api.hpp"
+#include "blocked_signals.hpp"
 #include "elapsed.hpp"
 #include "worker_client.hpp"
 
@@ -179,6 +180,7 @@ drt_status drt_session_enqueue(drt_session* session, const drt_volume* volume, d
         form_of(given);  // what is wrong with it is said at once
         const HeaderFacts header = header_facts(given.modality, given.body_part);  // the caller's text may go
         std::promise<void> kept;  // the thread: who waits for it may do so as soon as `done` is called
+        const BlockedSignals in_new_thread;
         opened.enqueued = std::jthread([&opened, given, header, done, user_data, is_kept = kept.get_future()]() mutable {
             is_kept.wait();
             given.modality = header.modality ? header.modality->c_str() : nullptr;

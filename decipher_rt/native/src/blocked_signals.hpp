@@ -1,4 +1,4 @@
-// Threads inherit what the one that makes them blocks: those of the engines shall never take a signal of the host's.
+// Threads inherit what the one that makes them blocks: ours and the engines' shall never take a signal of the host's.
 #pragma once
 
 #include <pthread.h>

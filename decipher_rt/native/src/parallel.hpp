@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "blocked_signals.hpp"
+
 namespace decipher {
 
 // Call work(i) for every i in [0, count) in up to `threads` threads, the caller's among them; in fewer where the system gives no
@@ -31,6 +33,7 @@ void parallel_for(std::size_t count, unsigned threads, Work&& work) {
     {
         std::vector<std::jthread> helpers;
         try {
+            const BlockedSignals in_new_threads;
             for (std::size_t t = 1; t < std::min<std::size_t>(threads, count); ++t) helpers.emplace_back(run);
         } catch (const std::system_error&) {
         }

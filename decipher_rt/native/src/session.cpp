@@ -9,6 +9,7 @@
 #include <numeric>
 #include <set>
 
+#include "blocked_signals.hpp"
 #include "cpu_features.hpp"
 #include "error.hpp"
 #include "graph_operators.hpp"
@@ -196,7 +197,10 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
             one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, features, one.outputs);
         }
     };
-    const auto in_thread = [&](auto work) { return std::async(std::launch::async, [&or_stop, work] { or_stop(work); }); };
+    const auto in_thread = [&](auto work) {
+        const BlockedSignals in_new_thread;
+        return std::async(std::launch::async, [&or_stop, work] { or_stop(work); });
+    };
     std::future<void> second, third;
     or_stop([&] {
         if (threads > 2) third = in_thread([&] { files.rest(); });

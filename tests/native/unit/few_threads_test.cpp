@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <signal.h>
 
 #include <atomic>
 #include <cerrno>
@@ -15,6 +16,7 @@
 namespace {
 
 std::atomic<int> alive{0}, most_alive{1000};
+std::atomic<int> take_signals{0};  // threads, also those that end with the call, on which a handler of the host's could run
 
 struct Start {
     void* (*routine)(void*);
@@ -37,6 +39,9 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
         --alive;
         return EAGAIN;
     }
+    sigset_t blocked;
+    pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+    if (sigismember(&blocked, SIGTERM) == 0) ++take_signals;
     auto start = std::make_unique<Start>(Start{routine, argument});
     const int failed = system_s(thread, attributes, run_counted, start.get());
     if (failed == 0)
@@ -68,6 +73,8 @@ int main(int, char** argv) {
     CHECK(drt_session_open(argv[1], &params, &session) == DRT_ERROR_MEMORY);
     most_alive = 1000;
     CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
+    CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
+    CHECK(take_signals == 0);
     most_alive = alive.load();  // a run goes on with the threads that there are
     CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
     // Another type of voxels wants another graph of DALI's, which ends the process where its second thread is not to be had.
