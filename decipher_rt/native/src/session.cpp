@@ -187,8 +187,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     };
     const auto load_preprocessing = [&] {
         dali_ = load_dali(options.library_folder);
-        // Most scanners store signed or unsigned 16-bit integers; other types are made ready when they first come.
-        graph(grid_graphs_, VoxelType::int16, static_cast<std::size_t>(slabs_));
+        unused_ = new_graph(static_cast<std::size_t>(slabs_));
     };
     std::atomic<std::size_t> next_answerer{0};
     const auto load_answerers = [&] {
@@ -259,20 +258,19 @@ GridPlan Session::plan(const SeriesForm& form) const {
     return plan_grid(form.affine, form.shape, description_.manifest.preprocessing);
 }
 
-DaliGraph& Session::graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch) {
-    std::unique_ptr<DaliGraph>& found = graphs[type];
+std::unique_ptr<DaliGraph> Session::new_graph(std::size_t batch) const {
     // DALI runs a sample on one thread.
     const auto threads = static_cast<unsigned>(std::min<std::size_t>(description_.threads, batch));
-    if (!found) found = std::make_unique<DaliGraph>(dali_, preprocessing_, batch, threads);
-    return *found;
+    return std::make_unique<DaliGraph>(dali_, preprocessing_, batch, threads);
 }
 
 void Session::make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window) {
     const Shape& grid_shape = description_.manifest.preprocessing.grid_shape;
     const auto samples = grid_arguments(plan, grid_shape, slabs_, window[0]);
-    DaliGraph& pipeline = graph(grid_graphs_, type, samples.size());
+    std::unique_ptr<DaliGraph>& pipeline = grid_graphs_[type];
+    if (!pipeline) pipeline = unused_ ? std::move(unused_) : new_graph(samples.size());
     try {
-        pipeline.run(voxels, type, shape, samples, grid_);
+        pipeline->run(voxels, type, shape, samples, grid_);
     } catch (...) {
         grid_graphs_.erase(type);  // DALI does not go on after an error
         throw;
@@ -281,9 +279,10 @@ void Session::make_grid(const GridPlan& plan, VoxelType type, const Shape& shape
 
 void Session::resample_in_plane(const SeriesForm& form, const GridPlan& plan, const void* pixels, float* resampled) {
     const GraphArguments sample = slice_arguments(plan);
-    DaliGraph& pipeline = graph(slice_graphs_, form.stored, 1);
+    std::unique_ptr<DaliGraph>& pipeline = slice_graphs_[form.stored];
+    if (!pipeline) pipeline = new_graph(1);
     try {
-        pipeline.run(pixels, form.stored, {1, form.shape[1], form.shape[2]}, {&sample, 1},
+        pipeline->run(pixels, form.stored, {1, form.shape[1], form.shape[2]}, {&sample, 1},
                      {resampled, static_cast<std::size_t>(plan.size[1] * plan.size[2])});
     } catch (...) {
         slice_graphs_.erase(form.stored);

@@ -95,7 +95,7 @@ public:
 private:
     class Clock;
 
-    DaliGraph& graph(std::map<VoxelType, std::unique_ptr<DaliGraph>>& graphs, VoxelType type, std::size_t batch);
+    std::unique_ptr<DaliGraph> new_graph(std::size_t batch) const;
     void make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window);
     enum class Heads { in_scope, always };
     Result answer(const SeriesForm& form, const GridPlan& plan, const Window& window, Clock& clock, Heads heads = Heads::in_scope);
@@ -107,6 +107,7 @@ private:
     std::shared_ptr<const DaliLibrary> dali_;
     std::int64_t slabs_ = 1;
     std::map<VoxelType, std::unique_ptr<DaliGraph>> grid_graphs_, slice_graphs_;
+    std::unique_ptr<DaliGraph> unused_;  // made while opening, taken for the grid of the first type of voxels
     Buffer<float> grid_;
     std::unique_ptr<Gpu> gpu_;  // outlives the encoder, whose memory is the device's
     std::unique_ptr<Engine> engine_;

@@ -231,12 +231,28 @@ void streaming(drt_session* session, const Sample& sample) {
     drt_series_free(series);
 }
 
+std::ptrdiff_t threads_now() {
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    return std::distance(begin(tasks), end(tasks));
+}
+
+// The graph that was made while opening serves any of them, and its threads are all.
+void the_first_type_of_voxels_wants_no_other_graph(const char* bundle, const Sample& sample) {
+    const auto threads_after = [&](drt_voxel_type type) {
+        drt_session* session = nullptr;
+        CHECK(drt_session_open(bundle, nullptr, &session) == DRT_OK);
+        drt_volume volume = sample.volume;
+        volume.type = type;
+        CHECK(drt_session_run(session, &volume) == DRT_OK);
+        const auto threads = threads_now();
+        drt_session_close(session);
+        return threads;
+    };
+    CHECK(threads_after(DRT_UINT16) == threads_after(DRT_INT16));
+}
+
 // What a series wants was made by warming up, the threads of its graphs too; heads answer though that volume is none.
 void warming_up(const char* bundle, const Sample& sample) {
-    const auto threads_now = [] {
-        const std::filesystem::directory_iterator tasks("/proc/self/task");
-        return std::distance(begin(tasks), end(tasks));
-    };
     struct Host {
         bool in_heads = false, asked_there = false;
     } host;
@@ -447,6 +463,7 @@ int main(int, char** argv) {
     streaming(session, sample);
     rounding(session, sample);
     drt_session_close(session);
+    the_first_type_of_voxels_wants_no_other_graph(bundle, sample);
     warming_up(bundle, sample);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which take stack of their own
     small_stack(bundle);
