@@ -174,7 +174,8 @@ typedef struct drt_session_params {
                                  one warning is logged where they cannot be; the folder must be writable by trusted users
                                  only */
     const char *library_folder; /* NULL: the system's search. Else where libdali and TensorRT lie; libcuda is the driver's
-                                   and always where the system has it */
+                                   and always where the system has it. A process loads libdali once: a folder with
+                                   another one is refused later */
     const char *worker_path;    /* NULL: decipher-rt-worker, found beside the library or in ../libexec/decipher_rt */
     uint32_t worker_timeout_ms; /* 0: for ever. A worker silent for longer than this within a call is killed */
     const drt_cuda_params *cuda; /* NULL: device 0 with defaults */

@@ -17,6 +17,7 @@ namespace decipher {
 
 namespace {
 
+constexpr const char* main_library = "libdali.so";
 constexpr const char* advice = "copy DALI's libraries beside libdecipher_rt or name their folder in library_folder";
 // The graph says the layout; DALI 2.4 crashes on the NULL that its header allows.
 constexpr const char* no_layout = "";
@@ -101,20 +102,23 @@ struct DaliLibrary {
     }
 };
 
-std::shared_ptr<const DaliLibrary> load_dali(const std::string& folder) {
+const DaliLibrary& load_dali(const std::string& folder) {
     static std::mutex loading;
-    static std::weak_ptr<const DaliLibrary> loaded;
+    static const DaliLibrary* loaded = nullptr;  // for ever, as the libraries
     const std::lock_guard lock(loading);
+    if (loaded != nullptr && SharedLibrary::is_loaded(folder, main_library)) return *loaded;
+    if (loaded != nullptr)
+        throw engine_error("library_folder " + folder + " does not hold the DALI that an earlier session of this process has loaded: "
+                           "name the folder that it named, or open with mode = DRT_WORKER");
     const BlockedSignals in_new_threads;
-    if (auto library = loaded.lock()) return library;
     // In the order in which they depend on each other.
     SharedLibrary::load(folder, "libdali_core.so", advice);
     SharedLibrary::load(folder, "libdali_kernels.so", advice);
-    const SharedLibrary dali = SharedLibrary::load(folder, "libdali.so", advice);
+    const SharedLibrary dali = SharedLibrary::load(folder, main_library, advice);
     const SharedLibrary operators = SharedLibrary::load(folder, "libdali_operators.so", advice);
     operators.function<void (*)()>("daliInitOperators")();
     notice_exit();
-    auto library = std::make_shared<DaliLibrary>();
+    auto library = std::make_unique<DaliLibrary>();
     const auto find = [&](auto& member, const char* name) { member = dali.function<std::decay_t<decltype(member)>>(name); };
     find(library->deserialize, "daliPipelineDeserialize");
     find(library->build, "daliPipelineBuild");
@@ -132,8 +136,8 @@ std::shared_ptr<const DaliLibrary> load_dali(const std::string& folder) {
     find(library->release, "daliTensorListDecRef");
     find(library->last_message, "daliGetLastErrorMessage");
     find(library->clear_error, "daliClearLastError");
-    loaded = library;
-    return library;
+    loaded = library.release();
+    return *loaded;
 }
 
 struct DaliGraph::Handles {
@@ -203,9 +207,8 @@ void check_output(const DaliLibrary& dali, daliTensorList_h output, std::size_t 
 
 }  // namespace
 
-DaliGraph::DaliGraph(std::shared_ptr<const DaliLibrary> library, std::span<const std::byte> serialised,
-                     std::size_t batch, unsigned threads)
-    : library_(std::move(library)), handles_(std::make_unique<Handles>()), batch_(batch) {
+DaliGraph::DaliGraph(const DaliLibrary& library, std::span<const std::byte> serialised, std::size_t batch, unsigned threads)
+    : library_(library), handles_(std::make_unique<Handles>()), batch_(batch) {
     const BlockedSignals in_new_threads;
     try_threads(threads + most_threads_of_graph);
     daliPipelineParams_t params{};
@@ -214,12 +217,12 @@ DaliGraph::DaliGraph(std::shared_ptr<const DaliLibrary> library, std::span<const
     params.num_threads = static_cast<int>(threads);
     // Work starts in the calling thread: no thread of an executor beside those that compute.
     params.exec_type = DALI_EXEC_SIMPLE;
-    library_->check(library_->deserialize(&handles_->pipeline, serialised.data(), serialised.size(), &params),
-                    "daliPipelineDeserialize");
-    const daliResult_t built = library_->build(handles_->pipeline);
+    library_.check(library_.deserialize(&handles_->pipeline, serialised.data(), serialised.size(), &params),
+                   "daliPipelineDeserialize");
+    const daliResult_t built = library_.build(handles_->pipeline);
     if (built != DALI_SUCCESS) {
-        const std::string message = essence(library_->last_message());
-        library_->destroy(handles_->pipeline);
+        const std::string message = essence(library_.last_message());
+        library_.destroy(handles_->pipeline);
         throw engine_error("DALI: " + message + " (daliPipelineBuild)");
     }
 }
@@ -228,13 +231,13 @@ DaliGraph::~DaliGraph() {
     if (exiting)
         static_cast<void>(handles_.release());  // the process ends, and all with it
     else
-        library_->destroy(handles_->pipeline);
+        library_.destroy(handles_->pipeline);
 }
 
 void DaliGraph::run(const void* voxels, VoxelType type, const Shape& shape, std::span<const GraphArguments> samples,
                     std::span<float> out) {
     if (samples.size() != batch_) throw Error(DRT_ERROR_INTERNAL, "a graph was given a batch of another size");
-    const DaliLibrary& dali = *library_;
+    const DaliLibrary& dali = library_;
     Feed feed(dali, handles_->pipeline);
     const std::array<std::int64_t, 4> voxel_shape = {shape[0], shape[1], shape[2], 1};
     const std::int64_t three = 3;

@@ -15,15 +15,15 @@ namespace decipher {
 
 struct DaliLibrary;
 
-// Load DALI and register its operators; the same library for every session of the process.
-std::shared_ptr<const DaliLibrary> load_dali(const std::string& folder);
+// Load DALI and register its operators, once for the process: throws an engine error where `folder` holds other libraries than
+// those of the first time.
+const DaliLibrary& load_dali(const std::string& folder);
 
 // The graph of decipher_rt/preprocess/graph.py, ready to run on batches of a fixed number of samples. Its input voxels
 // keep their type from the first run on.
 class DaliGraph {
 public:
-    DaliGraph(std::shared_ptr<const DaliLibrary> library, std::span<const std::byte> serialised, std::size_t batch,
-              unsigned threads);
+    DaliGraph(const DaliLibrary& library, std::span<const std::byte> serialised, std::size_t batch, unsigned threads);
     ~DaliGraph();
     DaliGraph(const DaliGraph&) = delete;
     DaliGraph& operator=(const DaliGraph&) = delete;
@@ -35,7 +35,7 @@ public:
 
 private:
     struct Handles;
-    std::shared_ptr<const DaliLibrary> library_;
+    const DaliLibrary& library_;
     std::unique_ptr<Handles> handles_;
     std::size_t batch_;
 };

@@ -186,7 +186,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         }
     };
     const auto load_preprocessing = [&] {
-        dali_ = load_dali(options.library_folder);
+        dali_ = &load_dali(options.library_folder);
         unused_ = new_graph(static_cast<std::size_t>(slabs_));
     };
     std::atomic<std::size_t> next_answerer{0};
@@ -261,7 +261,7 @@ GridPlan Session::plan(const SeriesForm& form) const {
 std::unique_ptr<DaliGraph> Session::new_graph(std::size_t batch) const {
     // DALI runs a sample on one thread.
     const auto threads = static_cast<unsigned>(std::min<std::size_t>(description_.threads, batch));
-    return std::make_unique<DaliGraph>(dali_, preprocessing_, batch, threads);
+    return std::make_unique<DaliGraph>(*dali_, preprocessing_, batch, threads);
 }
 
 void Session::make_grid(const GridPlan& plan, VoxelType type, const Shape& shape, const void* voxels, const Window& window) {

@@ -104,7 +104,7 @@ private:
     Callbacks callbacks_;
     Description description_;
     Bytes preprocessing_;
-    std::shared_ptr<const DaliLibrary> dali_;
+    const DaliLibrary* dali_ = nullptr;
     std::int64_t slabs_ = 1;
     std::map<VoxelType, std::unique_ptr<DaliGraph>> grid_graphs_, slice_graphs_;
     std::unique_ptr<DaliGraph> unused_;  // made while opening, taken for the grid of the first type of voxels

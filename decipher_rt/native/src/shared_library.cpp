@@ -6,16 +6,21 @@
 
 namespace decipher {
 
+static std::string path_of(const std::string& folder, const std::string& name) { return folder.empty() ? name : folder + "/" + name; }
+
 SharedLibrary SharedLibrary::load(const std::string& folder, const std::string& name, const std::string& advice) {
-    const std::string path = folder.empty() ? name : folder + "/" + name;
     SharedLibrary library;
     library.name_ = name;
-    library.handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    library.handle_ = dlopen(path_of(folder, name).c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library.handle_ == nullptr) {
         const char* reason = dlerror();
         throw engine_error(name + " does not load (" + one_line(reason != nullptr ? reason : "no reason given") + "): " + advice);
     }
     return library;
+}
+
+bool SharedLibrary::is_loaded(const std::string& folder, const std::string& name) {
+    return dlopen(path_of(folder, name).c_str(), RTLD_LAZY | RTLD_NOLOAD) != nullptr;
 }
 
 void* SharedLibrary::symbol(const char* name) const {

@@ -11,6 +11,9 @@ public:
     // stays in the process once loaded: its threads and exit handlers may outlive any session.
     static SharedLibrary load(const std::string& folder, const std::string& name, const std::string& advice);
 
+    // Whether it is this very file that was loaded.
+    static bool is_loaded(const std::string& folder, const std::string& name);
+
     template <class Function>
     Function function(const char* name) const {
         return reinterpret_cast<Function>(symbol(name));

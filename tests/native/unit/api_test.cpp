@@ -7,6 +7,7 @@
 #include <cfenv>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <limits>
 #include <stdexcept>
@@ -365,6 +366,25 @@ void opening_ends_where_it_fails(const char* bundle) {
     std::filesystem::remove_all(folder);
 }
 
+void a_process_has_one_dali(const char* bundle) {
+    std::string folder;
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; folder.empty() && std::getline(maps, line);)
+        if (const auto name = line.find("/libdali.so"); name != std::string::npos) folder = line.substr(line.find('/'), name - line.find('/'));
+    drt_session_params params;
+    drt_session_default_params(&params, sizeof params);
+    params.heads = "";
+    drt_session *first = nullptr, *second = nullptr;
+    CHECK(drt_session_open(bundle, &params, &first) == DRT_OK);
+    params.library_folder = folder.c_str();
+    CHECK(drt_session_open(bundle, &params, &second) == DRT_OK);
+    drt_session_close(second);
+    params.library_folder = "/nonexistent";
+    CHECK(drt_session_open(bundle, &params, &second) == DRT_ERROR_ENGINE);
+    CHECK(message().find("/nonexistent does not hold the DALI") != std::string::npos);
+    drt_session_close(first);
+}
+
 void a_cache_that_cannot_be_written_is_told_once(const char* bundle) {
     std::vector<std::string> warnings;
     drt_session_params params;
@@ -471,6 +491,7 @@ int main(int, char** argv) {
     a_cancelled_thread_ends_after_the_call(bundle, sample);
     opening_is_cancelled(bundle);
     opening_ends_where_it_fails(bundle);
+    a_process_has_one_dali(bundle);
     a_cache_that_cannot_be_written_is_told_once(bundle);
     callbacks(bundle, sample);
 }
