@@ -23,7 +23,13 @@ struct Array {
 };
 
 using Arrays = std::map<std::string, Array>;
-using Outputs = std::map<std::string, std::vector<float>>;
+// What a graph gave by one name: floats, or the bytes of a label map.
+struct Output {
+    std::vector<float> values;
+    std::vector<std::uint8_t> labels;
+};
+
+using Outputs = std::map<std::string, Output>;
 
 class Graph {
 public:

@@ -108,12 +108,12 @@ public:
         Outputs outputs;
         for (const auto& port : compiled_.outputs()) {
             const ov::Tensor tensor = request_.get_tensor(port);
-            std::vector<float>& values = outputs[name_of(port)];
+            Output& output = outputs[name_of(port)];
             if (tensor.get_size() == 0) throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO gave an empty " + name_of(port) + "; it may lack memory");
             if (tensor.get_element_type() == ov::element::f32)
-                values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
-            else if (tensor.get_element_type() == ov::element::u8)  // a label map
-                values.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
+                output.values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
+            else if (tensor.get_element_type() == ov::element::u8)
+                output.labels.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
             else
                 throw engine_error(file_ + ": output " + name_of(port) + " is " +
                                    tensor.get_element_type().get_type_name() + ", expected f32 or u8");

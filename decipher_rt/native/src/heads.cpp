@@ -74,12 +74,12 @@ std::array<Planes, 3> planes_of(const Placement& volume, const Affine& other) {
     return found;
 }
 
-HeadAnswer segmentation(const Head& head, const std::vector<float>& output, const Preprocessing& spec, const Affine& grid,
+HeadAnswer segmentation(const Head& head, const std::vector<std::uint8_t>& output, const Preprocessing& spec, const Affine& grid,
                         const Placement& source) {
     const Placement map = map_placement(head, spec, grid);
     const auto [D, H, W] = map.shape;
     if (output.size() != static_cast<std::size_t>(D * H * W))
-        refuse(head, "a label map of " + std::to_string(output.size()) + " voxels, expected " + std::to_string(D * H * W));
+        refuse(head, "a label map of " + std::to_string(output.size()) + " bytes, expected " + std::to_string(D * H * W));
     HeadAnswer answer;
     answer.labels.resize(output.size());
     answer.values.assign(head.labels.size(), 0);
@@ -96,15 +96,14 @@ HeadAnswer segmentation(const Head& head, const std::vector<float>& output, cons
     for (std::int64_t d = 0; d < D; ++d)
         for (std::int64_t h = 0; h < H; ++h)
             for (std::int64_t w = 0; w < W; ++w, ++i) {
-                const float label = output[i];
-                if (!(label >= 0 && label < static_cast<float>(head.labels.size())))
+                const std::uint8_t label = output[i];
+                if (label >= head.labels.size())
                     refuse(head, "a label beyond the " + std::to_string(head.labels.size()) + " that the manifest names");
-                const auto index = static_cast<std::size_t>(label);
                 if (!inside[0][static_cast<std::size_t>(d)] || !inside[1][static_cast<std::size_t>(h)] ||
                     !inside[2][static_cast<std::size_t>(w)])
                     continue;
-                answer.labels[i] = static_cast<std::uint8_t>(index);
-                ++counts[index];
+                answer.labels[i] = label;
+                ++counts[label];
             }
     const double voxel_ml = std::abs(determinant(map.affine)) / cubic_mm_per_ml;
     for (std::size_t label = 1; label < counts.size(); ++label)
@@ -143,15 +142,15 @@ const char* head_output(HeadKind kind) {
     return "";
 }
 
-HeadAnswer answer_of(const Head& head, const std::vector<float>& output, const Preprocessing& spec, const Affine& grid,
-                     const Placement& source) {
-    if (head.kind == HeadKind::segmentation) return segmentation(head, output, spec, grid, source);
-    if (!std::all_of(output.begin(), output.end(), [](float value) { return std::isfinite(value); }))
+HeadAnswer answer_of(const Head& head, const Output& output, const Preprocessing& spec, const Affine& grid, const Placement& source) {
+    if (head.kind == HeadKind::segmentation) return segmentation(head, output.labels, spec, grid, source);
+    const std::vector<float>& values = output.values;
+    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); }))
         return {"the head's output holds a value that is no finite number", {}, {}, {}};
-    if (head.kind == HeadKind::localisation) return localisation(head, output, grid);
+    if (head.kind == HeadKind::localisation) return localisation(head, values, grid);
     const std::size_t expected = head.kind == HeadKind::regression ? 1 : head.labels.size();
-    if (output.size() != expected) refuse(head, std::to_string(output.size()) + " values, expected " + std::to_string(expected));
-    return {"", output, {}, {}};
+    if (values.size() != expected) refuse(head, std::to_string(values.size()) + " values, expected " + std::to_string(expected));
+    return {"", values, {}, {}};
 }
 
 void labels_on_source(const Head& head, const std::vector<std::uint8_t>& labels, const Preprocessing& spec, const Affine& grid,

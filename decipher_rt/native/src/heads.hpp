@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine.hpp"
 #include "geometry.hpp"
 #include "grid_plan.hpp"
 #include "manifest.hpp"
@@ -34,9 +35,8 @@ struct Placement {
 // The one output of a head's graph.
 const char* head_output(HeadKind kind);
 
-// `output` as the graph gave it, whole numbers of a label map as floats.
-HeadAnswer answer_of(const Head& head, const std::vector<float>& output, const Preprocessing& spec, const Affine& grid,
-                     const Placement& source);
+// `output` as the graph gave it.
+HeadAnswer answer_of(const Head& head, const Output& output, const Preprocessing& spec, const Affine& grid, const Placement& source);
 
 // Nearest neighbour: every voxel of the source takes the label that its centre lies in, 0 outside the grid.
 void labels_on_source(const Head& head, const std::vector<std::uint8_t>& labels, const Preprocessing& spec, const Affine& grid,

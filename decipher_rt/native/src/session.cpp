@@ -356,8 +356,8 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     std::function<bool()> cancelled;
     if (callbacks_.cancel != nullptr) cancelled = [this] { return callbacks_.cancelled(); };
     Outputs encoded = encoder_->run(arrays, cancelled);
-    result.patch = std::move(encoded["patch"]);
-    result.embedding = std::move(encoded["embedding"]);
+    result.patch = std::move(encoded["patch"].values);
+    result.embedding = std::move(encoded["embedding"].values);
     if (result.patch.size() != tokens * width || result.embedding.size() != size(description_.manifest.encoder.embedding_size))
         throw engine_error("the encoder gave " + std::to_string(result.patch.size()) + " values of patch tokens and " +
                            std::to_string(result.embedding.size()) + " of the embedding: it does not match its manifest");
@@ -407,7 +407,7 @@ ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features)
     const std::optional<Scope>& scope = description_.manifest.scope;
     if (!scope) return {true, std::nullopt, "the bundle sets no scope"};
     if (const auto reason = against_header(form.header, *scope)) return {false, std::nullopt, *reason};
-    const std::vector<float> score = std::move(scope_->run(features, {})["score"]);
+    const std::vector<float> score = std::move(scope_->run(features, {})["score"].values);
     if (score.size() != 1) throw engine_error(scope->file + ": gave no single score: it does not match its manifest");
     const double value = score[0];
     if (!std::isfinite(value)) return {false, std::nullopt, "the " + scope->method + " score is not finite"};

@@ -113,10 +113,11 @@ public:
         embed_->launch(volume_, window_, bucket.tokens, kept, bucket.embedded);
         enqueue(bucket);
         Outputs outputs;
-        outputs["patch"].resize(bucket.patch.bytes() / sizeof(float));
-        outputs["embedding"].resize(bucket.embedding.bytes() / sizeof(float));
-        bucket.patch.download(outputs["patch"].data(), bucket.patch.bytes());
-        bucket.embedding.download(outputs["embedding"].data(), bucket.embedding.bytes());
+        std::vector<float>&patch = outputs["patch"].values, &embedding = outputs["embedding"].values;
+        patch.resize(bucket.patch.bytes() / sizeof(float));
+        embedding.resize(bucket.embedding.bytes() / sizeof(float));
+        bucket.patch.download(patch.data(), bucket.patch.bytes());
+        bucket.embedding.download(embedding.data(), bucket.embedding.bytes());
         device_.driver().check(device_.driver().synchronize(device_.stream()), "cuStreamSynchronize");
         return outputs;
     }
