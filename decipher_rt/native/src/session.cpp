@@ -38,7 +38,7 @@ struct Answerer {
     std::string file;
     std::vector<std::string> outputs;
     unsigned threads;
-    std::unique_ptr<Graph>& place;
+    std::unique_ptr<Graph>* place;
 };
 
 const std::string& preprocessing_file(const Manifest& manifest) {
@@ -158,10 +158,12 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         const unsigned share = threads > 1 && dense.contains(head.file) ? threads : Engine::in_caller;
         Answerer& one = shared != answerers.end()
                             ? *shared
-                            : answerers.emplace_back(Answerer{head.file, {}, share, head_graphs_[head.file]});
+                            : answerers.emplace_back(Answerer{head.file, {}, share, &head_graphs_[head.file]});
         one.outputs.push_back(head_output(head.kind));
     }
-    if (manifest.scope) answerers.push_back({manifest.scope->file, {"score"}, Engine::in_caller, scope_});
+    if (manifest.scope) answerers.push_back({manifest.scope->file, {"score"}, Engine::in_caller, &scope_});
+    // The largest first: both threads then end together.
+    std::stable_partition(answerers.begin(), answerers.end(), [&](const Answerer& one) { return dense.contains(one.file); });
 
     // Where the caller allows a second thread, it loads DALI while this one loads the engine and the encoder; both then
     // share the other graphs, and what is left of the files to check. The loader of libraries serves one thread at a time,
@@ -193,7 +195,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     const auto load_answerers = [&] {
         for (std::size_t i; !stopped && (i = next_answerer++) < answerers.size();) {
             const Answerer& one = answerers[i];
-            one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, features, one.outputs);
+            *one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, features, one.outputs);
         }
     };
     const auto in_thread = [&](auto work) {
