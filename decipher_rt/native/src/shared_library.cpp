@@ -11,7 +11,8 @@ static std::string path_of(const std::string& folder, const std::string& name) {
 SharedLibrary SharedLibrary::load(const std::string& folder, const std::string& name, const std::string& advice) {
     SharedLibrary library;
     library.name_ = name;
-    library.handle_ = dlopen(path_of(folder, name).c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    // Functions are looked for when they are first called: of the thousands that DALI's libraries want, few ever are.
+    library.handle_ = dlopen(path_of(folder, name).c_str(), RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE);
     if (library.handle_ == nullptr) {
         const char* reason = dlerror();
         throw engine_error(name + " does not load (" + one_line(reason != nullptr ? reason : "no reason given") + "): " + advice);
