@@ -27,7 +27,7 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--retries 1 --extra-index-url "$(TORCH_INDEX)") "$(TORCH)"
+	$(PIP) install --quiet --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url "$(TORCH_INDEX)") "$(TORCH)"
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	# Types only; its dependency is TensorRT itself, which does not come from PyPI.
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --no-deps tensorrt-stubs
