@@ -437,6 +437,8 @@ def test_the_order_of_a_list_makes_no_difference(tmp_path: Path) -> None:
     assert [row.path.name for row in share_out(moved, config.seed, config.shares)["train"]] == [
         row.path.name for row in found
     ]
+    odd = dataclasses.replace(found[0], path=Path("/mounted/\udcff.nii"))  # a name that is no UTF-8
+    assert sum(map(len, share_out([odd], 0, config.shares).values())) == 1
     south = sum(row.facts.labels["site"] == "south" for row in found[:40])
     assert abs(south - 20) <= 9  # three standard deviations of 40 draws
 

@@ -80,8 +80,8 @@ def share_out(rows: Sequence[Row], seed: int, shares: tuple[float, float, float]
     """Put every row into a split; all rows of a patient into the same.
 
     A patient without a listed split goes where a hash of seed and key says, whoever else is listed: a cohort that grows
-    moves nobody. Within a split rows are in the order of a hash of seed, patient, file and volume, in whichever they
-    are listed: the first of a list that is sorted by site are those of one.
+    moves nobody. Within a split rows are in the order of a hash of seed, patient, file and volume, and not in that of
+    the list, whose first may all be of one site.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def names_below(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _digest(*parts: object) -> bytes:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogatepass")).digest()
 
 
 def by_place(error: str) -> list[str | int]:
