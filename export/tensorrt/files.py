@@ -212,7 +212,7 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
         try:
             paths = write_kernels(Path(folder), specs, sorted({_cubin_architecture(a) for a in architectures}))
         except ValueError as error:
-            raise EngineError(f"kernels: {error}") from error
+            raise EngineError(f"kernels: {error} (for sm_121 Triton 3.9 or later is needed)") from error
         files = {f"{KERNELS}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
     arrays = io.BytesIO()
     with torch.no_grad():

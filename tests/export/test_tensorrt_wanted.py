@@ -31,3 +31,9 @@ def test_architectures_are_read_once_each() -> None:
     wanted = parse_wanted("tensorrt-rtx", ("sm_120", "sm_89", "sm_89"), fp16=True, bf16=False, int8=True)
     assert wanted == Wanted("tensorrt-rtx", ("fp16", "int8"), (89, 120))
     assert parse_wanted(None, (), fp16=True, bf16=False, int8=False) is None
+
+
+def test_what_compiles_the_kernel_is_missed_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    with pytest.raises(EngineError, match="pip install triton"):
+        parse_wanted("tensorrt-rtx", (), fp16=True, bf16=False, int8=False)
