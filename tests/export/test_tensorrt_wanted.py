@@ -34,6 +34,6 @@ def test_architectures_are_read_once_each() -> None:
 
 
 def test_what_compiles_the_kernel_is_missed_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install triton"):
         parse_wanted("tensorrt-rtx", (), fp16=True, bf16=False, int8=False)
