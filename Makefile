@@ -51,7 +51,7 @@ lint: $(VENV)/dev ## ruff, mypy (strict) and the import contracts
 test: lint sdk-test ## Install everything and pass lint, types, import contracts, ctest and pytest
 	$(PYTEST) --durations=25
 
-coverage: sdk ## pytest once more, with the lines and branches that no test runs; slower
+coverage: $(VENV)/dev sdk ## pytest once more, with the lines and branches that no test runs; slower
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 # Killed at any moment, both go on where they were.
@@ -156,7 +156,7 @@ sdk-soak: sdk ## 1,000 runs in one process, and in a worker, without growth of m
 sdk-cycles: sdk ## 1,000 times load, run, unload in one process, and 1,000 processes
 	tests/native/proof/cycles.sh $(SDK) "$(SDK_BUNDLE)" 1000
 
-sdk-bench: sdk ## Cold start, warm and streaming latency beside Python's
+sdk-bench: $(VENV)/dev sdk ## Cold start, warm and streaming latency beside Python's
 	$(BIN)/python benchmarks/native.py
 
 sdk-tensorrt: $(VENV)/sdk sdk-tools ## Compile the GPU engine against the TensorRT headers of a PyPI wheel (no GPU needed)
