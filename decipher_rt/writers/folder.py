@@ -85,7 +85,7 @@ def has_answer(out: Path, uid: str, volume_index: int) -> bool:
     document = _read_result(folder)
     try:
         return document is not None and all((folder / name).stat().st_size for name in _files_beside(document))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file has
         return False
 
 
@@ -95,14 +95,17 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
         document = json.loads((folder / RESULT).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        return None
+    heads = document.get("heads")
+    return document if isinstance(heads, dict) and all(isinstance(answer, dict) for answer in heads.values()) else None
 
 
 def _files_beside(document: dict[str, Any]) -> list[str]:
     """Return the names of the files that were written with a result."""
     from decipher_rt.writers.segmentation import nifti_name
 
-    return [EMBEDDING, *(nifti_name(name) for name, answer in document.get("heads", {}).items() if "file" in answer)]
+    return [EMBEDDING, *(nifti_name(name) for name, answer in document["heads"].items() if "file" in answer)]
 
 
 def _require_ours(folder: Path) -> None:
@@ -111,7 +114,7 @@ def _require_ours(folder: Path) -> None:
         raise DecipherError(f"{folder}: exists and holds no {RESULT}; move it away or choose another -o")
     if not (folder / RESULT).read_bytes().strip(b"\0"):  # what a power cut left
         return
-    ours = {RESULT, VIEWS, *_files_beside(_read_result(folder) or {})}
+    ours = {RESULT, VIEWS, *_files_beside(_read_result(folder) or {"heads": {}})}
     if foreign := next((p.name for p in folder.iterdir() if p.name not in ours and p.name not in HIDDEN), None):
         raise DecipherError(f"{folder}: holds {foreign}, which is none of its result; move it away")
 

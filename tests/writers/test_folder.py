@@ -153,6 +153,18 @@ def test_what_a_power_cut_emptied_beside_the_result_is_written_anew(tmp_path, na
         assert not has_answer(tmp_path, "1.2.3", 0)
 
 
+@pytest.mark.parametrize("heads", [None, [], "tissue", {"tissue": 1}, {"tissue": None}, {"a\0b": {"file": "x"}}])
+def test_a_result_that_another_program_has_changed_is_none(tmp_path, heads):
+    volume, result = volume_and_result()
+    write = folder_writer(tmp_path, png=False)
+    write(result, volume, StageClock())
+    changed = tmp_path / "1.2.3" / "result.json"
+    changed.write_text(json.dumps({**json.loads(changed.read_text()), "heads": heads}))
+    assert not has_answer(tmp_path, "1.2.3", 0)
+    write(result, volume, StageClock())
+    assert has_answer(tmp_path, "1.2.3", 0)
+
+
 def test_a_path_that_is_no_text_is_json_that_every_reader_takes(tmp_path):
     volume, _ = volume_and_result()
     path = os.fsdecode(b"/data/n\xff")
