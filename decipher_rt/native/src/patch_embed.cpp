@@ -114,7 +114,8 @@ PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(devic
     driver.check(driver.module_function(&function_, module, entry.c_str()), "cuModuleGetFunction");
     if (raise_limit)
         driver.check(driver.set_attribute(function_, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(shared_bytes_)), "cuFuncSetAttribute");
-    for (const auto& [name, array] : read_npz(constants_file, bundle.file(constants_file))) {
+    const auto arrays = read_npz(constants_file, bundle.file(constants_file));  // read by the stream until it is waited for
+    for (const auto& [name, array] : arrays) {
         constants_.try_emplace(name, device, array.data.size()).first->second.upload(array.data.data(), array.data.size());
         if (name == "bias" && array.shape.size() == 1) width_ = array.shape[0];
     }
