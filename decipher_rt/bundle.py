@@ -23,7 +23,7 @@ SUMS = "SHA256SUMS"
 DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
 DEEPEST_NESTING = 64  # of lists and objects in a manifest: no more than whoever shows it can follow
 
-_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\r]+)")
 _MAX_TEXT_BYTES = 16 << 20  # a manifest or a list of sums is never larger
 
 
@@ -200,14 +200,14 @@ def _read_text(folder: Path, name: str) -> str:
     if path.stat().st_size > _MAX_TEXT_BYTES:
         raise BundleError(f"bundle {folder}: {name} is larger than {_MAX_TEXT_BYTES >> 20} MiB; export it again")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # as the sum sees it
     except UnicodeDecodeError:
         raise BundleError(f"bundle {folder}: {name} is not UTF-8 text; export the bundle again") from None
 
 
 def _parse_sums(folder: Path, text: str) -> dict[str, str]:
     sums: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         match = _SUM_LINE.fullmatch(line)
         if match is None:
             raise BundleError(f"bundle {folder}: {SUMS} line {number} is not '<sha256>  <file>'; export it again")

@@ -115,6 +115,6 @@ def wanted(engine: Engine, features: Features) -> dict[str, NDArray[Any]]:
     unknown = sorted(set(engine.inputs) - set(features))
     if unknown:
         raise BundleError(
-            f"a head takes {', '.join(unknown)}, which neither encoder nor preprocessing gives; export the bundle again"
+            f"a graph takes {', '.join(unknown)}, which neither encoder nor preprocessing gives; export it again"
         )
     return {name: features[name] for name in engine.inputs}

@@ -64,7 +64,10 @@ def answer_of(
         output.shape == (1, len(head.labels)),
         f"probabilities of shape {output.shape}, expected {(1, len(head.labels))} for its labels",
     )
-    probabilities = dict(zip(head.labels, output[0].tolist(), strict=True))
+    if ((output < -SCORE_ROUNDING) | (output > 1 + SCORE_ROUNDING)).any():
+        reason = "the head gave a probability outside 0 to 1"
+        return HeadAnswer(head.kind, note=head.description, not_answered=reason)
+    probabilities = dict(zip(head.labels, output[0].clip(0, 1).tolist(), strict=True))
     best = max(probabilities, key=probabilities.__getitem__)
     return HeadAnswer(head.kind, label=best, probabilities=probabilities, note=head.description)
 

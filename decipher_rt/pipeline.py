@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from decipher_rt.clock import StageClock
 from decipher_rt.errors import DecipherError, SeriesError, one_line
 from decipher_rt.result import Failure
-from decipher_rt.series import ReadOptions, Series, find_series, read_series
+from decipher_rt.series import ReadOptions, Series, find_among_files, find_series, is_nifti, read_series
 from decipher_rt.volume import Volume
 
 T = TypeVar("T")
@@ -35,17 +36,35 @@ class OpenedSeries:
 def read_each(
     paths: Iterable[Path | str], options: ReadOptions, wanted: Callable[[Series], bool] = lambda _: True
 ) -> Iterator[OpenedSeries | Failure]:
-    """Read the wanted series under the paths, in order; one that cannot be read is a Failure and the others go on."""
-    for path in paths:
-        yield from _read_path(path, options, wanted)  # so that an archive is let go before the next one is read
+    """Read the wanted series under the paths, in order; one that cannot be read is a Failure and the others go on.
+
+    DICOM files in a list or tuple may be the slices of one series: they are searched together, in the place of the
+    first. Paths that come one by one, from a generator, are searched one by one.
+    """
+    slices = [path for path in map(Path, paths) if _may_be_a_slice(path)] if isinstance(paths, Sequence) else []
+    together = frozenset(slices if len(slices) > 1 else ())
+    begun = False
+    for path in map(Path, paths):
+        if path not in together:  # by itself, so that an archive is let go before the next one is read
+            yield from _read_found(partial(find_series, path, options), path, options, wanted)
+        elif not begun:
+            begun = True
+            yield from _read_found(partial(find_among_files, slices, options), path, options, wanted)
 
 
-def _read_path(
-    path: Path | str, options: ReadOptions, wanted: Callable[[Series], bool]
+def _may_be_a_slice(path: Path) -> bool:
+    try:
+        return path.is_file() and path.suffix.lower() != ".zip" and not is_nifti(path.name)
+    except (OSError, ValueError):  # it will be said what is wrong with it
+        return False
+
+
+def _read_found(
+    find: Callable[[], list[Series]], path: Path, options: ReadOptions, wanted: Callable[[Series], bool]
 ) -> Iterator[OpenedSeries | Failure]:
     start = time.perf_counter()
     try:
-        found = find_series(Path(path), options)
+        found = find()
     except DecipherError as error:
         yield Failure(str(path), None, str(error))
         return
@@ -90,7 +109,7 @@ def in_memory(series: Series) -> Iterator[None]:
 def located(series: Series, message: str) -> str:
     """Say which of several series a message is about, where it does not."""
     path = one_line(str(series.path))
-    if path in message:
+    if message.startswith((f"{path}: ", f"{path}/", f"{path} (")):
         return message
     if message.startswith(f"{series.path.name}: ") and not series.path.is_dir():  # the file itself
         return path + message.removeprefix(series.path.name)

@@ -6,7 +6,9 @@ for series in find_series(Path("study")):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,8 @@ from decipher_rt.volume import Volume
 
 if TYPE_CHECKING:
     from decipher_rt.dicom.parse import Foreign
-    from decipher_rt.dicom.read import DicomSeries
-    from decipher_rt.dicom.source import Source
+    from decipher_rt.dicom.read import DicomSeries, Found
+    from decipher_rt.dicom.source import Source, Unreadable
     from decipher_rt.nifti import NiftiFile
 
 
@@ -87,36 +89,83 @@ def find_series(path: Path, options: ReadOptions = ReadOptions()) -> list[Series
     SeriesError
         Where the path does not exist, is not safe to read, or holds no series.
     """
-    from decipher_rt.dicom.parse import Foreign
-    from decipher_rt.dicom.read import find_dicom
-    from decipher_rt.dicom.source import Source, Unreadable, sources
+    from decipher_rt.dicom.source import sources
 
     path = Path(path)
-    files: list[Source | Unreadable] = []
-    niftis: list[Source] = []
-    for source in sources(path):
-        if PurePosixPath(source.name).name.startswith("._"):  # what macOS puts beside each file of an archive
-            continue
-        if isinstance(source, Source) and source.name.lower().endswith((".nii", ".nii.gz")):
-            niftis.append(source)
-        else:
-            files.append(source)
-    found = find_dicom(files, path, options.keep_phi)
-    foreign = list(found.foreign)
-    series = [Series(one.uid, one.path, one.description, len(one.files), one) for one in found.series]
-    for source in niftis:
-        nifti = _find_nifti(source, named=source.path == path and source.data is None)
-        if nifti is None:
-            foreign.append(Foreign(source, "a label map"))
-        else:
-            series.append(nifti)
+    series, found = _series_among(sources(path), path, options)
     if found.damaged:
         first, more = found.damaged[0], len(found.damaged) - 1
         trouble = first.trouble + (f" (and {more} more damaged files)" if more else "")
         series.append(Series("", path, first.source.name, 1 + more, trouble))
     if not series:
-        raise SeriesError(_nothing(path, foreign))
+        raise SeriesError(_nothing(path, found.foreign))
     return series
+
+
+def find_among_files(files: Sequence[Path], options: ReadOptions = ReadOptions()) -> list[Series]:
+    """Find every series among DICOM files that were named one by one, such as the slices of one.
+
+    Parameters
+    ----------
+    files : sequence of Path
+    options : ReadOptions
+
+    Returns
+    -------
+    list of Series
+        As of one folder; a file that cannot be used is an entry of its own.
+    """
+    from decipher_rt.dicom.source import sources
+
+    if any(file.is_absolute() for file in files):
+        files = [file.absolute() for file in files]
+    listed: list[Source | Unreadable] = []
+    refused: list[Series] = []
+    for file in dict.fromkeys(files):
+        try:
+            listed.extend(sources(file))
+        except SeriesError as error:
+            refused.append(Series("", file, file.name, 1, str(error)))
+    folder = Path(os.path.commonpath([file.parent for file in files]))
+    series, found = _series_among(listed, folder, options)
+    troubles = [(one.source, one.trouble) for one in found.damaged]
+    troubles += [(one.source, _nothing(one.source.path, [one])) for one in found.foreign]
+    refused += [Series("", source.path, source.name, 1, trouble) for source, trouble in troubles]
+    return [*series, *refused]
+
+
+def _series_among(
+    listed: Iterable[Source | Unreadable], path: Path, options: ReadOptions
+) -> tuple[list[Series], Found]:
+    """Return the series of files under a path, and what is none."""
+    from decipher_rt.dicom.parse import Foreign
+    from decipher_rt.dicom.read import find_dicom
+    from decipher_rt.dicom.source import Source
+
+    files: list[Source | Unreadable] = []
+    niftis: list[Source] = []
+    for source in listed:
+        if PurePosixPath(source.name).name.startswith("._"):  # what macOS puts beside each file of an archive
+            continue
+        if isinstance(source, Source) and is_nifti(source.name):
+            niftis.append(source)
+        else:
+            files.append(source)
+    found = find_dicom(files, path, options.keep_phi)
+    series = [Series(one.uid, one.path, one.description, len(one.files), one) for one in found.series]
+    label_maps = []
+    for source in niftis:
+        nifti = _find_nifti(source, named=source.path == path and source.data is None)
+        if nifti is None:
+            label_maps.append(Foreign(source, "a label map"))
+        else:
+            series.append(nifti)
+    return series, replace(found, foreign=(*found.foreign, *label_maps))
+
+
+def is_nifti(name: str) -> bool:
+    """Whether a file of this name is read as NIfTI."""
+    return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def find_only_series(path: Path, advice: str, options: ReadOptions = ReadOptions()) -> Series:
@@ -180,7 +229,7 @@ def _find_nifti(source: Source, *, named: bool) -> Series | None:
         return Series("", source.path, source.name, 1, str(error))
 
 
-def _nothing(path: Path, foreign: list[Foreign]) -> str:
+def _nothing(path: Path, foreign: Sequence[Foreign]) -> str:
     if not foreign:
         return f"{path}: holds no files"
     first = foreign[0]

@@ -141,11 +141,13 @@ class Session:
             fault = f"on the golden case it fails: {error}"
         if fault is not None:
             name = self.encoder.name if self.encoder.name in CPU_ENGINES else "onnxruntime"
-            asked = (
+            left = (
                 self._entry.precision if name == self.encoder.name else f"{self.encoder.name} {self._entry.precision}"
             )
+            before = self.fallback
             self._use(load_encoder(self.bundle, name, "fp32", threads))
-            self.fallback = f"{asked} was asked for: {fault}"
+            reason = f"{left} {'was tried' if self._auto else 'was asked for'}: {fault}"
+            self.fallback = f"{before}; {reason}" if before else reason
         else:
             accept(self.bundle, self._entry, self.encoder)
 
@@ -214,19 +216,20 @@ class Session:
         return self._finish(self._prepare(open_series(series, options, clock)), write)
 
     def infer_each(
-        self, paths: Iterable[Path | str], options: ReadOptions | None = None, write: Write | None = None
+        self, paths: Iterable[Path | str] | Path | str, options: ReadOptions | None = None, write: Write | None = None
     ) -> Iterator[Result | Failure]:
         """Answer for every series under the paths, in order; a series that fails is a Failure and the others go on.
 
         Parameters
         ----------
         paths : iterable of path
-            Folders, archives or files.
+            Folders, archives or files; DICOM files in a list may be the slices of one series.
         options : ReadOptions, optional
         write : callable, optional
             Called with the result, the volume and the clock, whose stage ``write`` it ends; returns what it wrote.
         """
-        return self.answer_each(one_ahead(read_each(paths, options or ReadOptions())), write)
+        listed = [paths] if isinstance(paths, str | Path) else paths
+        return self.answer_each(one_ahead(read_each(listed, options or ReadOptions())), write)
 
     def answer_each(
         self, opened: Iterable[OpenedSeries | Failure], write: Write | None = None
@@ -404,7 +407,7 @@ class Session:
 
 
 def _failure(opened: OpenedSeries, error: DecipherError) -> Failure:
-    return Failure(str(opened.series.path), opened.series.uid or None, str(error))
+    return Failure(str(opened.series.path), opened.series.uid or None, located(opened.series, str(error)))
 
 
 def _listed(texts: Sequence[str]) -> Sequence[str]:

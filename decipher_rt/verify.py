@@ -22,7 +22,7 @@ from decipher_rt.engines.base import TakesGridsOnDevice
 from decipher_rt.engines.card import choose_card
 from decipher_rt.engines.threads import usable_cores
 from decipher_rt.errors import BundleError
-from decipher_rt.head_graphs import HeadGraphs, load_heads, output_of
+from decipher_rt.head_graphs import HeadGraphs, load_heads, output_of, wanted
 from decipher_rt.manifest import EngineFile, Head, Manifest, Precision, Preprocessing
 from decipher_rt.tokens import count_in_patches, tissue_threshold
 
@@ -218,7 +218,7 @@ def run_case(case: Arrays, encoder: Engine, heads: HeadGraphs, scope: Engine | N
     outputs = {name: output_of(encoded, name, "the encoder") for name in ("patch", "embedding")}
     outputs |= {f"heads.{name}": output for name, output in heads.run(features).items()}
     if scope is not None:
-        outputs[SCOPE] = output_of(scope.run({key: features[key] for key in scope.inputs}), "score", "the scope")
+        outputs[SCOPE] = output_of(scope.run(wanted(scope, features)), "score", "the scope")
     return outputs
 
 

@@ -124,6 +124,10 @@ DAMAGE = {
         lambda f: (f / "SHA256SUMS").write_text("0" * 64 + "  ../../etc/passwd\n"),
         "plain relative path",
     ),
+    "sums with the line ends of Windows": (
+        lambda f: (f / "SHA256SUMS").write_bytes((f / "SHA256SUMS").read_bytes().replace(b"\n", b"\r\n")),
+        "line 1",
+    ),
     "no manifest in sums": (
         lambda f: (f / "SHA256SUMS").write_text("0" * 64 + "  encoder.onnx\n"),
         "does not list manifest",

@@ -175,6 +175,7 @@ BOX = [0.9, 15.5, 15.5, 15.5, 8, 8, 8]
         ("brightest", "boxes", np.array([[[0.9, 1, 1, 1, -8, 8, 8]]], np.float32)),
         ("brightest", "boxes", np.array([[[7.0, 1, 1, 1, 8, 8, 8]]], np.float32)),
         ("brightness", "probabilities", np.array([[np.nan, 0.5]], np.float32)),
+        ("brightness", "probabilities", np.array([[3.2, -1.1]], np.float32)),
         ("mean_percent", "value", np.array([[np.inf]], np.float32)),
     ],
 )
@@ -187,6 +188,14 @@ def test_an_answer_that_is_none_is_withheld_and_the_others_stand(
     assert all(answer.not_answered is None for name, answer in found.heads.items() if name != head)
     validate(found.to_json())
     assert "NaN" not in json.dumps(found.to_json())
+
+
+def test_what_rounding_takes_beyond_0_or_1_is_a_probability(answering_bundle, tmp_path, rewrite_bundle):
+    values = np.array([[1.000002, -0.000002]], np.float32)
+    lied = lying(answering_bundle, tmp_path, rewrite_bundle, "brightness", "probabilities", values)
+    found = lied.infer_volume(block_volume())
+    assert list(found.heads["brightness"].probabilities.values()) == [1, 0]
+    validate(found.to_json())
 
 
 @pytest.mark.parametrize(

@@ -328,3 +328,23 @@ def test_rows_that_another_process_added_meanwhile_are_kept(answering_bundle, tm
     with pytest.raises(DecipherError, match="exists; add to it with --add"):
         store_results(path, bundle, [(result_of("9"), row)], add=False)
     assert [file.name for file in tmp_path.iterdir()] == ["a.index"]
+
+
+def test_an_index_that_another_process_began_is_left_as_it_is(answering_bundle, tmp_path, write_series, monkeypatch):
+    monkeypatch.setattr("decipher_rt.cli.embed.STORED_TOGETHER", 2)
+    for name in "abc":
+        write_series(tmp_path / name, seed=ord(name))
+    index, bundle, answer = tmp_path / "archive.index", open_bundle(answering_bundle), Session._finish
+
+    def another_begins(*arguments):
+        if not index.exists():
+            row = np.eye(bundle.manifest.encoder.embedding_size, dtype=np.float32)[0]
+            store_results(index, bundle, [(result_of("9"), row)], add=False)
+        return answer(*arguments)
+
+    monkeypatch.setattr(Session, "_finish", another_begins)
+    paths = [str(tmp_path / name) for name in "abc"]
+    ended = CliRunner().invoke(cli, ["embed", *paths, "-o", str(index), "-b", str(answering_bundle)])
+    assert isinstance(ended.exception, DecipherError)
+    assert "exists; add to it with --add" in str(ended.exception)
+    assert [entry.uid for entry in read_index(index).entries] == ["9"]

@@ -3,11 +3,13 @@
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
 import decipher_rt
 from decipher_rt import pipeline
+from decipher_rt.errors import EngineError
 from decipher_rt.pipeline import OpenedSeries, located, one_ahead, read_each
 from decipher_rt.result import Failure, Result
 from decipher_rt.series import ReadOptions, Series
@@ -35,12 +37,20 @@ def test_items_come_in_order_and_at_most_one_waits():
         ("IM1", "IM1: modality is CT", "{}/IM1 (T1): IM1: modality is CT"),  # of a file in a folder of its name
         ("one.nii", "one.nii: no header", "{}/one.nii: no header"),
         ("one.nii", "no contrast", "{}/one.nii (T1): no contrast"),
+        ("IM1", "{}/IM1 (T1): modality is CT", "{}/IM1 (T1): modality is CT"),
     ],
 )
 def test_what_is_wrong_is_located_once(tmp_path, name, message, said):
     path = tmp_path / name
     (path.write_bytes if path.suffix else lambda _: path.mkdir())(b"")
-    assert located(Series("1.2.3", path, "T1", 1, ""), message) == said.format(tmp_path)
+    assert located(Series("1.2.3", path, "T1", 1, ""), message.format(tmp_path)) == said.format(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["1", "."])
+def test_a_short_path_is_not_taken_for_a_part_of_the_message(path):
+    """Archives call the folders of a study by numbers, and one may stand in the folder itself."""
+    message = "1 slice is missing, the first at (0.00, 0.00, 12.50) mm LPS"
+    assert located(Series("1.2.3", Path(path), "T1", 1, ""), message) == f"{path} (T1): {message}"
 
 
 def test_the_first_item_is_made_before_anyone_asks():
@@ -152,3 +162,75 @@ def test_the_time_of_finding_is_shared_by_the_series_that_are_read(tmp_path, wri
     monkeypatch.setattr(pipeline, "find_series", lambda *asked: (time.sleep(0.4), find(*asked))[1])
     (only,) = read_each([tmp_path], ReadOptions(), lambda series: series.path.name == "c")
     assert only.clock.timings_ms()["read"] >= 400
+
+
+@pytest.fixture
+def slices(tmp_path, write_series):
+    """The files of two series, as a shell lists them, and one that is no image."""
+    for name in "ab":
+        write_series(tmp_path / "study", prefix=name, series_uid=f"1.2.{ord(name)}")
+    (tmp_path / "study" / "report.txt").write_text("no finding")
+    return sorted((tmp_path / "study").iterdir())
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_slices_named_one_by_one_are_one_series(slices, tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    named = [path.relative_to(tmp_path) for path in slices] if relative else slices
+    *opened, failure = read_each([*named, named[0]], ReadOptions())
+    assert [(one.series.uid, one.volume.voxels.shape) for one in opened] == [
+        ("1.2.97", (6, 10, 12)),
+        ("1.2.98", (6, 10, 12)),
+    ]
+    assert [one.series.path for one in opened] == [named[0].parent] * 2
+    assert (failure.path, failure.uid) == (str(named[-1]), None)
+    assert failure.error.startswith(f"{named[-1]}: not a DICOM file")
+
+
+def test_slices_come_in_the_place_of_the_first_among_folders(slices, tmp_path, write_series):
+    first, last = (write_series(tmp_path / name, series_uid=f"1.3.{i}") for i, name in enumerate(("x", "y")))
+    opened = list(read_each([first, *map(str, slices[:6]), last], ReadOptions()))
+    assert [one.series.uid for one in opened] == ["1.3.0", "1.2.97", "1.3.1"]
+
+
+def test_a_slice_that_is_gone_or_cut_off_is_a_failure_and_its_series_says_what_is_missing(slices, tmp_path):
+    slices[2].write_bytes(slices[2].read_bytes()[:400])
+    found = list(read_each([*slices[:6], tmp_path / "gone.dcm"], ReadOptions()))
+    assert all(isinstance(one, Failure) for one in found)
+    errors = [one.error for one in found]
+    assert any(slices[2].name in error for error in errors)
+    assert any("1 slice is missing" in error for error in errors)
+    assert sum(error.startswith(f"{tmp_path / 'gone.dcm'}: No such file") for error in errors) == 1
+
+
+def test_paths_from_a_generator_are_read_as_they_come(slices):
+    asked = []
+
+    def arriving():
+        for path in slices[:2]:
+            asked.append(path)
+            yield path
+
+    reading = read_each(arriving(), ReadOptions())
+    assert next(reading).volume.series.warnings[0].startswith("one slice only")
+    assert asked == slices[:1]
+
+
+def test_one_path_needs_no_list(tmp_path, write_series):
+    folder = write_series(tmp_path / "s", shape=(12, 32, 32))
+    session = decipher_rt.load(threads=1, heads=())
+    for path in (folder, str(folder)):
+        (result,) = session.infer_each(path)
+        assert isinstance(result, Result)
+
+
+def test_what_the_engine_fails_at_says_for_which_series(tmp_path, write_series, monkeypatch):
+    folder = write_series(tmp_path / "s", shape=(12, 32, 32))
+    session = decipher_rt.load(threads=1, heads=())
+
+    def fail(*_):
+        raise EngineError("encoder.onnx: onnxruntime failed")
+
+    monkeypatch.setattr(type(session.encoder), "run", fail)
+    (failure,) = session.infer_each([folder])
+    assert failure.error == f"{folder} (synthetic t1): encoder.onnx: onnxruntime failed"

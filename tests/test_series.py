@@ -77,6 +77,8 @@ def test_one_file_is_one_slice(tmp_path, write_series, synthetic):
     np.testing.assert_array_equal(volume.voxels, synthetic.voxels((6, 10, 12))[2:3])
     whole = read_series(find_series(folder)[0])
     np.testing.assert_allclose(volume.affine_lps_mm[:, :3], whole.affine_lps_mm[:, :3], atol=1e-6)
+    assert [warning.split(":")[0] for warning in volume.series.warnings] == ["one slice only"]
+    assert not whole.series.warnings
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,12 @@ def demo(
         f"({session.encoder.device}, {session.encoder.threads} threads), {_milliseconds(start)} since the start.",
     )
     written: list[Path] = []
+    failed = False
     options = ReadOptions(volume=volume, allow_gaps=allow_gaps, any_modality=any_modality)
     for outcome in session.infer_each(series or (DEMO_SERIES,), options, folder_writer(out, png=True)):
         if isinstance(outcome, Failure):
             click.echo(f"decipher-rt: {outcome.error}", err=True)
+            failed = True
             continue
         _explain(outcome, manifest.preprocessing)
         if manifest.text and not reads_words:
@@ -78,8 +80,8 @@ def demo(
     for picture in written:
         click.echo(click.style(f"The picture is {shown_path(picture)}", bold=True))
     click.echo(NOTICE)
-    if not written:
-        raise SystemExit(2)
+    if failed:
+        raise SystemExit(1 if written else 2)
 
 
 def _explain(outcome: Result, spec: Preprocessing) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decipher_rt.cli.options import bundle_option, engine_options, read_options
-from decipher_rt.errors import shown_path
+from decipher_rt.errors import DecipherError, shown_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,11 @@ def embed(
         nonlocal embedded, begun
         if waiting:
             may_be_there, begun = begun, True  # what is interrupted from here on may have been written
-            store_results(output, session.bundle, waiting, add=may_be_there)
+            try:
+                store_results(output, session.bundle, waiting, add=may_be_there)
+            except DecipherError:  # it is told; what waits must not go into an index that another program began
+                waiting.clear()
+                raise
             embedded += len(waiting)
             waiting.clear()
 

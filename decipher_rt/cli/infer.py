@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decipher_rt.cli.options import bundle_option, engine_options, heads_option, read_options
-from decipher_rt.errors import one_line, shown_path
+from decipher_rt.errors import DecipherError, one_line, shown_path
 
 if TYPE_CHECKING:
     from decipher_rt.boxes import Box
@@ -121,7 +121,10 @@ def infer(
 def _holds_something(path: Path) -> bool:
     from decipher_rt.dicom.source import sources
 
-    return not path.is_dir() or any(True for _ in sources(path))
+    try:
+        return not path.is_dir() or any(True for _ in sources(path))
+    except (OSError, DecipherError):  # said where it is read
+        return True
 
 
 def _say_whole(line: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from decipher_rt.cli.options import READ_OPTIONS, bundle_option, engine_options, given, heads_option, read_options
+from decipher_rt.errors import DecipherError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +174,12 @@ def _compare(files: tuple[Path, Path], as_json: bool, html: Path | None) -> None
     from decipher_rt.profile.report import read_report
 
     a, b = (read_report(path) for path in files)
+    for path, report in zip(files, (a, b), strict=True):
+        try:
+            text_comparison(report, report, ("", ""))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            advice = "make it again with 'decipher-rt profile'"
+            raise DecipherError(f"{path}: a part of the report is gone; {advice}") from None
     names = (str(files[0]), str(files[1]))
     if html:
         from decipher_rt.profile.html import html_comparison

@@ -152,7 +152,8 @@ def _step(
             raise SeriesError(
                 f"one slice only, at {place(ordered[0])}, with neither Spacing Between Slices nor Slice Thickness"
             )
-        return normal * stated, np.zeros(1, dtype=np.intp), []
+        alone = "one slice only: if its series has more, give them together, as their folder"
+        return normal * stated, np.zeros(1, dtype=np.intp), [alone]
     locations = ordered @ normal
     steps = np.diff(locations)
     spacing = float(np.median(steps))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def folder_writer(out: Path, *, png: bool) -> Callable[[Result, Volume, StageClo
         target = out / folder_name(result.series["uid"], result.series["volume_index"])
         seen.require_new(result)
         try:
-            if target.exists():
+            with suppress(FileNotFoundError):  # another process takes it away to put its own there
                 _require_ours(target)
             with whole_folder(target) as staging:
                 return _fill(staging, target, result, volume, clock, png=png)
@@ -110,7 +111,7 @@ def _files_beside(document: dict[str, Any]) -> list[str]:
 
 def _require_ours(folder: Path) -> None:
     """Raise DecipherError where a folder holds what no earlier run wrote: it would go with what did."""
-    if not (folder / RESULT).is_file():
+    if not (folder / RESULT).is_file() and folder.exists() and not (folder / RESULT).is_file():
         raise DecipherError(f"{folder}: exists and holds no {RESULT}; move it away or choose another -o")
     if not (folder / RESULT).read_bytes().strip(b"\0"):  # what a power cut left
         return

@@ -297,6 +297,8 @@ def test_only_new_series_are_answered(tmp_path, write_series):
     (tmp_path / "study" / "three").mkdir()
     (tmp_path / "study" / "three" / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
     assert infer(tmp_path / "study", "-o", out, "--new").returncode == 1  # as when the others were answered
+    too_long = infer(tmp_path / "study" / "one", tmp_path / ("x" * 300), "-o", out, "--new")
+    assert (too_long.returncode, too_long.stderr.count("File name too long")) == (1, 1)
     nowhere = infer(tmp_path / "study", "--new")
     assert nowhere.returncode == 2
     assert "give OUT with -o" in nowhere.stderr

@@ -41,6 +41,13 @@ def test_demo_says_on_stderr_what_cannot_be_read(tmp_path):
     )
 
 
+def test_demo_ends_with_1_where_some_series_failed(tmp_path, write_series):
+    series = write_series(tmp_path / "s", shape=(12, 32, 32))
+    outcome = CliRunner().invoke(cli, ["demo", str(series), str(tmp_path / "nope"), "-o", str(tmp_path / "out")])
+    assert outcome.exit_code == 1
+    assert "The picture is" in outcome.stdout
+
+
 def test_doctor_says_the_same_to_people_and_programs():
     report = json.loads(run("doctor", "--json"))
     text = run("doctor")

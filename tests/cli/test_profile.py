@@ -73,6 +73,19 @@ def test_a_person_reads_a_table(series):
     assert "cold, a new process" not in run.stdout
 
 
+@pytest.mark.parametrize("gone", ["environment", "cold", "stages", "series", "date"])
+def test_a_report_that_lost_a_part_is_refused_by_name(outputs, tmp_path, gone):
+    folder, _ = outputs
+    report = json.loads((folder / "a.json").read_text())
+    del report[gone]
+    (tmp_path / "b.json").write_text(json.dumps(report))
+    run = profile("--compare", folder / "a.json", tmp_path / "b.json")
+    assert run.returncode == 2
+    assert run.stderr == (
+        f"decipher-rt: {tmp_path / 'b.json'}: a part of the report is gone; make it again with 'decipher-rt profile'\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

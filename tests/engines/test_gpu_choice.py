@@ -196,7 +196,9 @@ def test_a_card_that_fails_the_golden_case_gives_way_with_auto_only(
     found = Session(machine.bundle, engine="auto", precision="fp16", threads=1)
     assert (found.encoder.name, found.encoder.precision) == ("onnxruntime", "fp32")
     assert found.fallback is not None
-    assert found.fallback.endswith("on the golden case it fails: CUDA: cuGraphLaunch gives CUDA_ERROR_LAUNCH_FAILED")
+    passed_over, tried = found.fallback.split("; tensorrt-rtx fp16 was tried: ")
+    assert passed_over.startswith("tensorrt: bundle ")
+    assert tried == "on the golden case it fails: CUDA: cuGraphLaunch gives CUDA_ERROR_LAUNCH_FAILED"
     with pytest.raises(EngineError, match="CUDA_ERROR_LAUNCH_FAILED"):
         Session(machine.bundle, engine="tensorrt-rtx", precision="fp16", threads=1)
 

@@ -189,3 +189,20 @@ def test_a_warning_that_names_a_file_whose_name_is_no_text_is_json(tmp_path):
     volume, _ = volume_and_result()
     warned = dataclasses.replace(volume.series, warnings=(os.fsdecode(b"first: n\xff.dcm"),))
     assert describe_series(dataclasses.replace(volume, series=warned))["warnings"] == ["first: n .dcm"]
+
+
+def test_a_folder_that_another_process_replaces_meanwhile_is_no_error(tmp_path, monkeypatch):
+    """It is gone for a moment: moved aside, and the new one not in its place yet."""
+    volume, result = volume_and_result()
+    folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    target, aside = tmp_path / "1.2.3", tmp_path / "aside"
+    is_file = Path.is_file
+
+    def moved(path):
+        if path.parent == target and target.exists():
+            target.rename(aside)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", moved)
+    folder_writer(tmp_path, png=False)(result, volume, StageClock())
+    assert (target / "result.json").stat().st_size

@@ -150,7 +150,13 @@ HeadAnswer answer_of(const Head& head, const Output& output, const Preprocessing
     if (head.kind == HeadKind::localisation) return localisation(head, values, grid);
     const std::size_t expected = head.kind == HeadKind::regression ? 1 : head.labels.size();
     if (values.size() != expected) refuse(head, std::to_string(values.size()) + " values, expected " + std::to_string(expected));
-    return {"", values, {}, {}};
+    if (head.kind == HeadKind::regression) return {"", values, {}, {}};
+    HeadAnswer answer{"", values, {}, {}};
+    for (float& value : answer.values) {
+        if (value < -score_rounding || value > 1 + score_rounding) return {"the head gave a probability outside 0 to 1", {}, {}, {}};
+        value = std::clamp(value, 0.0F, 1.0F);
+    }
+    return answer;
 }
 
 void labels_on_source(const Head& head, const std::vector<std::uint8_t>& labels, const Preprocessing& spec, const Affine& grid,
