@@ -81,7 +81,7 @@ def known_series(
         heads = tuple(d.name for d in config.decoders if config.sources[d.name] == source)
         # Of a simulator no more are made than are looked at: its splits have no end, and share their series.
         some = replace(source, **{split: min(count, getattr(source, split))})
-        examples = open_source(some, spec, split, cache, config.threads, progress)
+        examples = open_source(some, spec, split, cache, config.workers, progress)
         for index in range(min(count, len(examples))):
             example = examples[index]
             known = known_of(example, example.affine_lps_mm, tissue=example.tissue is not None)

@@ -35,6 +35,7 @@ PROMPTS = (
     "FLAIR image with a lesion in the left frontal lobe.",
     "No lesion is seen.",
 )
+SHORTEST_PROMPT = "a"  # for a tower that reads fewer tokens than any of them has
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def draw_movement(
 
 
 def _overlap(shift: int, size: int) -> tuple[slice, slice]:
+    shift = max(-size, min(shift, size))
     return slice(max(shift, 0), size + min(shift, 0)), slice(max(-shift, 0), size + min(-shift, 0))
 
 

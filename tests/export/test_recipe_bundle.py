@@ -35,6 +35,7 @@ from decipher_rt.train.scope import ScopeConfig
 from decipher_rt.train.sources import Box, Example, ListedExamples, SourceConfig
 from decipher_rt.train.text.tokenizer import encode, train_tokenizer
 from decipher_rt.train.weights import Weights
+from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
 from decipher_rt.verify import read_case, verify_bundle
 from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
@@ -390,3 +391,14 @@ def test_a_head_of_poor_figures_says_so_with_every_answer(figures: dict | None, 
     warning = unreliable(figures)
     assert said in warning
     assert warning.startswith(" NOT TO BE RELIED ON") == bool(said)
+
+
+@pytest.mark.parametrize(("most", "prompts"), [(8, ["No lesion is seen."]), (4, ["a"])])
+def test_a_tower_that_reads_few_tokens_answers_for_words_that_fit(
+    untrained: Callable[..., Weights], tokenizer: bytes, case: GoldenCase, tmp_path: Path, most: int, prompts: list[str]
+) -> None:
+    short = untrained(ENCODER, decoders=DECODERS[:1], text=dataclasses.replace(TEXT, max_tokens=most))
+    export_bundle(short, case, tmp_path / "bundle", fp16=False, tokenizer=tokenizer)
+    bundle = open_bundle(tmp_path / "bundle")
+    assert verify_bundle(bundle, "onnxruntime", "fp32", 1).passed
+    assert [str(prompt) for prompt in read_case(bundle)[GOLDEN_PROMPTS]] == prompts

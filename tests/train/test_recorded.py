@@ -155,6 +155,28 @@ def test_jsonl_says_the_same(cohort: Path) -> None:
     assert (first.split, second.split, second.facts.region) == ("train", None, "head")
 
 
+@pytest.mark.parametrize("unknown", ["n/a", " NA ", "null", "NaN", ""])
+def test_what_is_unknown_in_jsonl_is_what_is_unknown_in_csv(cohort: Path, unknown: str) -> None:
+    path = cohort / "cohort.jsonl"
+    row = dict.fromkeys(("split", "region", "mask", "boxes", "volume"), unknown) | {"labels": {"age": unknown}}
+    rows = [row | {"path": "a", "patient": "p1", "report": unknown}]
+    rows += [row | {"path": "b", "patient": "p2", "report": [unknown, "One."]}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_manifest(path)
+    assert (first.facts.report, second.facts.report) == ((), ("One.",))
+    for row in (first, second):
+        assert (row.split, row.facts.region, row.mask, row.facts.boxes, row.facts.labels) == (
+            None,
+            None,
+            None,
+            None,
+            {},
+        )
+    path.write_text(json.dumps({"path": "a", "patient": unknown}))
+    with pytest.raises(SourceError, match=r"line 1, column patient: is empty"):
+        read_manifest(path)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

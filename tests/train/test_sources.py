@@ -277,6 +277,7 @@ def test_what_is_no_brain_is_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("override", "said"),
     [
         ("kind=bids", "source.path is empty"),
+        ("path=series.csv", "source.path is 'series.csv' and source.kind simulator"),
         ("train=0", "source.train is 0"),
         ("not_heads=2", "source.not_heads"),
         ("shares=[0.5, 0.1, 0.1]", "source.shares"),

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts
 from decipher_rt.train.model.vit import ViTConfig
-from decipher_rt.train.views import UNIT_WINDOW, ViewConfig, patches_at, ranked_patches, to_patches, vary_intensities
+from decipher_rt.train.views import (
+    UNIT_WINDOW,
+    ViewConfig,
+    draw_movement,
+    patches_at,
+    ranked_patches,
+    to_patches,
+    vary_intensities,
+)
 
 SPEC = ViTConfig.PRESETS["tiny"].preprocessing
 
@@ -34,6 +42,14 @@ def test_rows_of_the_table_of_patches_are_had_without_the_table() -> None:
     tokens = np.array([0, 5, 700, SPEC.patches - 1])
     for seen in (volume, volume[..., ::-1]):
         np.testing.assert_array_equal(patches_at(seen, tokens, SPEC), to_patches(seen, SPEC)[tokens])
+
+
+def test_a_shift_beyond_the_grid_leaves_air() -> None:
+    volume = np.ones((5, 6, 7), np.float16)
+    for seed in range(40):
+        moved = draw_movement(volume.shape, ViewConfig(shift_voxels=12), np.random.default_rng(seed))(volume)
+        shift = np.random.default_rng(seed).integers(-12, 13, size=3)
+        assert moved.sum() == np.clip(np.array(volume.shape) - np.abs(shift), 0, None).prod()
 
 
 STILL = ViewConfig(window=0, gamma=0, noise=0)

@@ -42,7 +42,9 @@ class Known:
 
 def label_text(label: str | float | None) -> str:
     """Return a label as a configuration writes it: a column of numbers holds 1.0 where the file said 1."""
-    return f"{label:g}" if isinstance(label, float) else label or ""
+    if isinstance(label, float):
+        return str(int(label)) if label.is_integer() else repr(label)
+    return label or ""
 
 
 class Decoder(nn.Module, ABC):

@@ -16,7 +16,7 @@ from ..model.vit import ViTConfig
 from . import kinds
 from .contract import Decoder
 
-SEGMENTATION = "segmentation"
+SEGMENTATION, LOCALISATION = "segmentation", "localisation"
 
 
 @dataclass(frozen=True)

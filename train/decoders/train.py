@@ -41,11 +41,11 @@ from .config import DecoderRunConfig
 from .contract import Decoder
 from .evaluate import scope_figures, test_count
 from .kinds.segmentation import Segmentation
-from .registry import SEGMENTATION, build_decoder
+from .registry import LOCALISATION, SEGMENTATION, build_decoder
 from .sight import Sight
 from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
-from .truth import check_listed
+from .truth import check_listed, warn_of_boxes
 
 RUNS = "decoders"  # folder of the runs, in the output
 TOKENIZER = "tokenizer.json"
@@ -104,6 +104,9 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }
+    if config.decoder.kind == LOCALISATION and config.source.kind != "simulator":
+        for split, one in splits.items():
+            warn_of_boxes(config.decoder.name, split, one.tokens.known, base.encoder.preprocessing.grid_shape, progress)
     if sight:
         splits = {split: one.sighted(sight, cache_dir, progress) for split, one in splits.items()}
     decoder, provenance = _optimise(config, base.encoder, sight, splits["train"], folder, before, progress)

@@ -81,6 +81,24 @@ def check_listed(
             )
 
 
+def warn_of_boxes(
+    name: str, split: Split, known: Sequence[Known], grid_shape: Sequence[int], progress: Progress
+) -> None:
+    """Say where the boxes of series lie outside their grids: as present is taught what cannot be seen."""
+    half = np.asarray(grid_shape) / 2
+    off = 0
+    for one in known:
+        if one.boxes is None or not len(one.boxes):
+            continue
+        away = np.abs(one.boxes[:, :3] - (half - 0.5)) - one.boxes[:, 3:] / 2 >= half
+        off += bool(away.any(axis=1).all())
+    if off:
+        progress.warn(
+            f"decoder {name}: all boxes of {off} series of the {split} split lie outside the grid, where nothing "
+            "of them is seen: they are in mm, LPS, of the patient as the series has it"
+        )
+
+
 def _known(row: Row) -> Known:
     """Return what is known of a series that is listed; where its boxes lie on the grid, nobody knows yet."""
     return known_of(row.facts, np.eye(4), tissue=row.mask is not None)

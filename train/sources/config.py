@@ -69,6 +69,8 @@ class SourceConfig:
         """Raise ValueError by key where a value cannot be used."""
         if self.kind != "simulator" and not self.path:
             raise ValueError(f"{key}.path is empty, expected the path of the {self.kind}")
+        if self.kind == "simulator" and self.path:
+            raise ValueError(f"{key}.path is {self.path!r} and {key}.kind simulator: set {key}.kind=manifest or bids")
         for name in ("train", "validation", "test", "heads"):
             if (count := getattr(self, name)) < 1:
                 raise ValueError(f"{key}.{name} is {count}, expected 1 or more")

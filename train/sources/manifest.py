@@ -147,12 +147,16 @@ def _read_jsonl(path: Path, errors: list[str]) -> Listed:
             if kind is not type(label):
                 errors.append(f"{place}, column labels.{name}: {value!r} is of another type than in {first}")
             labels[name] = label
-        found.append((place, {c: v for c, v in row.items() if v is not None}, labels))
+        found.append((place, {c: v for c, v in row.items() if not _is_unknown(v)}, labels))
     return found
 
 
+def _is_unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in UNKNOWN)
+
+
 def _json_label(place: str, value: Any, errors: list[str]) -> Label | None:
-    if value is None or (isinstance(value, str) and value.strip().lower() in UNKNOWN):
+    if _is_unknown(value):
         return None
     if isinstance(value, str):
         return value.strip()
@@ -193,7 +197,7 @@ def _row(manifest: Path, place: str, cells: dict[str, Any], labels: dict[str, La
         raise broken("volume", f"{volume[:40]!r}, expected a whole number from 0")
     report, region = cells.get("report", ""), cells.get("region")
     if isinstance(report, list) and all(isinstance(s, str) for s in report):
-        said = tuple(s.strip() for s in report if s.strip())
+        said = tuple(s.strip() for s in report if not _is_unknown(s))
     elif isinstance(report, str):
         said = sentences(report)
     else:

@@ -161,6 +161,7 @@ class SSLConfig:
             ("distillation.prototypes", teaching.prototypes, 2),
             ("distillation.head_hidden", teaching.head_hidden, 1),
             ("distillation.head_bottleneck", teaching.head_bottleneck, 1),
+            ("mae.decoder_width", mae.decoder_width, 1),
             ("mae.decoder_depth", mae.decoder_depth, 1),
             ("mae.decoder_heads", mae.decoder_heads, 1),
             ("pool_series", self.pool_series, 2),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..config import ConfigError
 from ..data.scene import draw_scene
@@ -11,7 +10,7 @@ from ..progress import Progress
 from ..samples import Split, draw_kind, sample_seed
 from ..sources import SourceConfig
 from ..sources.anatomy import base_anatomy
-from ..sources.manifest import read_manifest
+from ..sources.recorded import list_rows
 from ..sources.rows import share_out
 from .findings import Findings, scene_findings
 from .wordings import Wordings, write_report
@@ -38,7 +37,7 @@ def read_reports(source: SourceConfig, split: Split, count: int, progress: Progr
         return draw_reports(source, split, count, progress)
     if source.kind == "bids":
         raise ConfigError("source.kind is bids, which holds no reports; list the series in a manifest with them")
-    rows = share_out(read_manifest(Path(source.path)), source.seed, source.shares)[split]
+    rows = share_out(list_rows(source), source.seed, source.shares)[split]
     return [row.facts.report for row in rows if row.facts.report]
 
 

@@ -7,6 +7,8 @@ punctuation are BERT's rules, cutting to the longest text and [CLS] ... [SEP] ar
 from __future__ import annotations
 
 import json
+import string
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +55,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int) -> T
     characters = sorted(found.union(ALPHABET))
     # The trainer numbers what it meets inside words in the order of a hash table, another one in every process, and
     # the numbers decide between pairs that are as frequent. What it is given beforehand it numbers in order.
-    given = [*SPECIAL, *characters, *(f"##{c}" for c in characters if c.isalnum())]
+    given = [*SPECIAL, *characters, *(f"##{c}" for c in characters if not _stands_alone(c))]
     if vocabulary < len(given):
         raise TokenizerError(f"text.vocabulary is {vocabulary}, expected {len(given)} or more, to spell any word")
     trainer = WordPieceTrainer(vocab_size=vocabulary, min_frequency=2, special_tokens=given, show_progress=False)
@@ -62,6 +64,11 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int) -> T
     _apply_bert_rules(tokenizer, lower=True)
     tokenizer.add_special_tokens(list(SPECIAL))
     return finish_tokenizer(tokenizer, max_tokens)
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT's rules make a word of this character wherever it is; of what is left, symbols stay in words."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def load_tokenizer(folder: Path, max_tokens: int | None = None, vocabulary: int | None = None) -> Tokenizer:

@@ -12,6 +12,7 @@ from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
 from decipher_rt.train.config import load_config
 from decipher_rt.train.decoders import train as training
 from decipher_rt.train.decoders.config import DecoderRunConfig
+from decipher_rt.train.decoders.contract import label_text
 from decipher_rt.train.decoders.registry import build_decoder
 from decipher_rt.train.model.vit import ViT, ViTConfig
 
@@ -52,3 +53,11 @@ def test_every_size_has_every_decoder() -> None:
     wanted = {f"decoder-{n}" for n in ("sequence", "lesion", "lesion_box", "tissue", "brain_volume_ml", "age", "sex")}
     for size in ("tiny", "small", "base"):
         assert {path.stem for path in (CONFIGS / size).glob("decoder-*.yaml")} == wanted
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [(1.0, "1"), (-2.0, "-2"), (1.5, "1.5"), (1234567.0, "1234567"), (1234.567, "1234.567"), ("F", "F")],
+)
+def test_a_label_is_written_as_the_file_has_it(label: str | float, text: str) -> None:
+    assert label_text(label) == text

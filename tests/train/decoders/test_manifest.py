@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ def stage(encoder: ViT, tmp_path: Path) -> Path:
     return folder
 
 
+def knows_simulated_heads(stage: Path) -> None:
+    """Let it be a stage that was trained on the simulator."""
+    said = (stage / "config.yaml").read_text()
+    simulated = said.replace("kind: manifest", "kind: simulator").replace("path: elsewhere.csv", "path: ''")
+    (stage / "config.yaml").write_text(simulated)
+
+
 def train_decoder(config: Path, cohort: Path, stage: Path, *overrides: str) -> Any:
     """Return the figures."""
     return json.loads(run_decoder(config, cohort, stage, *overrides).stdout)
@@ -135,7 +143,7 @@ def test_demographics_masks_and_boxes_of_recorded_series(cohort: Path, stage: Pa
 
 def test_patients_of_an_earlier_stage_are_not_tested_on(cohort: Path, stage: Path) -> None:
     """Their split is listed, or their keys are spelt otherwise: seed and shares say nothing then."""
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     tensors, _ = read_tensors(stage / WEIGHTS)
     manifest = str(cohort / "manifest.csv")
     everybody = trained_on(SourceConfig(kind="manifest", path=manifest, shares=(1.0, 0.0, 0.0)))
@@ -156,7 +164,7 @@ def test_patients_of_an_earlier_stage_are_not_tested_on(cohort: Path, stage: Pat
 
 
 def test_patients_of_what_the_output_has_are_not_tested_on(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     train_decoder(cohort / "mask.yaml", cohort, stage)
     upon = ("source.kind=manifest", "source.seed=0", "decoder.upon=cyst")
     with pytest.raises(ConfigError, match=r"\d+ patients of its validation or test split were trained on in .*model;"):
@@ -164,7 +172,7 @@ def test_patients_of_what_the_output_has_are_not_tested_on(cohort: Path, stage: 
 
 
 def test_who_taught_the_segmentation_as_well_is_told(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     train_decoder(cohort / "mask.yaml", cohort, stage)
     upon = ("source.kind=manifest", "source.seed=20", "decoder.upon=cyst")
     others = run_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *upon, "source.cohort=elsewhere")
@@ -177,7 +185,7 @@ def test_who_taught_the_segmentation_as_well_is_told(cohort: Path, stage: Path) 
 
 def test_a_patient_who_becomes_one_to_test_on_goes_with_the_decoder(cohort: Path, stage: Path) -> None:
     """Decoders do not know of each other: what one was trained on, and the seed that drew it, binds no other."""
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     manifest = cohort / "manifest.csv"
     header, *rows = manifest.read_text().splitlines()
     rows = [f"{row},{('train', 'validation', 'test')[max(0, n - 9) // 5]}" for n, row in enumerate(rows)]
@@ -202,7 +210,7 @@ def test_a_patient_who_becomes_one_to_test_on_goes_with_the_decoder(cohort: Path
 
 
 def test_a_run_is_finished_wherever_its_series_were_moved(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     figures = train_decoder(cohort / "mask.yaml", cohort, stage)
     moved = cohort / "mounted"
     moved.mkdir()
@@ -214,7 +222,7 @@ def test_a_run_is_finished_wherever_its_series_were_moved(cohort: Path, stage: P
 
 
 def test_a_manifest_is_read_once(cohort: Path, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     read: list[Path] = []
     monkeypatch.setattr(recorded, "read_manifest", lambda path: read.append(path) or read_manifest(path))
     train_decoder(cohort / "mask.yaml", cohort, stage)
@@ -222,7 +230,7 @@ def test_a_manifest_is_read_once(cohort: Path, stage: Path, monkeypatch: pytest.
 
 
 def test_splits_without_truth_are_told_and_empty_ones_refused(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     manifest = cohort / "manifest.csv"
     header, *rows = manifest.read_text().splitlines()
     listed = [(row, ("train", "validation", "test")[max(0, n - 9) // 5]) for n, row in enumerate(rows)]
@@ -246,7 +254,7 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
     sex = CONFIGS / "decoder-sex.yaml"
     with pytest.raises(ConfigError, match=r"source.seed is 20 and source.shares .* was trained with 20 and \[0.8"):
         train_decoder(sex, cohort, stage)
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     with pytest.raises(
         ConfigError, match=r"decoder.target: no series of the train split .*; the labels 'sex' are 0, 1"
     ):
@@ -257,7 +265,7 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
     with pytest.raises(ConfigError, match=r"decoder.target is 'tissue', expected 'mask', the manifest's column"):
         train_decoder(CONFIGS / "decoder-tissue.yaml", cohort, stage, "source.kind=manifest")
     with pytest.raises(ConfigError, match=r"decoder.target is 'mask', expected 'tissue', the simulator's map"):
-        train_decoder(cohort / "mask.yaml", cohort, stage, "source.kind=simulator")
+        train_decoder(cohort / "mask.yaml", cohort, stage, "source.kind=simulator", "source.path=")
     for config in (cohort / "mask.yaml", CONFIGS / "decoder-lesion_box.yaml"):
         with pytest.raises(ConfigError, match=r"source.kind is 'bids', which has neither masks nor boxes; list the"):
             train_decoder(config, cohort, stage, "source.kind=bids")
@@ -269,7 +277,7 @@ def test_mistakes_with_a_manifest_are_named(cohort: Path, stage: Path) -> None:
 
 def test_the_cell_that_turns_an_age_to_text_is_named(cohort: Path, stage: Path) -> None:
     """Wherever it is listed: a test patient's cell is one of the column too."""
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     manifest = cohort / "manifest.csv"
     lines = [f"{line},{'split' if n == 0 else 'train'}" for n, line in enumerate(manifest.read_text().splitlines())]
     lines[5] = lines[5].replace(",50,", ",50y,").replace("train", "test")
@@ -282,21 +290,21 @@ def test_the_cell_that_turns_an_age_to_text_is_named(cohort: Path, stage: Path) 
 
 def test_boxes_are_learned_without_masks(cohort: Path, stage: Path) -> None:
     """As the docs say it: nothing after the equals sign."""
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     alone = ("source.kind=manifest", "decoder.upon=", "decoder.options.odds=false")
     assert train_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *alone)["lesion_box"]["series"] > 0
     assert load_weights(cohort / "model").config.decoders[0].upon == ""
 
 
 def test_a_label_that_no_mask_has_is_told_before_training(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     with pytest.raises(ConfigError, match=r"decoder cyst: decoder.options.labels holds 'cyst' \(value 2\), which no"):
         train_decoder(cohort / "mask.yaml", cohort, stage, "decoder.options.values=[0,2]")
     assert not (cohort / "model" / "decoders").exists()
 
 
 def test_a_model_finds_its_series_from_any_folder(cohort: Path, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     monkeypatch.chdir(cohort)
     figures = train_decoder(cohort / "mask.yaml", cohort, stage, "source.path=manifest.csv")
     monkeypatch.chdir(stage)
@@ -308,14 +316,14 @@ def test_a_model_finds_its_series_from_any_folder(cohort: Path, stage: Path, mon
 
 
 def test_too_few_heads_for_a_scope_name_what_a_manifest_reads(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     scope = ("decoder.options={labels: ['0', '1'], pool: linear}", "scope={neighbours: 20}")
     with pytest.raises(ConfigError, match=r"too few, expected 21 or more of each; list more series, or change source"):
         run_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, *scope)
 
 
 def test_labels_that_teach_nothing_are_told(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     manifest = cohort / "manifest.csv"
     header, *rows = manifest.read_text().replace(",0,50,", ",female,50,").replace(",1,51,", ",male,51,").splitlines()
     rows = [f"{row},{('train', 'validation', 'test')[max(0, n - 9) // 5]}" for n, row in enumerate(rows)]
@@ -331,7 +339,7 @@ def test_labels_that_teach_nothing_are_told(cohort: Path, stage: Path) -> None:
 
 
 def test_another_label_is_another_run(cohort: Path, stage: Path) -> None:
-    (stage / "config.yaml").write_text((stage / "config.yaml").read_text().replace("kind: manifest", "kind: simulator"))
+    knows_simulated_heads(stage)
     heads = "decoder.options={labels: ['0', '1'], pool: linear}"
     train_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, heads)
     manifest = cohort / "manifest.csv"
@@ -344,3 +352,18 @@ def test_another_label_is_another_run(cohort: Path, stage: Path) -> None:
 def test_a_stage_is_no_model(stage: Path) -> None:
     with pytest.raises(CheckpointError, match="a stage of the recipe, which answers nothing yet"):
         load_weights(stage)
+
+
+def test_boxes_that_lie_outside_the_grid_are_told_of(cohort: Path, stage: Path) -> None:
+    """In cm, say, or of another system of coordinates: nothing of them is seen, and the series count as present."""
+    knows_simulated_heads(stage)
+    manifest = cohort / "manifest.csv"
+    boxes = ("decoder.upon=", "decoder.options.odds=false", "source.kind=manifest", "source.shares=[0.5, 0.25, 0.25]")
+    inside = run_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *boxes)
+    assert "outside the grid" not in inside.stderr
+    manifest.write_text(manifest.read_text().replace("[-114, -114, 114]", "[-114, -114, 1140]"))
+    shutil.rmtree(cohort / "model")
+    ran = run_decoder(CONFIGS / "decoder-lesion_box.yaml", cohort, stage, *boxes)
+    told = re.findall(r"lesion_box: all boxes of (\d+) series of the (\w+) split lie outside the grid", ran.stderr)
+    assert [split for _, split in told] == ["train", "validation", "test"]
+    assert sum(int(series) for series, _ in told) == sum(number % 3 > 0 for number in range(PATIENTS))

@@ -61,6 +61,7 @@ def test_dump_and_load_give_the_same(tmp_path: Path) -> None:
         ("distillation.losses.koleo=much", "distillation.losses.koleo"),
         ("mae.mask_ratio=1", "mae.mask_ratio"),
         ("mae.decoder_width=100", "mae.decoder_width"),
+        ("mae.decoder_width=0", "mae.decoder_width is 0, expected 1 or more"),
         ("encoder.stem=cnn", "encoder.stem"),
         ("encoder.heads=7", "encoder.width"),
         ("augment.flip=1.5", "augment.flip"),

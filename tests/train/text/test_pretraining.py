@@ -120,11 +120,16 @@ def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path, monkeyp
     assert measure(stage(CONFIG).network, stage(CONFIG)._tokenizer, [("左额叶病变",)], CONFIG) == {"tokens": 0}
     monkeypatch.setattr(pretraining, "train_tokenizer", lambda *arguments: stage(CONFIG)._tokenizer)
     path.write_text("\n".join([lines[0], "absent1.nii,a,train,左额叶病变"]) + "\n", encoding="utf-8")
+    assert read_reports(source, "train", 9, Progress()) == [("No lesion.", "Normal ventricles.")]  # a list is read once
+
+    def anew() -> TextPretrainingConfig:
+        return dataclasses.replace(config, source=dataclasses.replace(source))
+
     with pytest.raises(ConfigError, match="no report of the train split holds a word that the tokenizer knows"):
-        pretrain(config, tmp_path / "unknown", Progress())
+        pretrain(anew(), tmp_path / "unknown", Progress())
     path.write_text("\n".join(lines[:1] + lines[3:]) + "\n")
     with pytest.raises(ConfigError, match="no series of the train split has a report"):
-        pretrain(config, tmp_path / "other", Progress())
+        pretrain(anew(), tmp_path / "other", Progress())
     with pytest.raises(ConfigError, match="bids, which holds no reports"):
         read_reports(SourceConfig(kind="bids", path="x"), "train", 1, Progress())
     with pytest.raises(ConfigError, match=r"text_from: .*nowhere holds no config.json"):

@@ -70,7 +70,10 @@ def test_training_is_reproducible_and_within_the_vocabulary(tokenizer: Tokenizer
     # In this process and in another: the library's hash tables are in another order in each.
     again = train_tokenizer(reports("train"), vocabulary=600, max_tokens=128)
     assert again.to_str() == tokenizer.to_str()
-    (tmp_path / "texts.json").write_text(json.dumps(reports("train")))
+    measured = [*reports("train"), *["12×9 mm at 45°, ±3 of the patient´s 3µl¹; 2½√2"] * 3]
+    again, tokenizer = (train_tokenizer(measured, vocabulary=600, max_tokens=128) for _ in range(2))
+    assert again.to_str() == tokenizer.to_str()
+    (tmp_path / "texts.json").write_text(json.dumps(measured))
     program = (
         "import json, sys; from decipher_rt.train.text.tokenizer import train_tokenizer;"
         "print(train_tokenizer(json.load(open(sys.argv[1])), 600, 128).to_str())"
