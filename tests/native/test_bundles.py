@@ -354,3 +354,43 @@ def test_a_head_keeps_the_names_of_its_file(
     for _ in range(2):  # compiled, and kept
         with sdk.open(bundle, heads=head.name.encode(), cache_folder=str(tmp_path).encode()) as session:
             assert [one.name.decode() for one in session.heads()] == [head.name]
+
+
+@pytest.mark.parametrize(("values", "answered"), [((3.2, -1.1), None), ((1.000002, -0.000002), [1.0, 0.0])])
+def test_what_is_no_probability_is_no_answer(
+    values: tuple[float, float],
+    answered: list[float] | None,
+    sdk: Any,
+    answering_bundle: Path,
+    tmp_path: Path,
+    rewrite_bundle: Callable[..., Path],
+) -> None:
+    """As in Python: logits, say, where a graph lacks its Softmax."""
+    bundle = rewrite_bundle(answering_bundle, tmp_path, {"heads/brightness.onnx": constant_probabilities(values)})
+    voxels = np.random.default_rng(0).integers(0, 2000, (32, 32, 32)).astype(np.int16)
+    with sdk.open(bundle, heads=b"brightness") as session:
+        session.run(voxels, np.diag([4.0, 4.0, 4.0, 1.0]), modality="MR")
+        if answered is None:
+            with pytest.raises(Exception, match="the head gave a probability outside 0 to 1"):
+                session.head_values("brightness")
+        else:
+            assert session.head_values("brightness").tolist() == answered
+
+
+def constant_probabilities(values: tuple[float, float]) -> bytes:
+    node, float32 = helper.make_node, TensorProto.FLOAT
+    nodes = [
+        node("ReduceMean", ["embedding", "axes"], ["mean"], keepdims=1),
+        node("Mul", ["mean", "zero"], ["nothing"]),
+        node("Add", ["nothing", "values"], ["probabilities"]),
+    ]
+    takes, gives = (
+        helper.make_tensor_value_info(name, float32, ["B", n]) for name, n in (("embedding", "E"), ("probabilities", 2))
+    )
+    constants = [
+        numpy_helper.from_array(np.array([1], np.int64), "axes"),
+        numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
+        numpy_helper.from_array(np.array([values], np.float32), "values"),
+    ]
+    graph = helper.make_graph(nodes, "head", [takes], [gives], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
