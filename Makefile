@@ -83,8 +83,10 @@ model-two-hours: MORE_DECODER := run.steps=800
 model-two-hours: model ## The same with fewer steps: two hours of training on two slow cores
 
 CH2 ?= /usr/share/mricron/templates/ch2bet.nii.gz
-evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model'
-	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED)
+evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model', and bring them there
+	$(BIN)/python benchmarks/evidence/training.py $(RUNS)
+	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json > $(RUNS)/held-out.json
+	cp $(RUNS)/held-out.json benchmarks/results/evidence-held-out.json
 	$(BIN)/python benchmarks/evidence/zero_shot.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/token_dropping.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --also "without alignment=$(RUNS)/ssl"
@@ -96,6 +98,7 @@ evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model o
 	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json source.anatomy=$(CH2) > $(RUNS)/ch2.json
 	cp $(RUNS)/ch2.json benchmarks/results/evidence-ch2.json
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --anatomy $(CH2) --json benchmarks/results/evidence-probe-ch2.json
+	$(BIN)/python benchmarks/evidence/card.py
 
 offline-kit: $(VENV)/runtime ## Collect wheels and bundle in dist/decipher-rt-offline-kit; installs without a network
 	$(BIN)/python scripts/offline_kit.py dist/decipher-rt-offline-kit

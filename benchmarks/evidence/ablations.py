@@ -30,7 +30,10 @@ from decipher_rt.train.config import dump_config, load_config
 from decipher_rt.train.model.vit import ViT
 from decipher_rt.train.progress import Progress
 
-RECALLS = ("image_to_text_recall@1", "image_to_text_recall@5", "image_to_text_recall@10", "text_to_image_recall@10")
+RECALLS = {
+    **{f"image_to_text_recall@{k}": f"report for an image, Recall@{k}" for k in (1, 5, 10)},
+    "text_to_image_recall@10": "image for a report, Recall@10",
+}
 CODE = ("ablations.py", "probe.py", "arms.py")
 
 
@@ -88,7 +91,7 @@ def table(parts: dict[str, Any], labels: list[int]) -> str:
     arms: dict[str, list[dict[str, Any]]] = {}
     for name, figures in parts.items():
         arms.setdefault(name.split("/")[0], []).append(figures)
-    heads = [*RECALLS, "labels", *METRICS]
+    heads = [*RECALLS.values(), "labels", *METRICS.values()]
     lines = ["| arm | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, seeds in arms.items():
         recalls = [spread([one["retrieval"][r] for one in seeds]) if "retrieval" in seeds[0] else "-" for r in RECALLS]

@@ -91,10 +91,10 @@ def table(parts: dict[str, Any], labels: list[int]) -> str:
     arms: dict[str, list[dict[str, Any]]] = {}
     for name, figures in parts.items():
         arms.setdefault(name.rsplit("/", 1)[0], []).append(figures)
-    heads = ["arm", "steps", "seconds", "labels", *METRICS]
+    heads = ["arm", "seeds", "steps", "seconds", "labels", *METRICS.values()]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, seeds in arms.items():
-        took = [str(seeds[0]["steps"]), spread([one["seconds"] for one in seeds])]
+        took = [str(len(seeds)), str(seeds[0]["steps"]), spread([one["seconds"] for one in seeds])]
         for n in labels:
             of_n = [v for one in seeds for key, v in one["probe"].items() if key.endswith(f"/{n}")]
             cells = [spread([one[metric] for one in of_n]) for metric in METRICS]

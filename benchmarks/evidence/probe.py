@@ -40,7 +40,10 @@ SEQUENCES = ("T1w", "T2w", "PDw", "FLAIR", "T2*w")
 REGIONS = (
     "frontal lobe", "parietal lobe", "temporal lobe", "occipital lobe", "cerebellum", "brainstem", "deep grey nuclei",
 )  # fmt: skip
-METRICS = ("sequence", "lesion", "region", "brain_volume")
+METRICS = {
+    "sequence": "sequence, accuracy", "lesion": "lesion, AUROC", "region": "region, AUROC",
+    "brain_volume": "brain volume, MAE ml",
+}  # fmt: skip
 ML = 300.0  # brain volumes are learnt in units of this
 
 
@@ -195,10 +198,8 @@ def table(parts: dict[str, Any], labels: list[int]) -> str:
     arms: dict[str, dict[str, Any]] = {}
     for name, figures in parts.items():
         arms.setdefault(name.split("/")[0], {}).update(figures)
-    lines = [
-        "| encoder | labels | sequence, accuracy | lesion, AUROC | region, AUROC | brain volume, MAE ml |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ["encoder", "labels", *METRICS.values()]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, figures in arms.items():
         for n in labels:
             of_n = [value for key, value in figures.items() if key.endswith(f"/{n}")]

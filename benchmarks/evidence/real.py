@@ -31,7 +31,6 @@ def main() -> None:
     truths = truths_of(options.series)
     settings = {"bundle": session.bundle.sha256, "series": {Path(path).name: truth for path, truth in truths.items()}}
     results = Results(options.json, settings)
-    print("| series | is | scope (score) | `sequence` | right |\n|---|---|---|---|---|")
     for path, truth in truths.items():
 
         def answer(path: str = path, truth: str = truth) -> dict[str, Any]:
@@ -51,12 +50,20 @@ def main() -> None:
                 **others,
             }
 
-        row = results.part(Path(path).name, answer)
+        results.part(Path(path).name, answer)
+    print(table(results.parts, settings["series"]))
+
+
+def table(parts: dict[str, Any], truths: dict[str, str]) -> str:
+    """Return the answers as Markdown: a row for each series."""
+    lines = ["| series | is | scope (score) | `sequence` | right |", "|---|---|---|---|---|"]
+    for name, row in parts.items():
         named = "not answered" if row["sequence"] is None else "{}, {:.1%}".format(*row["sequence"])
         where = "in" if row["in"] else "out"
-        right = "yes" if row["right"] else "**no**"
         score = "by its header" if row["scope"] is None else f"{row['scope']:.2f}"
-        print(f"| {Path(path).name} | {truth} | {where} ({score}) | {named} | {right} |")
+        cells = [name, truths[name], f"{where} ({score})", named, "yes" if row["right"] else "**no**"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def truths_of(listed: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import time
 import typing
@@ -50,11 +49,8 @@ def main() -> None:
     source = next(iter(config.sources.values()))
     test = open_heads(source, config.encoder, "test", options.test, options.cache)
     results = Results(options.json, {"test": options.test, "model": fingerprint(model.state_dict())})
-    found = results.part("figures", lambda: both_ways(model, config.encoder.preprocessing, test))
-    print(json.dumps(found["time"]))
-    print("| figure | foreground tokens | all tokens | spread |\n|---|---|---|---|")
-    for name, row in found["figures"].items():
-        print(f"| {name} | {row['foreground']:.3f} | {row['all']:.3f} | {row['spread']:.3f} |")
+    results.part("figures", lambda: both_ways(model, config.encoder.preprocessing, test))
+    print(table(results.parts))
 
 
 @torch.no_grad()
@@ -129,6 +125,21 @@ def flat(decoder: Decoder, figures: dict[str, Any]) -> dict[str, float]:
         value = figures[name]
         found |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     return found
+
+
+def table(parts: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    found = parts["figures"]
+    time, (fewest, most) = found["time"], found["time"]["ratio_spread"]
+    lines = ["| figure | foreground | all | spread |", "|---|---|---|---|"]
+    for name, row in found["figures"].items():
+        lines.append(f"| {name} | {row['foreground']:.3f} | {row['all']:.3f} | {row['spread']:.3f} |")
+    lines += [
+        f"| tokens, median | {time['tokens_foreground_median']:.0f} | {time['tokens_all']} | |",
+        f"| encoder in PyTorch, median in ms | {time['ms_foreground_median']:.0f} | {time['ms_all_median']:.0f} | "
+        f"all take {time['ratio_median']:.1f} times as long ({fewest:.1f} to {most:.1f}) |",
+    ]
+    return "\n".join(lines)
 
 
 def arguments() -> argparse.Namespace:

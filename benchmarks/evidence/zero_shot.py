@@ -64,12 +64,11 @@ def main() -> None:
     tokenizer = load_tokenizer(options.model, weights.model.text.config.max_tokens)
     seen = features(weights.model.encoder, test)
     image = seen.rows[:, : weights.config.encoder.embedding_size]
-    print("| task | series | accuracy | of the most frequent | AUROC (chance 0.5) |\n|---|---|---|---|---|")
     for name, prompts in PROMPTS.items():
         text = embed_texts(weights.model.text, tokenizer, list(prompts.values()))
         logits = float(weights.model.logit_scale.exp()) * image @ text.T.astype(np.float64)
-        row = results.part(name, lambda n=name, p=prompts, x=logits: measured(n, list(p), x, seen.labels))
-        print(f"| {name} | {row['series']} | {row['accuracy']:.3f} | {row['most_frequent']:.3f} | {row['auroc']:.3f} |")
+        results.part(name, lambda n=name, p=prompts, x=logits: measured(n, list(p), x, seen.labels))
+    print(table(results.parts))
 
 
 def measured(name: str, classes: list[str], logits: np.ndarray, labels: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,6 +79,15 @@ def measured(name: str, classes: list[str], logits: np.ndarray, labels: list[dic
     found = {"accuracy": accuracy(truth, probabilities), "auroc": auroc(truth, probabilities)}
     found["most_frequent"] = float(np.bincount(truth).max() / len(truth))
     return {"series": len(known), **{key: None if v is None else round(v, 4) for key, v in found.items()}}
+
+
+def table(parts: dict[str, Any]) -> str:
+    """Return the figures as Markdown: a row for each task."""
+    lines = ["| task | series | accuracy | of the most frequent class | AUROC |", "|---|---|---|---|---|"]
+    for name, row in parts.items():
+        figures = (row["accuracy"], row["most_frequent"], row["auroc"])
+        lines.append(f"| {name} | {row['series']} | " + " | ".join(f"{value:.3f}" for value in figures) + " |")
+    return "\n".join(lines)
 
 
 def arguments() -> argparse.Namespace:

@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from latency.cache import REPOSITORY
+from pages import rewrite
 
 PAGE = REPOSITORY / "docs" / "latency.md"
 RESULTS, IMAGES = REPOSITORY / "benchmarks" / "results", REPOSITORY / "docs" / "images"
@@ -27,24 +28,28 @@ def main() -> None:
     mpl.use("Agg")
     mpl.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "latency"}
     IMAGES.mkdir(parents=True, exist_ok=True)
-    end_to_end, larger = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("end_to_end", "growth")
-    )
+    end_to_end, larger = reports()
     waterfall(end_to_end)
     growth(larger)
-    text = PAGE.read_text(encoding="utf-8")
-    for name, lines in (
-        ("end-to-end", end_to_end_table(end_to_end)),
-        ("targets", targets_table(end_to_end)),
-        ("stages", stages_table(end_to_end)),
-        ("growth", growth_table(larger)),
-        ("sizes", sizes_table(larger)),
-        ("measured", [measured_on(end_to_end, larger)]),
-    ):
-        begin, end = f"<!-- {name}: from benchmarks/results -->\n", f"<!-- end of {name} -->\n"
-        before, _, rest = text.partition(begin)
-        text = before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
-    PAGE.write_text(text, encoding="utf-8")
+    rewrite(PAGE, tables(end_to_end, larger))
+
+
+def reports() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what ``end_to_end.py`` and ``growth.py`` measured."""
+    end_to_end, larger = ((RESULTS / f"{name}.json").read_text(encoding="utf-8") for name in ("end_to_end", "growth"))
+    return json.loads(end_to_end), json.loads(larger)
+
+
+def tables(end_to_end: dict[str, Any], larger: dict[str, Any]) -> dict[str, list[str]]:
+    """Return each table of the page by its name there."""
+    return {
+        "end-to-end": end_to_end_table(end_to_end),
+        "targets": targets_table(end_to_end),
+        "stages": stages_table(end_to_end),
+        "growth": growth_table(larger),
+        "sizes": sizes_table(larger),
+        "measured": [measured_on(end_to_end, larger)],
+    }
 
 
 def end_to_end_table(report: dict[str, Any]) -> list[str]:
