@@ -212,8 +212,15 @@ def test_the_answer_of_a_segmentation_is_that_of_its_logits(
     given = torch.randn(2, 40, 48), tokens, torch.zeros(2, 16), torch.rand(2, 1, *vit_config.grid_shape)
     with torch.no_grad():
         decoder.doublings[-1].bias.sub_(decoder.raw(*given).mean(dim=(0, 2, 3, 4)))
-        expected = decoder.finish(decoder.raw(*given))
+        raw = decoder.raw(*given)
+        expected = decoder.finish(raw)
         answer = decoder(*given)
+        ahead = raw[:, -1] - raw[:, :-1].amax(dim=1)
+        decoder.margins[-1] = ahead[ahead > 0].median()
+        fewer, lowered = decoder(*given), raw.clone()
+    lowered[:, -1] -= decoder.margins[-1]
+    assert (fewer != lowered.argmax(dim=1)).float().mean() < 1e-3
+    assert (fewer == len(decoder.labels) - 1).sum() < (answer == len(decoder.labels) - 1).sum()
     assert answer.dtype == expected.dtype
     assert answer.shape == expected.shape
     assert len(answer.unique()) == len(decoder.labels)
@@ -476,6 +483,7 @@ def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypat
             r"options.rarity is -1\.0",
         ),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "weights": [1, 2]}), "options.weights is"),
+        (dataclasses.replace(TISSUE, options={"channels": [8, 8], "margins": [1, 2]}), "options.margins is"),
         (dataclasses.replace(TISSUE, target="bone"), "decoder.target is 'bone', expected 'tissue'"),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "labels": list(LABELS[1:])}), "options.labels is"),
         (

@@ -42,6 +42,8 @@ class Settings:
     rarity : how much likelier a crop is around a label of fewer voxels; 0: around each label alike, 1: in inverse
         proportion. What is rare is learned sooner, at the cost of labels that lie elsewhere
     weights : of each label's voxels in the cross-entropy; none: all count alike
+    margins : what each label's logit is lowered by when labels are chosen; none: by nothing. A label that counted more
+        than its share in training is surer of itself than it should be. Not trained: chosen on validation series
     dropout : of whole channels of the token grid, in training only
     """
 
@@ -53,6 +55,7 @@ class Settings:
     crop: int = 0
     rarity: float = 0.0
     weights: tuple[float, ...] = ()
+    margins: tuple[float, ...] = ()
     dropout: float = 0.0
 
     def check(self) -> None:
@@ -77,6 +80,8 @@ class Settings:
             raise ValueError(f"rarity is {self.rarity}, expected 0, or with crop up to {MOST_RARITY:g}")
         if self.weights and (len(self.weights) != count or min(self.weights) <= 0):
             raise ValueError(f"weights is {list(self.weights)}, expected a number above 0 for each label")
+        if self.margins and len(self.margins) != count:
+            raise ValueError(f"margins is {list(self.margins)}, expected a number for each label")
 
 
 class Segmentation(Decoder):
@@ -87,6 +92,7 @@ class Segmentation(Decoder):
     curve = ("loss", "cross_entropy", "dice_loss")
     reads_tissue = True
     lookup: Tensor
+    margins: Tensor
     weights: Tensor | None
 
     def __init__(self, target: str, settings: Settings, encoder: ViTConfig) -> None:
@@ -130,6 +136,8 @@ class Segmentation(Decoder):
         self.register_buffer("lookup", table, persistent=False)
         weights = torch.tensor(settings.weights) if settings.weights else None
         self.register_buffer("weights", weights, persistent=False)
+        margins = torch.tensor(settings.margins or [0.0] * len(self.labels))
+        self.register_buffer("margins", margins, persistent=False)
 
     def raw(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return the logits (B, L, D, H, W)."""
@@ -145,7 +153,7 @@ class Segmentation(Decoder):
 
     def finish(self, raw: Tensor) -> Tensor:
         """Return the label of each voxel, (B, D, H, W) uint8."""
-        return raw.argmax(dim=1).to(torch.uint8)
+        return (raw - self.margins.reshape(1, -1, 1, 1, 1)).argmax(dim=1).to(torch.uint8)
 
     def forward(self, patch: Tensor, tokens: Tensor, embedding: Tensor, image: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as above
         """Answer as ``finish(raw(...))`` does, by a graph that is faster once exported."""
@@ -167,7 +175,7 @@ class Segmentation(Decoder):
         last, (B, C, d, h, w) = self.last, features.shape
         (kd, kh, kw), L = last.kernel_size, len(self.labels)
         matrix = last.weight.permute(2, 3, 4, 1, 0).reshape(1, kd * kh * kw * L, C)
-        bias = cast(Tensor, last.bias).repeat(kd * kh * kw).unsqueeze(-1)
+        bias = (cast(Tensor, last.bias) - self.margins).repeat(kd * kh * kw).unsqueeze(-1)
         of_label = (torch.matmul(matrix, features.flatten(2)) + bias).reshape(B, kd * kh * kw, L, d * h * w).unbind(2)
         best, label = of_label[0], torch.zeros_like(of_label[0], dtype=torch.uint8)
         for index, other in enumerate(of_label[1:], start=1):
