@@ -89,6 +89,7 @@ evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model o
 	cp $(RUNS)/held-out.json benchmarks/results/evidence-held-out.json
 	$(BIN)/python benchmarks/evidence/zero_shot.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/token_dropping.py $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/margins.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --also "without alignment=$(RUNS)/ssl"
 	$(BIN)/python benchmarks/evidence/decoders.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/segmentation.py $(RUNS)/model $(CACHED)

@@ -11,6 +11,7 @@ from typing import Any
 
 import ablations
 import decoders
+import margins
 import pretraining
 import probe
 import real
@@ -32,7 +33,7 @@ PAGE, RESULTS = REPOSITORY / "docs" / "model-card.md", REPOSITORY / "benchmarks"
 CONFIGS = REPOSITORY / "train" / "configs" / "tiny"
 FILES = (
     "training", "held-out", "real", "zero-shot", "token-dropping", "probe", "segmentation", "pretraining", "ablations",
-    "decoders", "ch2", "probe-ch2",
+    "decoders", "ch2", "probe-ch2", "margins",
 )  # fmt: skip
 TISSUES = ("grey", "white", "csf", "lesion")
 OTHERS = {"phantom": "phantoms", "noise": "noise", "other_anatomy": "other anatomy", "scrambled": "scrambled heads"}
@@ -56,6 +57,7 @@ def tables() -> dict[str, list[str]]:
         "zero-shot": zero_shot.table(documents["zero-shot"]["parts"]),
         "token-dropping": token_dropping.table(documents["token-dropping"]["parts"]),
         "segmentation": segmentation.table(documents["segmentation"]["parts"]),
+        "margins": margins.table(documents["margins"]["parts"]),
         "decoders": decoders.table(seeds["parts"], kinds),
         "ch2": evaluations({"of the training": here, "ch2": documents["ch2"]}),
     }
