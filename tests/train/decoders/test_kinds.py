@@ -484,10 +484,6 @@ def test_a_new_kind_is_one_file(vit_config: ViTConfig, tmp_path: Path, monkeypat
         ),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "weights": [1, 2]}), "options.weights is"),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "margins": [1, 2]}), "options.margins is"),
-        (
-            dataclasses.replace(TISSUE, options={"channels": [8, 8], "margins": [0, 0, 0, 0, float("nan")]}),
-            "options.margins is",
-        ),
         (dataclasses.replace(TISSUE, target="bone"), "decoder.target is 'bone', expected 'tissue'"),
         (dataclasses.replace(TISSUE, options={"channels": [8, 8], "labels": list(LABELS[1:])}), "options.labels is"),
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -81,7 +80,7 @@ class Settings:
             raise ValueError(f"rarity is {self.rarity}, expected 0, or with crop up to {MOST_RARITY:g}")
         if self.weights and (len(self.weights) != count or min(self.weights) <= 0):
             raise ValueError(f"weights is {list(self.weights)}, expected a number above 0 for each label")
-        if self.margins and (len(self.margins) != count or not all(map(math.isfinite, self.margins))):
+        if self.margins and len(self.margins) != count:
             raise ValueError(f"margins is {list(self.margins)}, expected a number for each label")
 
 
