@@ -145,7 +145,7 @@ sdk-tsan: $(VENV)/sdk sdk-tools ## Two sessions in four threads under ThreadSani
 
 sdk-valgrind: sdk ## One series through memcheck
 	valgrind --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
-		--num-callers=30 --suppressions=tests/native/suppressions/valgrind.supp $(SDK)/tests/native/soak "$(SDK_BUNDLE)" 2
+		--num-callers=30 --suppressions=tests/native/suppressions/valgrind.supp $(SDK)/tests/native/soak "$(SDK_BUNDLE)" 2 1
 
 sdk-fuzz: $(VENV)/sdk sdk-tools ## libFuzzer on manifest and slice input, 10 minutes each, side by side (needs clang)
 	@command -v clang++ >/dev/null || { echo "error: clang++ is not there: apt-get install clang"; exit 1; }
@@ -154,8 +154,8 @@ sdk-fuzz: $(VENV)/sdk sdk-tools ## libFuzzer on manifest and slice input, 10 min
 	tests/native/fuzz/run.sh build/fuzz "$(SDK_BUNDLE)" 600
 
 sdk-soak: sdk ## 1,000 runs in one process, and in a worker, without growth of memory
-	$(SDK)/tests/native/soak "$(SDK_BUNDLE)" 1000
-	$(SDK)/tests/native/soak "$(SDK_BUNDLE)" 1000 worker
+	$(SDK)/tests/native/soak "$(SDK_BUNDLE)" 1000 100
+	$(SDK)/tests/native/soak "$(SDK_BUNDLE)" 1000 100 worker
 
 sdk-cycles: sdk ## 1,000 times load, run, unload in one process, and 1,000 processes
 	tests/native/proof/cycles.sh $(SDK) "$(SDK_BUNDLE)" 1000

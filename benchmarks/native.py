@@ -61,7 +61,7 @@ from pathlib import Path
 from decipher_rt.bundle import open_bundle
 from decipher_rt.session import Session
 from decipher_rt.volume import Histogram, SeriesInfo, Volume
-session = Session(open_bundle(bundle), engine=engine, threads=threads, heads=heads)
+session = Session(open_bundle(bundle, only_used=True), engine=engine, threads=threads, heads=heads)
 opened = time.perf_counter()
 def volume():
     return Volume(voxels, affine, SeriesInfo("1.2.3", Path()), histogram=Histogram(0, np.bincount(voxels.ravel())))

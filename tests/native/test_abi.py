@@ -36,6 +36,15 @@ def test_signatures_are_those_that_were_committed() -> None:
     assert signatures == committed, "a signature that changed needs a new DRT_ABI_VERSION; then write the list anew"
 
 
+def test_structures_are_those_that_were_committed() -> None:
+    """Members that change places keep the size, and every program that was compiled before is wrong."""
+    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = [" ".join(one.split()) for one in re.findall(r"typedef struct drt_\w+ \{[^}]*\} drt_\w+;", header)]
+    assert {one.split()[2] for one in found} == set(SIZES)
+    committed = (HERE / "abi_structures.txt").read_text(encoding="utf-8").splitlines()
+    assert found == committed, "a structure grows at its end, or needs a new DRT_ABI_VERSION; then write the list anew"
+
+
 def test_every_symbol_is_declared_and_versioned(sdk: Any) -> None:
     header = HEADER.read_text(encoding="utf-8")
     declared = set(re.findall(r"DRT_API [^;]*?\b(drt_\w+)\(", header))
@@ -49,10 +58,25 @@ def test_every_symbol_is_declared_and_versioned(sdk: Any) -> None:
 def test_every_call_says_its_thread_safety() -> None:
     said = None
     for block in re.split(r"\n(?=/\*)", HEADER.read_text(encoding="utf-8").split('extern "C" {', 1)[1]):
-        match = re.match(r"/\* \[(any|one)\]", block)
-        said = match[1] if match else said
+        if block.startswith("/* ----"):  # what was said before was of another section
+            said = None
+        if match := re.match(r"/\* \[(any|one)\]", block):
+            said = match[1]
         for name in re.findall(r"DRT_API [^;]*?\b(drt_\w+)\(", block):
             assert said is not None, f"{name}: no [any] or [one] before it"
+
+
+def test_the_example_in_the_header_compiles(tmp_path: Path) -> None:
+    comment = HEADER.read_text(encoding="utf-8").partition("*/")[0]
+    code = [line for line in comment.splitlines() if line.startswith(" " * 7) and "#include" not in line]
+    assert len(code) > 40
+    given = "static int16_t voxels[170 * 256 * 256]; double affine[16] = {0}, position[3] = {0}; void *pixels = voxels;"
+    source = tmp_path / "example.c"
+    includes = "".join(f"#include <{name}.h>\n" for name in ("decipher_rt", "stdio", "stdlib", "string"))
+    source.write_text("\n".join([includes, "int main(void) {", given, *code, "return 0;", "}", ""]), encoding="utf-8")
+    command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", HEADER.parent, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # A structure may grow at its end, for its first member says how much of it a program knows; drt_box has no such member.

@@ -47,7 +47,7 @@ BAD_MANIFESTS: dict[str, Change] = {
     "heads is an object": lambda m: m.update(heads={}),
     "unknown key of a head": lambda m: m["heads"][0].update(extra=1),
     "head of an unknown kind": lambda m: m["heads"][0].update(kind="oracle"),
-    "two heads of a name": lambda m: m["heads"].append(m["heads"][0]),
+    "two heads of a name": lambda m: m["heads"].append({**m["heads"][0], "file": "scope.onnx"}),
     "label is null": lambda m: m["heads"][0]["labels"].append(None),
     "two heads of a kind in a file": lambda m: m["heads"].append({**m["heads"][0], "name": "another"}),
     "head outside": lambda m: m["heads"][0].update(file="../x.onnx"),
@@ -56,7 +56,9 @@ BAD_MANIFESTS: dict[str, Change] = {
     "precision": lambda m: m["engines"][0].update(precision="fp64"),
     "grid of two axes": lambda m: m["preprocessing"].update(grid_shape=[96, 96]),
     "grid of floats": lambda m: m["preprocessing"].update(grid_shape=[96.0, 96, 96]),
-    "grid of booleans": lambda m: m["preprocessing"].update(grid_shape=[True, 96, 96]),
+    "grid of booleans": lambda m: m["preprocessing"].update(
+        grid_shape=[True, 96, 96], patch_shape=[1, 12, 12], token_buckets=[64]
+    ),
     "grid no multiple": lambda m: m["preprocessing"].update(grid_shape=[95, 96, 96]),
     "patch of nothing": lambda m: m["preprocessing"].update(patch_shape=[0, 12, 12]),
     "negative spacing": lambda m: m["preprocessing"].update(spacing_mm=[-1, 2, 2]),
@@ -233,6 +235,19 @@ def test_manifest_that_is_no_manifest(text: str, sdk: Any, native_bundle: Path, 
     both_refuse(sdk, bundle)
 
 
+@pytest.mark.parametrize("change", ["mark", "half a pair"])
+def test_manifest_that_is_no_text(change: str, sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    content = (bundle / "manifest.json").read_bytes()
+    if change == "mark":
+        content = b"\xef\xbb\xbf" + content
+    else:
+        content = content.replace(b'"licence": "', b'"licence": "\\ud800')
+    assert content != (bundle / "manifest.json").read_bytes()
+    rewrite(bundle, "manifest.json", content)
+    both_refuse(sdk, bundle)
+
+
 def test_damage(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
     damages: dict[str, Callable[[Path], object]] = {
         "flipped": lambda b: (b / "encoder.onnx").write_bytes(b"x" + (b / "encoder.onnx").read_bytes()[1:]),
@@ -250,6 +265,23 @@ def test_damage(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
         damage(bundle)
         both_refuse(sdk, bundle)
     both_refuse(sdk, tmp_path / "none")
+
+
+def test_an_encoder_of_another_precision_is_checked_by_who_runs_it(
+    sdk: Any, native_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    (bundle / "encoder.fp16.onnx").write_bytes(b"altered")
+    opened = open_bundle(bundle, only_used=True)
+    assert opened.file("encoder.onnx").is_file()
+    with sdk.open(bundle, precision="fp32"):
+        pass
+    said = r"encoder\.fp16\.onnx differs from its sum"
+    with pytest.raises(BundleError, match=said):
+        opened.file("encoder.fp16.onnx")
+    with pytest.raises(Exception, match=said) as native:
+        sdk.open(bundle, precision="fp16")
+    assert native.value.status == BUNDLE_ERROR
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"<?xml version='1.0'?><net/>", b"\x00" * 1000])
@@ -393,4 +425,41 @@ def constant_probabilities(values: tuple[float, float]) -> bytes:
         numpy_helper.from_array(np.array([values], np.float32), "values"),
     ]
     graph = helper.make_graph(nodes, "head", [takes], [gives], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def test_where_a_graph_finds_no_box_there_is_none(
+    sdk: Any, answering_bundle: Path, tmp_path: Path, rewrite_bundle: Callable[..., Path]
+) -> None:
+    """The number of boxes is the graph's own, and what it gives beside them is nobody's business."""
+    bundle = rewrite_bundle(answering_bundle, tmp_path, {"heads/brightest.onnx": no_boxes()})
+    voxels, affine = np.random.default_rng(0).integers(0, 2000, (32, 32, 32)).astype(np.int16), np.diag([4.0, 4, 4, 1])
+    with sdk.open(bundle, heads=b"brightest") as session:
+        session.run(voxels, affine, modality="MR")
+        assert session.head_boxes("brightest") == []
+    opened = open_bundle(bundle).with_heads(["brightest"])
+    answer = Session(opened, threads=1).infer_volume(Volume(voxels, affine, SeriesInfo("1.2", Path()))).heads
+    assert answer["brightest"].to_json()["boxes"] == []
+
+
+def no_boxes() -> bytes:
+    """As many boxes as numbers of the embedding are above 10: none, by a shape that is known in the run alone."""
+    node = helper.make_node
+    nodes = [
+        node("Greater", ["embedding", "ten"], ["above"]),
+        node("NonZero", ["above"], ["places"]),
+        node("Gather", ["places", "last"], ["rows"], axis=0),
+        node("Gather", ["table", "rows"], ["boxes"], axis=1),
+    ]
+    takes = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", "E"])
+    gives = [
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, "M", 7]),
+        helper.make_tensor_value_info("rows", TensorProto.INT64, ["M"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(10, np.float32), "ten"),
+        numpy_helper.from_array(np.array(1, np.int64), "last"),
+        numpy_helper.from_array(np.ones((1, 1024, 7), np.float32), "table"),
+    ]
+    graph = helper.make_graph(nodes, "head", [takes], gives, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -166,15 +167,24 @@ def test_a_prefix_with_files_of_others_is_left_alone(deployed: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("libdir", ["lib", "lib/x86_64-linux-gnu", "/opt/vendor/lib64"])
-def test_pkg_config_finds_the_prefix_whatever_libdir_is(sdk_build: Path, libdir: str, tmp_path: Path) -> None:
-    if shutil.which("pkg-config") is None:
-        pytest.skip("no pkg-config")
+def test_pkg_config_and_the_worker_find_the_prefix_whatever_libdir_is(
+    sdk_build: Path, libdir: str, tmp_path: Path
+) -> None:
     cached = (sdk_build / "CMakeCache.txt").read_text(encoding="utf-8").splitlines()
     wheels = next(line.split("=", 1)[1] for line in cached if line.startswith("DECIPHER_RT_PYTHON_ENV:"))
     options = {"CMAKE_INSTALL_PREFIX": "/opt/vendor", "CMAKE_INSTALL_LIBDIR": libdir, "DECIPHER_RT_PYTHON_ENV": wheels}
     options |= {"DECIPHER_RT_TESTS": "OFF", "DECIPHER_RT_EXAMPLES": "OFF"}
     build = tmp_path / "build"
     run(["cmake", "-S", HERE.parents[1], "-B", build, *(f"-D{name}={value}" for name, value in options.items())])
+    installs = (build / "cmake_install.cmake").read_text(encoding="utf-8")
+    searched = re.findall(r'NEW_RPATH "([^"]*)"', installs)[-1].replace("\\$ORIGIN", "/opt/vendor/libexec/decipher_rt")
+    libraries = Path("/opt/vendor", libdir)
+    assert [os.path.normpath(folder) for folder in searched.split(":")] == [
+        os.fspath(libraries),
+        os.fspath(libraries / "decipher_rt"),
+    ]
+    if shutil.which("pkg-config") is None:
+        pytest.skip("no pkg-config")
     folder = tmp_path / Path("/opt/vendor", libdir).relative_to("/") / "pkgconfig"
     folder.mkdir(parents=True)
     shutil.copyfile(build / "decipher_rt.pc", folder / "decipher_rt.pc")

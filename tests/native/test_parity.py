@@ -182,6 +182,25 @@ def test_synthetic_volumes_in_any_orientation(
     agree(native_sessions["fp32"], python_sessions["fp32"], volume, "fp32")
 
 
+def test_simulated_heads(tmp_path: Path, native_sessions: Any, python_sessions: dict[str, Session]) -> None:
+    """As ``decipher-rt simulate`` writes them; all but one of these seeds are in scope, so that heads answer."""
+    pytest.importorskip("torch", reason="the simulator needs the train extra")
+    from click.testing import CliRunner
+
+    from decipher_rt.cli import cli
+
+    run = CliRunner().invoke(cli, ["simulate", "11", "12", "13", "-o", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    volumes = [read_series(series) for series in find_series(tmp_path)]
+    assert len(volumes) == 3
+    inside = 0
+    for volume in volumes:
+        for precision, native in native_sessions.items():
+            agree(native, python_sessions[precision], volume, precision)
+        inside += native_sessions["fp32"].scope().inside
+    assert inside >= 2
+
+
 def test_the_header_decides_alike(
     sdk: Any, native_bundle: Path, tmp_path: Path, rewrite_bundle: Callable[..., Path]
 ) -> None:

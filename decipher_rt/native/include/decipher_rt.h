@@ -16,11 +16,14 @@
 
        drt_volume volume;
        drt_default_volume(&volume, sizeof volume);
-       volume.voxels = voxels;                    // int16, 170 slices of 256 x 256
+       volume.voxels = voxels;                    // int16_t voxels[170 * 256 * 256]
        volume.type = DRT_INT16;
        volume.shape[0] = 170; volume.shape[1] = 256; volume.shape[2] = 256;
-       memcpy(volume.affine_lps_mm, affine, sizeof volume.affine_lps_mm);
-       if (drt_session_run(session, &volume) != DRT_OK) ...
+       memcpy(volume.affine_lps_mm, affine, sizeof volume.affine_lps_mm);  // double affine[16], row-major
+       if (drt_session_run(session, &volume) != DRT_OK) {
+           fprintf(stderr, "%s\n", drt_last_error());
+           return 1;
+       }
 
        size_t size = 0;
        drt_embedding(session, NULL, 0, &size);    // how many floats
@@ -108,7 +111,7 @@ enum {
     DRT_ERROR_NO_RESULT = 8,    /* nothing has been run yet, or the last run failed */
     DRT_ERROR_NOT_ANSWERED = 9, /* the series is out of the model's scope: heads are withheld */
     DRT_ERROR_WORKER_LOST = 10, /* the worker process died or did not answer in time; open a new session */
-    DRT_ERROR_DEVICE_LOST = 11, /* the GPU is gone or its context is broken; open a new session */
+    DRT_ERROR_DEVICE_LOST = 11, /* the GPU is gone or its context is broken; open a new session, mostly in a new process */
     DRT_ERROR_UNSUPPORTED = 12, /* this build or this session cannot do it */
     DRT_ERROR_INTERNAL = 13     /* a defect of the library: please report the message */
 };
@@ -192,7 +195,8 @@ DRT_API void drt_session_default_params(drt_session_params *params, size_t struc
 /* [any] Device 0, its primary context, a stream of our own with priority 0, CUDA's allocator. */
 DRT_API void drt_cuda_default_params(drt_cuda_params *params, size_t struct_size);
 
-/* [any] Open a bundle: check every sum and the whole manifest, load the engines. *session is NULL on failure. */
+/* [any] Open a bundle: check the manifest and the sum of every file but encoders that this session does not run, load the
+   engines. *session is NULL on failure. */
 DRT_API drt_status drt_session_open(const char *bundle, const drt_session_params *params, drt_session **session);
 /* [one] Wait for what runs, free everything. NULL is allowed. Series of the session must have been freed. */
 DRT_API void drt_session_close(drt_session *session);

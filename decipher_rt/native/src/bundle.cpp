@@ -187,11 +187,17 @@ Bundle open_bundle(const fs::path& folder) {
     });
 }
 
-FileCheck::FileCheck(const Bundle& bundle) : folder_(bundle.path), where_(place(bundle.path)) {
+FileCheck::FileCheck(const Bundle& bundle, const std::string& encoder) : folder_(bundle.path), where_(place(bundle.path)) {
+    std::set<std::string> done = {std::string(manifest_name)};
+    for (const EngineFile& engine : bundle.manifest.engines)
+        if (engine.file != encoder) done.insert(engine.file);
+    for (const Head& head : bundle.manifest.heads) done.erase(head.file);
+    if (bundle.manifest.scope) done.erase(bundle.manifest.scope->file);
+    for (const auto& [name, content] : bundle.files) done.insert(name);
     std::vector<std::pair<std::uintmax_t, std::string>> names;
     reading(where_, [&] {
         for (const auto& [name, digest] : bundle.sums)
-            if (name != manifest_name && !bundle.files.contains(name)) names.emplace_back(fs::file_size(folder_ / name), name);
+            if (!done.contains(name)) names.emplace_back(fs::file_size(folder_ / name), name);
     });
     std::sort(names.rbegin(), names.rend());  // the largest first: threads then end together
     for (const auto& [size, name] : names) files_.emplace_back(name, bundle.sums.at(name));

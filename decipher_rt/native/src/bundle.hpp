@@ -1,5 +1,5 @@
-// A bundle: one folder, opened only if every byte is as it was written. Whatever is used later was summed in the very
-// reading that it comes from.
+// A bundle: one folder, opened only if every byte that will be used is as it was written. Whatever is used later was summed
+// in the very reading that it comes from.
 #pragma once
 
 #include <atomic>
@@ -35,11 +35,12 @@ struct Bundle {
 // that names the file or key that is missing, altered, outside the folder or not understood.
 Bundle open_bundle(const std::filesystem::path& folder);
 
-// Then the sums of all files that have not been read. Any number of threads may take from the list at a time; it is
-// checked once all of them have returned.
+// Then the sums of the files that have not been read, but for encoders other than the one that runs: of several precisions
+// they are nearly all of a bundle. Any number of threads may take from the list at a time; it is checked once all of them
+// have returned.
 class FileCheck {
 public:
-    explicit FileCheck(const Bundle& bundle);
+    FileCheck(const Bundle& bundle, const std::string& encoder);
 
     void one();
     void rest();

@@ -22,7 +22,8 @@ bool is_lost(CUresult result) {
         CUDA_ERROR_DEINITIALIZED, CUDA_ERROR_CONTEXT_IS_DESTROYED, CUDA_ERROR_ECC_UNCORRECTABLE, CUDA_ERROR_NVLINK_UNCORRECTABLE,
         CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_HARDWARE_STACK_ERROR,
         CUDA_ERROR_ILLEGAL_INSTRUCTION, CUDA_ERROR_MISALIGNED_ADDRESS, CUDA_ERROR_INVALID_PC, CUDA_ERROR_DEVICE_UNAVAILABLE,
-        CUDA_ERROR_SYSTEM_NOT_READY,
+        CUDA_ERROR_SYSTEM_NOT_READY, CUDA_ERROR_ASSERT, CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        static_cast<CUresult>(226), static_cast<CUresult>(911),  // CONTAINED and EXTERNAL_DEVICE, which older headers lack
     };
     return std::find(std::begin(fatal), std::end(fatal), result) != std::end(fatal);
 }
@@ -62,7 +63,7 @@ void CudaDriver::check(CUresult result, const char* what) const {
     const char* name = nullptr;
     error_name(result, &name);
     const std::string said = std::string(what) + ": " + (name != nullptr ? name : "unknown CUDA error");
-    if (is_lost(result)) throw Error(DRT_ERROR_DEVICE_LOST, said + "; the GPU or its context is lost: open a new session");
+    if (is_lost(result)) throw Error(DRT_ERROR_DEVICE_LOST, said + "; the GPU or its context is lost: open a new session, in a new process if this one gets no other context");
     throw Error(result == CUDA_ERROR_OUT_OF_MEMORY ? DRT_ERROR_MEMORY : DRT_ERROR_ENGINE, said);
 }
 
@@ -108,6 +109,12 @@ CUdevice CudaDevice::find(int ordinal) const {
                        "; set drt_cuda_params.device to one of them, or open with device = DRT_CPU");
 }
 
+std::string CudaDevice::name() const {
+    char name[128] = "";
+    driver_.check(driver_.device_name(name, sizeof name, device_), "cuDeviceGetName");
+    return name;
+}
+
 CudaDevice::~CudaDevice() {
     try {
         const Current current(*this);
@@ -140,7 +147,8 @@ void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {
         written.key() = pointer;
         const std::lock_guard guard(mutex_);
         blocks_.insert(std::move(written));
-        bytes_ += bytes;
+        held_ += bytes;
+        bytes_ = std::max<std::uint64_t>(bytes_, held_);
         return pointer;
     } catch (...) {  // the context is gone, or the host has no memory
         return nullptr;
@@ -155,13 +163,14 @@ void CudaDevice::deallocate(void* pointer, std::optional<CUstream> after) noexce
         if (found == blocks_.end()) return;
         bytes = found->second;
         blocks_.erase(found);
+        held_ -= bytes;
     }
     try {
         const Current current(*this);  // buffers go in whatever thread, too
         if (params_.allocate == nullptr) {
             driver_.free(reinterpret_cast<CUdeviceptr>(pointer));  // waits for what uses it
         } else if (params_.deallocate != nullptr) {
-            if (after) driver_.synchronize(*after);  // a pool could give it to others at once
+            driver_.synchronize(after.value_or(stream_));  // a pool could give it to others at once
             params_.deallocate(params_.user_data, pointer, bytes);
         }
     } catch (const Error&) {  // a context that is gone took CUDA's memory along, and a caller's is the caller's

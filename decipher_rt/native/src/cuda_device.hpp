@@ -66,17 +66,18 @@ public:
     CUstream stream() const { return stream_; }
     int ordinal() const { return device_; }
     int architecture() const { return architecture_; }  // compute capability times ten
+    std::string name() const;
     int version() const { return version_; }            // newest CUDA of the driver: 12040 is 12.4
 
     // On the stream, and waited for. Not cuMemcpy: that would wait for whatever blocking streams of the host wait for.
     void read_back(void* to, const void* from, std::size_t bytes) const;
 
     // The caller's allocator, or CUDA's, from any thread. Nothing is given once the session is open: whoever asks gets
-    // nullptr. What still uses the memory lies on the stream `after`.
+    // nullptr. What still uses the memory lies on the stream `after`, by default the session's own.
     void* allocate(std::size_t bytes, std::size_t alignment) noexcept;
     void deallocate(void* pointer, std::optional<CUstream> after = {}) noexcept;
     void seal() { sealed_ = true; }
-    std::uint64_t bytes() const { return bytes_; }
+    std::uint64_t bytes() const { return bytes_; }  // the most that were held at a time
 
     // The context is current in the calling thread while this lives; what was current before comes back after it.
     class Current {
@@ -110,7 +111,8 @@ private:
     CUstream stream_ = nullptr;
     int architecture_ = 0, version_ = 0;
     std::mutex mutex_;
-    std::map<void*, std::size_t> blocks_;  // guarded by the mutex
+    std::map<void*, std::size_t> blocks_;  // guarded by the mutex, as the next
+    std::uint64_t held_ = 0;
     std::atomic<std::uint64_t> bytes_ = 0;
     std::atomic<bool> sealed_ = false;
 };

@@ -29,7 +29,7 @@ struct Output {
     std::vector<std::uint8_t> labels;
 };
 
-using Outputs = std::map<std::string, Output>;
+using Outputs = std::map<std::string, Output>;  // those of floats or bytes; a graph may give others, which nobody asks for
 
 class Graph {
 public:

@@ -23,8 +23,9 @@ namespace decipher {
 namespace {
 
 constexpr auto cancel_interval = std::chrono::milliseconds(5);
-// Raised when a graph that was kept before must not be used again: the first two could hold numbers as a host writes them.
-constexpr int kept_format = 3;
+// Raised when a graph that was kept before must not be used again: the first two could hold numbers as a host writes them,
+// the third took batches.
+constexpr int kept_format = 4;
 
 // OpenVINO writes the numbers of a graph by two locales of the host, the thread's and C++'s global one, and reads them by the
 // C locale. While this lives, the thread has the C locale, and the host's other threads what they had.
@@ -60,6 +61,8 @@ std::string name_of(const ov::Output<const ov::Node>& port) {
     return port.get_names().contains(own) ? own : port.get_any_name();
 }
 
+Error cancelled_error() { return {DRT_ERROR_CANCELLED, "cancelled while the engine ran"}; }
+
 class OpenVinoGraph : public Graph {
 public:
     // `kept` is what the graph was read from, and may still lie in.
@@ -86,13 +89,11 @@ public:
             request_.set_tensor(port, ov::Tensor(element_type(element), ov::Shape(shape), const_cast<void*>(data)));
         }
         if (cancelled && !in_caller_) {
+            bool stop = false;
             request_.start_async();
             try {
-                while (!request_.wait_for(cancel_interval)) {
-                    if (!cancelled()) continue;
-                    request_.cancel();
-                    break;
-                }
+                while (!stop && !request_.wait_for(cancel_interval))
+                    if ((stop = cancelled())) request_.cancel();
             } catch (...) {  // a callback's: the arrays must stay until nothing reads them
                 request_.cancel();
                 try {
@@ -102,26 +103,22 @@ public:
                 throw;
             }
             request_.wait();
+            if (stop) throw cancelled_error();  // it ended before it could be stopped
         } else {
             request_.infer();
         }
         Outputs outputs;
         for (const auto& port : compiled_.outputs()) {
             const ov::Tensor tensor = request_.get_tensor(port);
-            Output& output = outputs[name_of(port)];
-            if (tensor.get_size() == 0) throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO gave an empty " + name_of(port) + "; it may lack memory");
             if (tensor.get_element_type() == ov::element::f32)
-                output.values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
+                outputs[name_of(port)].values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
             else if (tensor.get_element_type() == ov::element::u8)
-                output.labels.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
-            else
-                throw engine_error(file_ + ": output " + name_of(port) + " is " +
-                                   tensor.get_element_type().get_type_name() + ", expected f32 or u8");
+                outputs[name_of(port)].labels.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
         }
         unfinished_ = false;
         return outputs;
     } catch (const ov::Cancelled&) {
-        throw Error(DRT_ERROR_CANCELLED, "cancelled while the engine ran");
+        throw cancelled_error();
     } catch (const ov::Exception& error) {
         if (lacked_memory(error.what())) throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO had not the memory that it takes");
         throw engine_error(file_ + ": OpenVINO failed: " + one_line(error.what()));
@@ -218,7 +215,20 @@ private:
         std::istream stream(&buffer), *pointer = &stream;
         const ov::frontend::InputModel::Ptr model = reader->load(pointer);
         if (!model) throw engine_error(file + ": OpenVINO " + version_ + " refuses it: not an ONNX graph");
-        return reader->convert(model);
+        std::shared_ptr<ov::Model> graph = reader->convert(model);
+        take_one_series(*graph);
+        return graph;
+    }
+
+    // A session runs one series at a time. Where a graph knows that, OpenVINO plans its memory and joins more of its steps.
+    static void take_one_series(ov::Model& graph) {
+        std::map<ov::Output<ov::Node>, ov::PartialShape> shapes;
+        for (const auto& port : graph.inputs()) {
+            ov::PartialShape shape = port.get_partial_shape();
+            if (shape.rank().is_static() && shape.size() > 0 && shape[0].is_dynamic()) shape[0] = 1;
+            shapes[port] = shape;
+        }
+        graph.reshape(shapes);
     }
 
     std::string version_, capabilities_;

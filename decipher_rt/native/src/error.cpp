@@ -53,6 +53,19 @@ std::string general(double value, int digits) {
 
 bool lacked_memory(const std::string& said) { return said.find("bad_alloc") != std::string::npos; }
 
+std::string plain(std::string_view text) {
+    std::string said;
+    for (const char c : text) {
+        const bool blank = static_cast<unsigned char>(c) <= ' ' || c == '\x7f';
+        if (!blank)
+            said += c;
+        else if (!said.empty() && said.back() != ' ')
+            said += ' ';
+    }
+    if (!said.empty() && said.back() == ' ') said.pop_back();
+    return said;
+}
+
 std::string one_line(const std::string& message) {
     std::istringstream lines(message);
     std::string said, first;

@@ -49,6 +49,8 @@ std::string general(double value, int digits = 6);
 
 // The first line of what another library said, without its place in its own source.
 std::string one_line(const std::string& message);
+// A text of others on one line, without what a terminal would obey.
+std::string plain(std::string_view text);
 // Whether a library that turns what was thrown within into words lacked memory.
 bool lacked_memory(const std::string& said);
 

@@ -18,21 +18,24 @@ bool names(const std::string& list, const std::string& word) {
     return false;
 }
 
-// As decipher_rt/engines/select.py: plans of this flavour and precision whose "architectures" name the card.
-std::vector<EngineFile> plan_entries(const Manifest& manifest, std::string_view precision, int architecture) {
-    const std::string flavour = tensorrt_flavour, card = "sm_" + std::to_string(architecture);
+// As decipher_rt/engines/select.py: plans of this flavour and precision whose "architectures" name that of the card, and whose
+// "card", where it is said, is its name.
+std::vector<EngineFile> plan_entries(const Manifest& manifest, std::string_view precision, const CudaDevice& device) {
+    const std::string flavour = tensorrt_flavour, card = "sm_" + std::to_string(device.architecture()), name = device.name();
     std::vector<EngineFile> fitting;
     std::string found;
     for (const EngineFile& entry : manifest.engines) {
         if (entry.target.substr(0, entry.target.find("-sm_")) != flavour || entry.precision != precision) continue;
         const auto architectures = entry.built_with.find("architectures");
         if (architectures == entry.built_with.end()) continue;
-        if (names(architectures->second, card)) fitting.push_back(entry);
-        found += (found.empty() ? "" : " ") + architectures->second;
+        const auto built_on = entry.built_with.find("card");
+        const bool same_card = built_on == entry.built_with.end() || built_on->second == name;
+        if (same_card && names(architectures->second, card)) fitting.push_back(entry);
+        found += (found.empty() ? "" : ", ") + architectures->second + (same_card ? "" : " (" + built_on->second + ")");
     }
     if (fitting.empty())
         throw engine_error("bundle " + manifest.name + " holds " + std::string(precision) + " " + flavour + " engines for " +
-                           (found.empty() ? "no card" : found) + ", this card is " + card + "; build one: decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine " + flavour);
+                           (found.empty() ? "no card" : found) + ", this card is " + card + " (" + name + "); build one: decipher-rt export CHECKPOINT -o BUNDLE --fp16 --engine " + flavour);
     return fitting;
 }
 
@@ -45,14 +48,14 @@ public:
 
     std::vector<std::string> files(const Manifest& manifest, const Sums& sums, std::string_view precision) const override {
         std::vector<std::string> needed;
-        for (const EngineFile& entry : plan_entries(manifest, precision, device_.architecture())) needed.push_back(entry.file);
+        for (const EngineFile& entry : plan_entries(manifest, precision, device_)) needed.push_back(entry.file);
         for (const auto& [name, digest] : sums)
             if (name.rfind(kernels_folder, 0) == 0) needed.push_back(name);
         return needed;
     }
 
     std::unique_ptr<Graph> load(const Bundle& bundle, std::string_view precision) override {
-        auto encoder = make_tensorrt_encoder(folder_, bundle, plan_entries(bundle.manifest, precision, device_.architecture()), device_);
+        auto encoder = make_tensorrt_encoder(folder_, bundle, plan_entries(bundle.manifest, precision, device_), device_);
         device_.seal();
         return encoder;
     }

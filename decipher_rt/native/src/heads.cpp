@@ -14,6 +14,7 @@ namespace {
 constexpr double score_rounding = 1e-5;     // a probability may end so far beyond 0 or 1
 constexpr double cubic_mm_per_ml = 1000;
 constexpr double parallel_voxels = 0.1;     // by which two axes may part over a whole volume and still count as parallel
+constexpr double midway = 1e-6;             // of a voxel: see decipher_rt/label_map.py
 constexpr std::size_t box_values = 7;       // score, centre and size
 
 [[noreturn]] void refuse(const Head& head, const std::string& found) {
@@ -44,9 +45,8 @@ struct Planes {
     double first, step;
 
     std::int64_t nearest(std::int64_t plane) const {
-        return static_cast<std::int64_t>(std::floor(first + step * static_cast<double>(plane) + 0.5));
+        return static_cast<std::int64_t>(std::floor(first + step * static_cast<double>(plane) + 0.5 + midway));
     }
-    double at(std::int64_t plane) const { return first + step * static_cast<double>(plane); }
 };
 
 std::array<Planes, 3> planes_of(const Placement& volume, const Affine& other) {
@@ -88,8 +88,8 @@ HeadAnswer segmentation(const Head& head, const std::vector<std::uint8_t>& outpu
     std::array<std::vector<bool>, 3> inside;
     for (std::size_t axis = 0; axis < 3; ++axis)
         for (std::int64_t plane = 0; plane < map.shape[axis]; ++plane) {
-            const double at = planes[axis].at(plane);
-            inside[axis].push_back(at >= -0.5 && at < static_cast<double>(source.shape[planes[axis].along]) - 0.5);
+            const std::int64_t nearest = planes[axis].nearest(plane);
+            inside[axis].push_back(nearest >= 0 && nearest < source.shape[planes[axis].along]);
         }
     std::vector<std::int64_t> counts(head.labels.size());
     std::size_t i = 0;

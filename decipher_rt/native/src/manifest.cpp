@@ -347,6 +347,7 @@ void Manifest::keep_heads(std::string_view names) {
 }
 
 Manifest parse_manifest(std::string_view json) {
+    if (json.starts_with("\xEF\xBB\xBF")) throw bundle_error("manifest.json is not JSON (it begins with a byte order mark); export the bundle again");
     Json document;
     try {
         document = Json::parse(json, [](int depth, Json::parse_event_t event, const Json&) {

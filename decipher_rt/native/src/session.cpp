@@ -33,10 +33,10 @@ std::unique_ptr<Graph> load_graph(Engine& engine, const Bundle& bundle, const st
     return engine.load(file, sum, bundle.content(file), threads);
 }
 
-// A graph that answers from the encoder's features, and the grid if it asks for it, and where it belongs.
-struct Answerer {
+// A graph that is to be loaded: what it may ask for, what it must give, and where it belongs.
+struct Wanted {
     std::string file;
-    std::vector<std::string> outputs;
+    std::vector<std::string> inputs, outputs;
     unsigned threads;
     std::unique_ptr<Graph>* place;
 };
@@ -87,6 +87,15 @@ std::unique_ptr<Graph> checked(std::unique_ptr<Graph> graph, const std::string& 
         if (!holds(graph->outputs(), name))
             throw engine_error(file + ": gives no output " + name + "; export the bundle again");
     return graph;
+}
+
+// What a graph gave by a name. An empty array is what OpenVINO gives where it lacks memory; of boxes alone there may be none.
+Output given(Outputs& outputs, const std::string& file, const std::string& name, bool may_be_empty = false) {
+    const auto found = outputs.find(name);
+    if (found == outputs.end()) throw engine_error(file + ": output " + name + " is neither float32 nor uint8; export the bundle again");
+    if (!may_be_empty && found->second.values.empty() && found->second.labels.empty())
+        throw Error(DRT_ERROR_MEMORY, file + ": the engine gave an empty " + name + "; it may lack memory");
+    return std::move(found->second);
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -151,25 +160,28 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     grid_.resize(static_cast<std::size_t>(spec.voxels()));
 
     const std::vector<std::string> features = {"patch", "tokens", "embedding", "volume", "window"};
-    std::vector<Answerer> answerers;
+    const std::vector<std::string> encoder_inputs = {"volume", "window", "tokens"}, encoder_outputs = {"patch", "embedding"};
+    std::vector<Wanted> wanted;
     for (const Head& head : manifest.heads) {
-        const auto shared = std::find_if(answerers.begin(), answerers.end(), [&](const Answerer& one) { return one.file == head.file; });
+        const auto shared = std::find_if(wanted.begin(), wanted.end(), [&](const Wanted& one) { return one.file == head.file; });
         // What is small keeps no threads, however many heads there are.
         const unsigned share = threads > 1 && dense.contains(head.file) ? threads : Engine::in_caller;
-        Answerer& one = shared != answerers.end()
-                            ? *shared
-                            : answerers.emplace_back(Answerer{head.file, {}, share, &head_graphs_[head.file]});
+        Wanted& one = shared != wanted.end()
+                          ? *shared
+                          : wanted.emplace_back(Wanted{head.file, features, {}, share, &head_graphs_[head.file]});
         one.outputs.push_back(head_output(head.kind));
     }
-    if (manifest.scope) answerers.push_back({manifest.scope->file, {"score"}, Engine::in_caller, &scope_});
-    // The largest first: both threads then end together.
-    std::stable_partition(answerers.begin(), answerers.end(), [&](const Answerer& one) { return dense.contains(one.file); });
+    if (manifest.scope) wanted.push_back({manifest.scope->file, features, {"score"}, Engine::in_caller, &scope_});
+    // What takes longest first, then the encoder: both threads then end together.
+    const auto small = std::stable_partition(wanted.begin(), wanted.end(), [&](const Wanted& one) { return dense.contains(one.file); });
+    const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision).file;
+    if (!gpu_) wanted.insert(small, {encoder, encoder_inputs, encoder_outputs, threads, &encoder_});
 
-    // Where the caller allows a second thread, it loads DALI while this one loads the engine and the encoder; both then
+    // Where the caller allows a second thread, it loads DALI while this one loads the engine and its first graph; both then
     // share the other graphs, and what is left of the files to check. The loader of libraries serves one thread at a time,
     // and DALI's take it longest, so the engine's go first. A third thread checks files from the start. What was kept of a
     // graph was compiled from a file of the same sum.
-    FileCheck files(bundle);
+    FileCheck files(bundle, encoder);
     std::atomic<bool> stopped{false};
     std::atomic_flag engine_settled;  // loaded, or given up
     const auto settle = [&] {
@@ -191,12 +203,13 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
         dali_ = &load_dali(options.library_folder);
         unused_ = new_graph(static_cast<std::size_t>(slabs_));
     };
-    std::atomic<std::size_t> next_answerer{0};
-    const auto load_answerers = [&] {
-        for (std::size_t i; !stopped && (i = next_answerer++) < answerers.size();) {
-            const Answerer& one = answerers[i];
-            *one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, features, one.outputs);
-        }
+    std::atomic<std::size_t> taken{0};
+    const auto load_next = [&] {
+        const std::size_t i = taken++;
+        if (stopped || i >= wanted.size()) return false;
+        const Wanted& one = wanted[i];
+        *one.place = checked(load_graph(*engine_, bundle, one.file, one.threads), one.file, one.inputs, one.outputs);
+        return true;
     };
     const auto in_thread = [&](auto work) {
         const BlockedSignals in_new_thread;
@@ -211,24 +224,24 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
                 engine_settled.wait(false);
                 if (stopped) return;
                 load_preprocessing();
-                load_answerers();
+                while (load_next()) {
+                }
                 files.rest();
             });
         engine_ = make_openvino(options.cache_folder);
         if (!options.cache_folder.empty() && !engine_->can_keep())
             callbacks_.say(DRT_LOG_WARNING, "cache_folder is not used, as the host's global std::locale would spoil the numbers of compiled graphs: "
                                             "give it the numeric category of std::locale::classic(), or use DRT_WORKER");
-        callbacks_.report(DRT_OPEN, 0.2);
-        callbacks_.stop_if_cancelled("while opening");
+        const auto go_on = [&](double fraction) {
+            callbacks_.report(DRT_OPEN, fraction);
+            callbacks_.stop_if_cancelled("while opening");
+        };
+        go_on(0.2);
         settle();
         if (threads == 1) load_preprocessing();
-
-        const std::string encoder = gpu_ ? "" : onnx_encoder(manifest, options.precision).file;
-        encoder_ = checked(gpu_ ? gpu_->load(bundle, options.precision) : load_graph(*engine_, bundle, encoder, threads), encoder,
-                           {"volume", "window", "tokens"}, {"patch", "embedding"});
-        callbacks_.report(DRT_OPEN, 0.6);
-        callbacks_.stop_if_cancelled("while opening");
-        load_answerers();
+        if (gpu_) encoder_ = checked(gpu_->load(bundle, options.precision), encoder, encoder_inputs, encoder_outputs);
+        go_on(0.3);
+        while (load_next()) go_on(0.3 + 0.6 * static_cast<double>(std::min(taken.load(), wanted.size())) / static_cast<double>(wanted.size()));
         files.rest();
     });
     for (std::future<void>* one : {&third, &second})
@@ -358,8 +371,8 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     std::function<bool()> cancelled;
     if (callbacks_.cancel != nullptr) cancelled = [this] { return callbacks_.cancelled(); };
     Outputs encoded = encoder_->run(arrays, cancelled);
-    result.patch = std::move(encoded["patch"].values);
-    result.embedding = std::move(encoded["embedding"].values);
+    result.patch = given(encoded, "the encoder", "patch").values;
+    result.embedding = given(encoded, "the encoder", "embedding").values;
     if (result.patch.size() != tokens * width || result.embedding.size() != size(description_.manifest.encoder.embedding_size))
         throw engine_error("the encoder gave " + std::to_string(result.patch.size()) + " values of patch tokens and " +
                            std::to_string(result.embedding.size()) + " of the embedding: it does not match its manifest");
@@ -376,14 +389,15 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     arrays["embedding"] = {Element::float32, {1, result.embedding.size()}, result.embedding.data()};
     result.scope = judge_scope(form, arrays);
     if (result.scope.inside || heads == Heads::always) {
-        std::map<std::string, Outputs> given;
+        std::map<std::string, Outputs> said;
         for (const auto& [file, graph] : head_graphs_) {
             callbacks_.stop_if_cancelled("before a head");
-            given[file] = graph->run(arrays, cancelled);
+            said[file] = graph->run(arrays, cancelled);
         }
-        for (const Head& head : description_.manifest.heads)
-            result.heads[head.name] =
-                answer_of(head, given.at(head.file).at(head_output(head.kind)), spec, result.grid_affine, result.source);
+        for (const Head& head : description_.manifest.heads) {
+            const Output output = given(said.at(head.file), head.file, head_output(head.kind), head.kind == HeadKind::localisation);
+            result.heads[head.name] = answer_of(head, output, spec, result.grid_affine, result.source);
+        }
     }
     result.times.heads_ms = clock.stage();
     result.times.total_ms = clock.total();
@@ -397,19 +411,20 @@ static std::optional<std::string> against_header(const HeaderFacts& header, cons
         return std::find(known.begin(), known.end(), text) != known.end();
     };
     if (header.modality && !among(scope.modalities, *header.modality))
-        return "modality " + one_line(*header.modality) + ", made for " + joined(scope.modalities);
+        return "modality " + plain(*header.modality) + ", made for " + joined(scope.modalities);
     if (!header.body_part || scope.body_parts.empty()) return std::nullopt;
     std::string part = *header.body_part;
     std::transform(part.begin(), part.end(), part.begin(), [](unsigned char c) { return c >= 'a' && c <= 'z' ? c - 32 : c; });
     if (among(scope.body_parts, part)) return std::nullopt;
-    return "body part " + one_line(part) + ", made for " + joined(scope.body_parts);
+    return "body part " + plain(part) + ", made for " + joined(scope.body_parts);
 }
 
 ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features) {
     const std::optional<Scope>& scope = description_.manifest.scope;
     if (!scope) return {true, std::nullopt, "the bundle sets no scope"};
     if (const auto reason = against_header(form.header, *scope)) return {false, std::nullopt, *reason};
-    const std::vector<float> score = std::move(scope_->run(features, {})["score"].values);
+    Outputs said = scope_->run(features, {});
+    const std::vector<float> score = given(said, scope->file, "score").values;
     if (score.size() != 1) throw engine_error(scope->file + ": gave no single score: it does not match its manifest");
     const double value = score[0];
     if (!std::isfinite(value)) return {false, std::nullopt, "the " + scope->method + " score is not finite"};

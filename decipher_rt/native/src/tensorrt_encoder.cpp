@@ -129,8 +129,10 @@ private:
     };
 
     void add_plan(const EngineFile& plan, const Bytes& content, std::int64_t& scratch) {
-        std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime_->deserializeCudaEngine(content.data(), content.size()));
-        if (!engine)
+        // Kept at once: whatever fails below, contexts must go before their engine.
+        engines_.emplace_back(runtime_->deserializeCudaEngine(content.data(), content.size()));
+        nvinfer1::ICudaEngine* const engine = engines_.back().get();
+        if (engine == nullptr)
             throw engine_error(plan.file + ": " + tensorrt_flavour + " refuses it on sm_" + std::to_string(device_.architecture()) + ": " + log_.said());
         std::istringstream buckets(plan.built_with.count("tokens") != 0 ? plan.built_with.at("tokens") : "");
         buckets.imbue(std::locale::classic());
@@ -155,7 +157,6 @@ private:
                               context.setTensorAddress("embedding", bucket.embedding.pointer());
             if (!good) throw engine_error(plan.file + ": is not this bundle's encoder: " + log_.said());
         }
-        engines_.push_back(std::move(engine));
     }
 
     std::unique_ptr<nvinfer1::IExecutionContext> context_of(nvinfer1::ICudaEngine& engine) {

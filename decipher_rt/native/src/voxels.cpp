@@ -14,10 +14,13 @@ namespace {
 constexpr std::int64_t largest_axis = std::int64_t{1} << 16;
 constexpr std::int64_t largest_volume = std::int64_t{1} << 32;  // voxels
 
+// Whether float32 stays as it is: what a positive slope and an intercept do to all voxels alike changes no answer.
+bool kept(const SeriesForm& form) { return form.type == DRT_FLOAT32 && form.rescale.slope > 0; }
+
 template <class From, class To>
 void convert_rows(const SeriesForm& form, const SliceView& from, std::byte* to) {
     const auto [slope, intercept] = form.rescale;
-    constexpr bool rescaled = std::is_same_v<To, float>;
+    const bool rescaled = std::is_same_v<To, float> && !kept(form);
     for (std::int64_t row = 0; row < form.shape[1]; ++row) {
         const std::byte* source = from.pixels + row * from.row_stride;
         if (!rescaled && sizeof(From) == sizeof(To) && from.column_stride == sizeof(From)) {
@@ -29,8 +32,8 @@ void convert_rows(const SeriesForm& form, const SliceView& from, std::byte* to) 
             From value;  // a caller's strides need not keep it aligned
             std::memcpy(&value, source, sizeof value);
             To converted;
-            if constexpr (rescaled)
-                converted = static_cast<float>(static_cast<double>(value) * slope + intercept);
+            if (rescaled)
+                converted = static_cast<To>(static_cast<double>(value) * slope + intercept);
             else
                 converted = static_cast<To>(value);
             std::memcpy(to, &converted, sizeof converted);
@@ -134,7 +137,7 @@ bool usable_in_place(const SeriesForm& form, const SliceView& slice) {
     const bool same = (form.type == DRT_UINT8 && form.stored == VoxelType::uint8) ||
                       (form.type == DRT_UINT16 && form.stored == VoxelType::uint16) ||
                       (form.type == DRT_INT16 && form.stored == VoxelType::int16) ||
-                      (form.type == DRT_FLOAT32 && form.rescale.slope == 1 && form.rescale.intercept == 0);
+                      kept(form);
     return same && slice.column_stride == size && slice.row_stride == size * form.shape[2] &&
            reinterpret_cast<std::uintptr_t>(slice.pixels) % static_cast<std::uintptr_t>(size) == 0;
 }

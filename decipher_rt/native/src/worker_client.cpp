@@ -28,6 +28,7 @@ public:
         ByteWriter writer;
         put_options(writer, options);
         description_ = understood(shared(call({MessageKind::open, 0, writer.bytes()})), get_description);
+        description_.threads = options.threads;  // the host's own, whatever a worker gone mad says
         if (options.heads) description_.manifest.keep_heads(*options.heads);
         description_.worker_pid = process_.pid();
         description_.open_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
@@ -63,8 +64,11 @@ public:
         if (!alive_) throw lost("the worker process is lost");
         if (!process_.is_own()) throw lost("the worker process is that of the process that forked this one");
         memory_.cancel() = 0;
+        asked_to_stop_ = false;
         if (!send_message(process_.socket(), request)) give_up("the worker process died");
         Message answer = wait_for_answer(stops);
+        if (answer.kind == MessageKind::reply && asked_to_stop_)  // it ended before it could be stopped
+            throw Error(DRT_ERROR_CANCELLED, "cancelled while the worker ended its work");
         if (answer.kind == MessageKind::reply) return answer;
         throw understood(answer.content, [](ByteReader& reader) {
             const auto status = reader.get<drt_status>();
@@ -84,6 +88,8 @@ public:
 
     Result result_of(const Message& reply, const SeriesForm& form) {
         Result result = understood(shared(reply), get_result);
+        for (const Head& head : description_.manifest.heads)
+            if (result.scope.inside && !result.heads.contains(head.name)) give_up(nonsense);
         // By these the caller's memory is written: they are the host's own, whatever a worker gone mad says.
         result.source = {form.shape, form.affine};
         return result;
@@ -109,18 +115,19 @@ private:
         auto heard = std::chrono::steady_clock::now();
         for (Message message;;) {
             const auto received = receive_message(process_.socket(), interval_ms, message);
-            const auto now = std::chrono::steady_clock::now();
             if (received == Received::gone || (received == Received::nothing_yet && memory_.is_life_lost()))
                 throw lost("the worker process died");
             if (received == Received::nothing_yet) {
-                if (timeout_.count() > 0 && now - heard > timeout_)
+                const auto asking = std::chrono::steady_clock::now();
+                if (timeout_.count() > 0 && asking - heard > timeout_)
                     throw lost("the worker process was silent for " + std::to_string(timeout_.count()) + " ms and was killed");
-                if (stops == Stops::when_asked && callbacks_.cancelled()) memory_.cancel() = 1;
+                if (stops == Stops::when_asked && callbacks_.cancelled()) memory_.cancel() = asked_to_stop_ = true;
+                heard += std::chrono::steady_clock::now() - asking;  // that the host takes its time is no silence
                 continue;
             }
-            heard = now;
             if (message.kind == MessageKind::reply || message.kind == MessageKind::failure) return message;
             pass_on(message);
+            heard = std::chrono::steady_clock::now();
         }
     } catch (...) {
         end();
@@ -157,7 +164,7 @@ private:
     SharedMemory memory_;
     WorkerProcess process_;
     Description description_;
-    bool alive_ = true;
+    bool alive_ = true, asked_to_stop_ = false;
 };
 
 class WorkerArrival : public Arrival {
@@ -169,7 +176,7 @@ public:
 
     ~WorkerArrival() override {
         try {
-            request(MessageKind::free_series, {}, 0);
+            request(MessageKind::free_series, {}, 0, Worker::Stops::never);
         } catch (...) {  // a worker that is gone holds no series
         }
     }
@@ -188,14 +195,13 @@ public:
     }
 
     Result finish() override {
-        Result result = worker_.result_of(request(MessageKind::finish, {}, 0), form_);
+        Result result = worker_.result_of(request(MessageKind::finish, {}, 0, Worker::Stops::when_asked), form_);
         result.times.arrival_ms = arrival_ms_;
         return result;
     }
 
 private:
-    Message request(MessageKind kind, const Vector& position, std::size_t shared_bytes,
-                    Worker::Stops stops = Worker::Stops::when_asked) const {
+    Message request(MessageKind kind, const Vector& position, std::size_t shared_bytes, Worker::Stops stops) const {
         ByteWriter writer;
         writer.put(number_);
         writer.put(position);

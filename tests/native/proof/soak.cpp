@@ -1,6 +1,6 @@
 // So many runs in one process, half of them streamed: memory of the process that does the work must not grow
-// after warm-up.
-//     soak BUNDLE RUNS [worker]
+// after the first WARM_UP of them.
+//     soak BUNDLE RUNS WARM_UP [worker]
 
 #include <unistd.h>
 
@@ -14,14 +14,13 @@
 
 namespace {
 
-constexpr int warm_up_runs = 100;
 constexpr double allowed_growth_mb = 4;  // the allocator's fragments
 
 // Of the process that does the work.
 double resident_mb(std::int64_t worker) {
     std::ifstream file("/proc/" + (worker != 0 ? std::to_string(worker) : std::string("self")) + "/statm");
     long total = 0, resident = 0;
-    file >> total >> resident;
+    CHECK(file >> total >> resident && resident > 0);
     return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1e6;
 }
 
@@ -48,12 +47,13 @@ void stream(drt_session* session, const Sample& sample) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    CHECK(argc >= 3);
-    const int runs = std::atoi(argv[2]);
+    CHECK(argc >= 4);
+    const int runs = std::atoi(argv[2]), warm_up_runs = std::atoi(argv[3]);
+    CHECK(runs > warm_up_runs);
     drt_session_params params;
     drt_session_default_params(&params, sizeof params);
     params.threads = 2;
-    params.mode = argc > 3 ? DRT_WORKER : DRT_IN_PROCESS;
+    params.mode = argc > 4 ? DRT_WORKER : DRT_IN_PROCESS;
     drt_session* session = nullptr;
     CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
     drt_session_info info{};

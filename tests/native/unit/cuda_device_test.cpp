@@ -147,7 +147,7 @@ void memory_is_given_and_taken_in_any_thread() {
         std::vector<std::thread> threads;
         for (int i = 0; i < 4; ++i) threads.emplace_back(work);
         for (std::thread& thread : threads) thread.join();
-        CHECK(device.bytes() == 4 * (20'000 * 96 + 16));
+        CHECK(device.bytes() >= 64 + 32 && device.bytes() <= 4 * (64 + 32 + 16));  // at a time, not in all
         CHECK(state.memory.size() == 4);
         for (const auto& [address, owner] : state.memory) CHECK(owner == 1);
         device.seal();
@@ -179,8 +179,15 @@ void a_callers_memory_goes_back_when_nothing_uses_it() {
         device.deallocate(from, device.stream());
         CHECK(back == sizeof to);
         CHECK(device.allocate(8, 1) != nullptr);
+        {
+            const DeviceBuffer buffer(device, sizeof to);
+            const CudaDevice::Current current(device);
+            buffer.download(to, sizeof to);
+            CHECK(state.waiting.size() == 1);
+        }
+        CHECK(back == 2 * sizeof to);
     }
-    CHECK(back == 4 * sizeof(float) + 8 && state.current == 0 && state.wrong.empty());
+    CHECK(back == 8 * sizeof(float) + 8 && state.current == 0 && state.wrong.empty());
 }
 
 void a_host_without_memory_gets_none_of_the_device() {

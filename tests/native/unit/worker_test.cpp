@@ -2,9 +2,11 @@
 
 #include <signal.h>
 
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "check.hpp"
 #include "sample.hpp"
@@ -53,7 +55,10 @@ void no_call_gets_the_answer_to_another(const char* bundle, const Sample& sample
 
 void freeing_a_series_throws_nothing(const char* bundle, const Sample& sample) {
     Host host;
-    drt_session* session = open(bundle, &host);
+    drt_session_params params = worker_params(&host);
+    params.worker_timeout_ms = 3000;
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
     drt_series_geometry geometry;
     drt_default_geometry(&geometry, sizeof geometry);
     std::memcpy(geometry.shape, sample.volume.shape, sizeof geometry.shape);
@@ -64,9 +69,11 @@ void freeing_a_series_throws_nothing(const char* bundle, const Sample& sample) {
     drt_session_info info{};
     info.struct_size = sizeof info;
     CHECK(drt_session_describe(session, &info) == DRT_OK);
-    kill(static_cast<pid_t>(info.worker_pid), SIGSTOP);  // so that the callback is asked
+    kill(static_cast<pid_t>(info.worker_pid), SIGSTOP);  // so that the callback could be asked
     host.cancel_throws = true;
     drt_series_free(series);
+    host.cancel_throws = false;
+    CHECK(drt_session_run(session, &sample.volume) == DRT_ERROR_WORKER_LOST && said("lost"));  // it was silent for too long
     drt_session_close(session);
 }
 
@@ -95,6 +102,25 @@ void pushing_swallows_no_request_to_stop(const char* bundle, const Sample& sampl
     }
     CHECK(host.asked == 0);
     drt_series_free(series);
+    drt_session_close(session);
+}
+
+// Only the worker can be silent: a host that takes its time over a callback has heard from it.
+void a_slow_host_loses_no_worker(const char* bundle, const Sample& sample) {
+    Host host;
+    drt_session_params params = worker_params(&host);
+    params.worker_timeout_ms = 3000;
+    params.progress = [](void*, drt_stage stage, double fraction) {
+        if (stage == DRT_ENCODE && fraction == 0) std::this_thread::sleep_for(std::chrono::milliseconds(3500));
+    };
+    params.cancel = [](void* data) -> int {
+        if (static_cast<Host*>(data)->asked++ == 0) std::this_thread::sleep_for(std::chrono::milliseconds(3500));
+        return 0;
+    };
+    drt_session* session = nullptr;
+    CHECK(drt_session_open(bundle, &params, &session) == DRT_OK);
+    CHECK(host.asked > 0);
+    CHECK(drt_session_run(session, &sample.volume) == DRT_OK);
     drt_session_close(session);
 }
 
@@ -150,6 +176,7 @@ int main(int, char** argv) {
     no_call_gets_the_answer_to_another(argv[1], sample);
     freeing_a_series_throws_nothing(argv[1], sample);
     pushing_swallows_no_request_to_stop(argv[1], sample);
+    a_slow_host_loses_no_worker(argv[1], sample);
     what_is_too_long_is_said(argv[1], sample);
     opening_is_cancelled(argv[1]);
     warming_up_leaves_no_result(argv[1], sample);
