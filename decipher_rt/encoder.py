@@ -87,7 +87,7 @@ def why_not(bundle: Bundle, engine: str, precision: Precision, card: int = 0) ->
     """
     try:
         if engine in GPU_PLANS:
-            plan_entries(bundle.manifest, engine, precision, _architecture(card))
+            _plan_entries(bundle, engine, precision, card)
         else:
             _onnx_encoder(bundle, engine, precision)
         found = next(item for item in available() if item.name == engine)
@@ -111,6 +111,13 @@ def _architecture(card: int) -> int:
     return Device(card).architecture
 
 
+def _plan_entries(bundle: Bundle, engine: str, precision: Precision, card: int) -> tuple[EngineFile, ...]:
+    from decipher_rt.engines.cuda import Device
+
+    device = Device(card)
+    return plan_entries(bundle.manifest, engine, precision, device.architecture, device.name)
+
+
 def _load(bundle: Bundle, engine: str, precision: Precision, threads: int, card: int | None) -> Encoder:
     if engine in GPU_PLANS:
         return _load_plans(bundle, engine, precision, card or 0)
@@ -132,9 +139,8 @@ def _load_plans(bundle: Bundle, engine: str, precision: Precision, card: int) ->
     from decipher_rt.engines.tensorrt import TensorRtEngine, require_library
 
     manifest = bundle.manifest
-    architecture = _architecture(card)  # first: without a card the library need not be loaded
+    entries = _plan_entries(bundle, engine, precision, card)  # first: without a card the library need not be loaded
     library = require_library(engine)
-    entries = plan_entries(manifest, engine, precision, architecture)
     plans = [_plan(bundle, entry) for entry in entries]
     kernels = bundle.file("kernels/kernels.json").parent
     try:

@@ -21,7 +21,16 @@ from decipher_rt.errors import EngineError
 from decipher_rt.head_graphs import HeadGraphs, dense_files
 from decipher_rt.manifest import EngineFile, Manifest, Numerics
 from decipher_rt.text import TextTower
-from decipher_rt.verify import MIN_EMBEDDING_COSINE, SCOPE, TEXT, TOLERANCES, VerifyRow, compare, run_case
+from decipher_rt.verify import (
+    MIN_EMBEDDING_COSINE,
+    SCOPE,
+    TEXT,
+    TOLERANCES,
+    VerifyRow,
+    compare,
+    least_cosine,
+    run_case,
+)
 from decipher_rt.verify import PROMPTS as GOLDEN_PROMPTS
 
 from .parts import PROMPTS, SHORTEST_PROMPT, TOKENIZER, Parts, TextPart
@@ -105,7 +114,8 @@ def check_graphs(
             return load_engine("onnxruntime", folder / file, precision="fp32", threads=threads)
 
         if manifest.text:
-            _refuse(_text_rows(folder, manifest, cases[0]), "text")
+            rows, cosine = _text_rows(folder, manifest, cases[0])
+            _refuse(rows, "text", cosine)
         heads = HeadGraphs(manifest.heads, load, dict.fromkeys(dense_files(manifest.heads), usable_cores()))
         scope = load(manifest.scope.file) if manifest.scope else None
         numerics = []
@@ -133,15 +143,19 @@ def _buckets(manifest: Manifest, entry: EngineFile) -> set[int]:
     return {int(tokens) for e in ours for tokens in e.built_with["tokens"].split()}
 
 
-def _text_rows(folder: Path, manifest: Manifest, case: Arrays) -> list[VerifyRow]:
-    """Compare the runtime's text tower with torch's; it has one form, whatever the encoder's precision is."""
+def _text_rows(folder: Path, manifest: Manifest, case: Arrays) -> tuple[list[VerifyRow], float]:
+    """Compare the runtime's text tower with torch's; it has one form, whatever the encoder's precision is.
+
+    The second value is the smallest cosine between the two.
+    """
     tower = TextTower(Bundle(folder, manifest, ""), usable_cores())
     embedded = tower.embed([str(prompt) for prompt in case[GOLDEN_PROMPTS]])
     error = float(np.nan_to_num(np.abs(embedded - case[TEXT]), nan=np.inf).max())
-    return [VerifyRow(TEXT, error, manifest.text.tolerance if manifest.text else 0.0)]
+    rows = [VerifyRow(TEXT, error, manifest.text.tolerance if manifest.text else 0.0)]
+    return rows, least_cosine(embedded, case[TEXT])
 
 
-def _refuse(rows: Sequence[VerifyRow], encoder: str, cosine: float = 1.0) -> None:
+def _refuse(rows: Sequence[VerifyRow], encoder: str, cosine: float) -> None:
     failed = [
         f"{row.output} differs by {row.error:.3g} (tolerance {row.tolerance:g})"
         + (f" and answers {row.answer} instead of {row.expected}" if row.answer != row.expected else "")

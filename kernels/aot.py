@@ -91,7 +91,8 @@ def compile_kernels(
     specs : PatchEmbed3dSpec, AttentionSpec or TissueCountsSpec
     architectures : compute capability * 10
     workers : processes; one for each CPU that this process may use by default
-    cache : folder; ``~/.cache/decipher-rt/kernels`` by default (``DECIPHER_RT_CACHE``, ``XDG_CACHE_HOME`` are heeded)
+    cache : folder; ``~/.cache/decipher-rt/kernels`` by default (``DECIPHER_RT_CACHE``, ``XDG_CACHE_HOME`` are heeded);
+        where that cannot be written nothing is kept
 
     Returns
     -------
@@ -107,8 +108,18 @@ def compile_kernels(
     if unknown:
         raise ValueError(f"kernels: cannot compile for {unknown}; known: {', '.join(map(str, ARCHITECTURES))}")
     jobs = [(specialise(spec, architecture), architecture) for spec in specs for architecture in architectures]
-    cache = cache or cache_folder()
-    folders = [cache / _key(*job) for job in jobs]
+    keys = [_key(*job) for job in jobs]
+    with tempfile.TemporaryDirectory() as passing:
+        cache = cache or cache_folder() or Path(passing)
+        # What a folder that cannot be written to holds is used all the same: it may be an image's.
+        kept = cache if _can_keep(cache) else Path(passing)
+        folders = [cache / key if (cache / key).is_dir() else kept / key for key in keys]
+        return _compile_missing(jobs, folders, workers)
+
+
+def _compile_missing(
+    jobs: list[tuple[Specialisation, int]], folders: list[Path], workers: int | None
+) -> list[CompiledKernel]:
     missing = [(job, folder) for job, folder in zip(jobs, folders, strict=True) if not folder.is_dir()]
     if missing:
         processes = min(workers or len(os.sched_getaffinity(0)), len(missing))
@@ -124,12 +135,19 @@ def compile_kernels(
     return [_load(job, folder) for job, folder in zip(jobs, folders, strict=True)]
 
 
-def cache_folder() -> Path:
-    """Return the folder of compiled kernels."""
-    base = os.environ.get("DECIPHER_RT_CACHE")
-    if base:
-        return Path(base) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decipher-rt" / "kernels"
+def cache_folder() -> Path | None:
+    """Return the folder of compiled kernels; None where there is no home."""
+    if own := os.environ.get("DECIPHER_RT_CACHE"):
+        return Path(own) / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and f"{os.environ['HOME']}/.cache")
+    return Path(base) / "decipher-rt" / "kernels" if base else None
+
+
+def _can_keep(folder: Path) -> bool:
+    """Return whether kernels can be left in a folder, which is made."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 @functools.cache

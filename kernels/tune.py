@@ -204,7 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         for patch in _growing(tune_patch_embed3d(PATCH_CASES, PATCH_TILES, _measure_on_gpu), old.patch_embed3d):
             tuned = replace(tuned, patch_embed3d=patch)
             write_tuning(path, tuned)
-    write_tuning(path, replace(tuned, source=source))
+    rules: list[Rule[Any]] = [*tuned.attention, *tuned.patch_embed3d]
+    if all(rule.measured for rule in rules):
+        write_tuning(path, replace(tuned, source=source))
     print(path)
     return 0
 

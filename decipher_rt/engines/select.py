@@ -38,8 +38,13 @@ def plan_target(flavour: str, architecture: int) -> str:
     return flavour if flavour == "tensorrt-rtx" else f"{flavour}-sm_{architecture}"
 
 
-def plan_entries(manifest: Manifest, flavour: str, precision: Precision, architecture: int) -> tuple[EngineFile, ...]:
+def plan_entries(
+    manifest: Manifest, flavour: str, precision: Precision, architecture: int, name: str | None = None
+) -> tuple[EngineFile, ...]:
     """Return the plans of a flavour and precision for a card.
+
+    One that says the ``name`` of the card that it was built on is for that alone: others of the architecture have other
+    numbers of processors, and TensorRT warns that on them it may be slow or fail.
 
     Raises
     ------
@@ -49,6 +54,14 @@ def plan_entries(manifest: Manifest, flavour: str, precision: Precision, archite
     stem = plan_target(flavour, architecture).partition("-sm_")[0]
     ours = [e for e in manifest.engines if (e.target.partition("-sm_")[0], e.precision) == (stem, precision)]
     fitting = tuple(e for e in ours if f"sm_{architecture}" in _architectures(e))
+    others = [e for e in fitting if name is not None and e.built_with.get("card", name) != name]
+    fitting = tuple(e for e in fitting if e not in others)
+    if others and not fitting:
+        built_on = sorted({e.built_with["card"] for e in others})
+        raise EngineError(
+            f"bundle {manifest.name} holds {precision} {flavour} engines built on {', '.join(built_on)}, this card is "
+            f"{name}, and both are sm_{architecture}; build one: {plan_advice(flavour, precision, architecture)}"
+        )
     if not fitting:
         found = " ".join(sorted({name for e in ours for name in _architectures(e)}))
         raise EngineError(

@@ -140,7 +140,8 @@ def _rtx_plans(encoder: ViT, wanted: Wanted) -> tuple[dict[str, bytes], list[Eng
 def _native_plans(
     encoder: ViT, wanted: Wanted, calibration: Sequence[Mapping[str, NDArray[Any]]]
 ) -> tuple[dict[str, bytes], list[EngineFile]]:
-    architecture = Driver().architecture
+    card = Driver()
+    architecture = card.architecture
     if "bf16" in wanted.precisions and architecture < FIRST_WITH_BF16:
         raise EngineError(f"this card is sm_{architecture}, which has no bfloat16: leave --bf16 out")
     config, entries = encoder.config, []
@@ -157,16 +158,17 @@ def _native_plans(
             for built in builder.build_engines(model, config.heads, config.token_buckets, surroundings):
                 file = f"engines/tensorrt-sm_{architecture}-{precision}-{built.tokens}.plan"
                 files[file] = built.plan
-                about = _built_with(built, architecture)
+                about = _built_with(built, card)
                 entries.append(EngineFile(plan_target("tensorrt", architecture), precision, file, about))
     return files, entries
 
 
-def _built_with(built: builder.BuiltEngine, architecture: int) -> dict[str, str]:
+def _built_with(built: builder.BuiltEngine, card: Driver) -> dict[str, str]:
     """Return what the manifest says of an engine: which attention it has, what each took, and why one was left out."""
     about = {
         "tensorrt": require_library("tensorrt").__version__,  # its wheel may be tensorrt-cu12, or there is none
-        "architectures": f"sm_{architecture}",
+        "architectures": f"sm_{card.architecture}",
+        "card": card.name,
         "tokens": str(built.tokens),
         "attention": built.attention,
         **{f"{kind}_ms": f"{ms:.4f}" for kind, ms in built.times_ms.items()},
@@ -212,7 +214,8 @@ def _kernel_files(encoder: ViT, architectures: Sequence[int]) -> dict[str, bytes
         try:
             paths = write_kernels(Path(folder), specs, sorted({_cubin_architecture(a) for a in architectures}))
         except ValueError as error:
-            raise EngineError(f"kernels: {error} (for sm_121 Triton 3.9 or later is needed)") from error
+            hint = " (for sm_121 Triton 3.9 or later is needed)" if 121 in architectures else ""
+            raise EngineError(f"kernels: {error}{hint}") from error
         files = {f"{KERNELS}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
     arrays = io.BytesIO()
     with torch.no_grad():

@@ -121,6 +121,21 @@ def test_plans_of_a_card_are_all_its_buckets(bundle: Bundle) -> None:
         plan_entries(manifest, "tensorrt", "fp32", 86)
 
 
+def test_a_plan_is_for_the_card_that_it_was_built_on(bundle: Bundle) -> None:
+    manifest = with_plans(bundle).manifest
+    about = {
+        entry.file: {**entry.built_with, "card": "NVIDIA L4"} for entry in manifest.engines if "sm_89" in entry.target
+    }
+    built = tuple(replace(one, built_with=about.get(one.file, one.built_with)) for one in manifest.engines)
+    named = replace(manifest, engines=built)
+    ours = plan_entries(manifest, "tensorrt", "fp16", 89, "NVIDIA L4")  # of an older export: nothing is said
+    assert [one.file for one in plan_entries(named, "tensorrt", "fp16", 89, "NVIDIA L4")] == [one.file for one in ours]
+    with pytest.raises(
+        EngineError, match=r"engines built on NVIDIA L4, this card is NVIDIA RTX 6000 Ada .* sm_89; build"
+    ):
+        plan_entries(named, "tensorrt", "fp16", 89, "NVIDIA RTX 6000 Ada Generation")
+
+
 @pytest.mark.parametrize("architecture", [87, 90, 100])
 def test_a_card_that_rtx_does_not_know_is_advised_to_build_with_tensorrt(bundle: Bundle, architecture: int) -> None:
     with pytest.raises(
@@ -148,6 +163,7 @@ def test_doctor_can_say_so_without_loading(
     class Card:
         def __init__(self, index: int) -> None:
             self.architecture = architecture if index == 0 else None
+            self.name = "NVIDIA L4"
 
     monkeypatch.setattr(cuda, "Device", Card)
     monkeypatch.setattr(module, "available", lambda: [type("A", (), {"name": "tensorrt", "available": True})()])

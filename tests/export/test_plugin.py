@@ -60,7 +60,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A card of sm_89 on which each attention takes the time given here."""
     times = {"native": 2.0, "kernel": 1.0}
     monkeypatch.setattr(builder, "Driver", lambda: SimpleNamespace(architecture=89))
-    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89))
+    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89, name="NVIDIA L4"))
     monkeypatch.setattr(files, "require_library", lambda _: SimpleNamespace(__version__="10.14"))
     monkeypatch.setattr(builder, "_load", lambda path, plan, tokens, surroundings: played_engine())
     monkeypatch.setattr(builder, "measure", lambda engines, tokens, spec: {name: times[name] for name in engines})

@@ -240,7 +240,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[ModelProto]:
         return [builder.BuiltEngine(b"plan", tokens, "native", {"native": 1.0}) for tokens in buckets]
 
     monkeypatch.setattr(builder, "build_engines", build)
-    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89))
+    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=89, name="NVIDIA L4"))
     # The module alone: its wheel is called tensorrt, tensorrt-cu12 or tensorrt-cu13, or it came with the system.
     monkeypatch.setattr(tensorrt, "LIBRARIES", {"tensorrt": ("played_tensorrt_module", "")})
     monkeypatch.setitem(sys.modules, "played_tensorrt_module", SimpleNamespace(__version__="11.4", Runtime=None))  # type: ignore[arg-type]
@@ -277,7 +277,7 @@ def test_int8_for_the_card_needs_volumes(encoder: ViT, built: list[ModelProto]) 
 def test_bfloat16_is_refused_on_a_card_without_it(
     encoder: ViT, built: list[ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=75))
+    monkeypatch.setattr(files, "Driver", lambda: SimpleNamespace(architecture=75, name="NVIDIA T4"))
     with pytest.raises(EngineError, match="sm_75, which has no bfloat16"):
         plan_files(encoder, Wanted("tensorrt", ("bf16",)))
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from decipher_rt.engines.bundle_kernel import evaluate
+from decipher_rt.kernels import aot
 from decipher_rt.kernels.aot import (
     PTX_VERSION,
     STATIC_SHARED_MEMORY,
@@ -185,8 +186,6 @@ def test_the_environment_does_not_change_what_is_compiled(
 
 
 def test_the_cache_is_used_and_keyed_by_the_source(monkeypatch: pytest.MonkeyPatch, compiled: Compiled) -> None:
-    from decipher_rt.kernels import aot
-
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("compiled again")
 
@@ -203,6 +202,39 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DECIPHER_RT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "decipher-rt" / "kernels"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "decipher-rt" / "kernels"
+    monkeypatch.delenv("HOME")
+    assert cache_folder() is None
+
+
+@pytest.mark.parametrize("place", [None, "no folder"])
+def test_where_nothing_can_be_kept_kernels_are_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str | None
+) -> None:
+    (tmp_path / "no folder").write_bytes(b"")
+    monkeypatch.setattr(aot, "cache_folder", lambda: place and tmp_path / place / "kernels")
+    (kernel,) = compile_kernels([SHIPPED_COUNTS], [80])
+    assert kernel.cubin[:4] == b"\x7fELF"
+    assert [path.name for path in tmp_path.iterdir()] == ["no folder"]
+
+
+def test_kernels_in_a_folder_that_cannot_be_written_to_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An image's, say. Root writes everywhere, so that it cannot is played."""
+    (kernel,) = compile_kernels([SHIPPED_COUNTS], [80], cache=tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(aot.os, "access", lambda *_: False)
+    prepared = aot._compile_into
+    monkeypatch.setattr(aot, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(aot, "_compile_into", None)  # none is asked for again
+    assert compile_kernels([SHIPPED_COUNTS], [80]) == [kernel]
+    monkeypatch.setattr(aot, "_compile_into", prepared)
+    (other,) = compile_kernels([SHIPPED_COUNTS], [86])
+    assert other.architecture == 86
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_signatures_follow_the_kernels() -> None:
@@ -236,8 +268,6 @@ def test_what_no_kernel_serves_is_refused(spec: Spec, architectures: list[int], 
 
 
 def test_a_failed_compilation_names_kernel_and_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from decipher_rt.kernels import aot
-
     monkeypatch.setattr(aot, "specialise", broken_specialise)
     with pytest.raises(ValueError, match=r"attention-2x64-float16 for sm_80: "):
         compile_kernels([AttentionSpec(2, 64)], [80], cache=tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,15 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tune, "tune_attention", lambda *_: iter([measured]))
     tune.main(["--out", str(tmp_path), "--only", "attention"])
+    half = read_tuning(tmp_path / "sm_80.json")
+    assert half.attention == (measured,)
+    assert half.source.endswith(", in part")  # the other kernel's tiles were never measured here
+
+    patch = replace(untuned.patch_embed3d[-1], measured={"ms": 1.0})
+    monkeypatch.setattr(tune, "tune_patch_embed3d", lambda *_: iter([patch]))
+    tune.main(["--out", str(tmp_path), "--only", "patch_embed3d"])
     whole = read_tuning(tmp_path / "sm_80.json")
-    assert whole.attention == (measured,)
+    assert (whole.attention, whole.patch_embed3d) == ((measured,), (patch,))
     assert not whole.source.endswith(", in part")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +20,10 @@ from decipher_rt.engines import load_engine
 from decipher_rt.engines.select import plan_entries
 from decipher_rt.errors import EngineError
 from decipher_rt.export import bundle as export_module
+from decipher_rt.export import runnable as runnable_module
 from decipher_rt.export import verify as verify_module
 from decipher_rt.export.bundle import export_bundle
+from decipher_rt.export.runnable import runnable_encoders, write_files
 from decipher_rt.export.tensorrt.files import Wanted
 from decipher_rt.manifest import EngineFile
 from decipher_rt.train.golden import GoldenCase
@@ -69,6 +74,25 @@ def test_every_bucket_of_a_plan_is_compared_with_fp32(
     numerics = export_bundle(weights, case, tmp_path / "bundle", fp16=False, plans=wanted)
     assert engine.ran == [24, 48, 96]
     assert [row.target for row in numerics] == ["onnx", "tensorrt-sm_89"]
+
+
+def test_plans_are_read_from_a_bundle_that_is_being_made(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no ``SHA256SUMS`` yet, and what is loaded is named by its sum."""
+    entry = EngineFile("tensorrt-sm_89", "fp16", "engines/a.plan", {"architectures": "sm_89", "tokens": "24"})
+    write_files(tmp_path, {entry.file: b"plan"})
+    manifest = dataclasses.replace(bundle.manifest, engines=(entry,))
+    loaded: list[tuple[bytes, str]] = []
+
+    def load(bundle: Bundle, flavour: str, precision: str, threads: int) -> SimpleNamespace:
+        loaded.append((bundle.file(entry.file).read_bytes(), bundle.sums[entry.file]))
+        return SimpleNamespace(engine=f"{flavour} {precision}")
+
+    monkeypatch.setattr(runnable_module, "_card", lambda: "sm_89")
+    monkeypatch.setattr(runnable_module, "load_encoder", load)
+    assert list(runnable_encoders(tmp_path, manifest)) == [(entry, "tensorrt fp16")]
+    assert loaded == [(b"plan", hashlib.sha256(b"plan").hexdigest())]
 
 
 def test_other_buckets_of_the_golden_case_are_of_it(weights: Weights, case: GoldenCase) -> None:
