@@ -25,9 +25,11 @@ from decipher_rt.errors import DecipherError
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 NAMED = 5  # keys in a message
 # Keys that change nothing of what a run trains, with all below them: where its source lies, by how many processes and
-# threads series and batches are made, how often the state is kept, the scope, which is fitted after every run, and what
-# older versions said of the encoder.
-UNTRAINED = ("source.path", "workers", "run.loaders", "run.checkpoint_every", "scope", "encoder.pool")
+# threads series and batches are made, how often the state is kept, the scope, which is fitted after every run, a
+# segmentation's margins, which are chosen after it, and what older versions said of the encoder.
+UNTRAINED = (
+    "source.path", "workers", "run.loaders", "run.checkpoint_every", "scope", "decoder.options.margins", "encoder.pool",
+)  # fmt: skip
 DEFAULT_WEIGHTS = Path(decipher_rt.__file__).parent / "default" / "weights"
 
 

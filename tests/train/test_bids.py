@@ -120,13 +120,23 @@ def test_suffixes_are_added_and_what_is_left_out_is_counted_once(
         ("sub-01\t3\tF\ttrain", r"participants.tsv, line 5, column participant_id: also in .*line 2"),
         ("04\t3\tF\ttrain", r"participants.tsv, line 5, column participant_id: expected sub-"),
         ("sub-04\t3\tF\tdev", r"participants.tsv, line 5, column split: 'dev'"),
-        ("sub-04\tinf\tF\t", r"participants.tsv, line 5, column age: 'inf', expected a finite number"),
     ],
 )
 def test_broken_participants_are_named(bids: Path, tmp_path: Path, line: str, said: str) -> None:
     with (bids / "participants.tsv").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(SourceError, match=said):
+        opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+
+
+def test_what_is_listed_of_those_without_images_changes_no_label(bids: Path, tmp_path: Path) -> None:
+    table = bids / "participants.tsv"
+    text = table.read_text()
+    table.write_text(f"{text}sub-04\t89+\tF\ttrain\nsub-05\tinf\tF\ttest\n")
+    examples = opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
+    assert sorted(str(examples.facts(i).labels.get("age")) for i in range(2)) == ["34.0", "None"]
+    table.write_text(text.replace("34", "inf"))
+    with pytest.raises(SourceError, match=r"participants.tsv, line 2, column age: 'inf', expected a finite number"):
         opened(SourceConfig(kind="bids", path=str(bids)), tmp_path / "cache")
 
 

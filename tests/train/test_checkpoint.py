@@ -145,6 +145,8 @@ def test_what_trains_nothing_makes_no_other_run() -> None:
     other = "run: {steps: 3, loaders: 8}\nworkers: 16\nscope: {method: nearest, body_parts: [HEAD]}\n"
     check_same(Path("x"), config, other)
     check_same(Path("x"), other, "run: {steps: 3}\nencoder: {pool: fixed}\n")
+    upon = "decoder: {options: {skips: true, margins: []}}\n"
+    check_same(Path("x"), config + upon, other + upon.replace("[]", "[0, 2]"))
     with pytest.raises(CheckpointError, match=r"differs in scopes; give"):
         check_same(Path("x"), config, f"{other}scopes: 2\n")
 

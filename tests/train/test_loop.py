@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -321,11 +322,19 @@ def test_blocks_are_computed_twice() -> None:
     assert (calls, float(x.grad)) == (2, 6.0)
 
 
-def test_batches_of_any_nesting_are_moved() -> None:
-    batch = {"a": [torch.zeros(1), (torch.ones(2), "text")], "n": 3}
-    moved = move(batch, torch.device("meta")) if torch.cuda.is_available() else move(batch, torch.device("cpu"))
-    assert torch.equal(moved["a"][1][0], torch.ones(2))
-    assert (moved["a"][1][1], moved["n"]) == ("text", 3)
+def test_batches_of_any_nesting_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Part:
+        values: torch.Tensor
+        name: str
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # which takes a GPU
+    moved = move(
+        {"a": [torch.zeros(1), (torch.ones(2), "text", Part(torch.ones(3), "b"))], "n": 3}, torch.device("meta")
+    )
+    outer, (inner, text, part) = moved["a"]
+    assert [(one.device.type, *one.shape) for one in (outer, inner, part.values)] == [("meta", n) for n in (1, 2, 3)]
+    assert (text, part.name, moved["n"]) == ("text", "b", 3)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -18,60 +14,15 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.series import find_series, read_series
 from decipher_rt.train.progress import Progress
-from decipher_rt.train.sources import (
-    Box,
-    Example,
-    Examples,
-    SourceConfig,
-    open_source,
-    patients_of,
-    pinned,
-    recorded,
-    seen_again,
-)
+from decipher_rt.train.sources import SourceConfig, open_source, patients_of, pinned, recorded, seen_again
 from decipher_rt.train.sources import rows as listed
 from decipher_rt.train.sources.manifest import read_manifest
 from decipher_rt.train.sources.recorded import Recorded, rows_of_split
-from decipher_rt.train.sources.rows import SourceError, by_place, sentences, share_out
+from decipher_rt.train.sources.rows import SourceError, sentences, share_out
+
+from .manifests import PIECES, again, as_listed, opened, write_csv
 
 SPEC = Preprocessing(grid_shape=(24,) * 3, spacing_mm=(10.0,) * 3, patch_shape=(8,) * 3, token_buckets=(27,))
-PIECES = Preprocessing(grid_shape=(16,) * 3, spacing_mm=(2.0,) * 3, patch_shape=(8,) * 3, token_buckets=(8,))
-
-
-def opened(config: SourceConfig, folder: Path, split: Any = "train", spec: Preprocessing = PIECES) -> Examples:
-    return open_source(again(config), spec, split, folder, 1, Progress())
-
-
-def as_listed(config: SourceConfig, examples: Examples) -> list[Example]:
-    """The train split in the order of the manifest's lines."""
-    places = [row.place for row in rows_of_split(again(config), "train")]
-    return [examples[i] for i in sorted(range(len(examples)), key=lambda i: by_place(places[i]))]
-
-
-def again(config: SourceConfig) -> SourceConfig:
-    """The configuration as the next command reads it, with what is listed then."""
-    return dataclasses.replace(config)
-
-
-# ---- manifests -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cohort(tmp_path: Path, write_series: Callable[..., Path]) -> Path:
-    """Two DICOM series and a NIfTI file with two volumes."""
-    write_series(tmp_path / "a")
-    write_series(tmp_path / "b", seed=1)
-    voxels = np.random.default_rng(2).integers(0, 900, (12, 10, 8, 2), np.int16)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "c.nii.gz")
-    return tmp_path
-
-
-def write_csv(folder: Path, *rows: str, header: str = "path,patient,split,sequence,age,report,region,volume") -> Path:
-    path = folder / "cohort.csv"
-    path.write_text("\n".join([header, *rows]) + "\n")
-    return path
-
-
 ROWS = (
     'a,p1,train,T1w,61,"Normal ventricles. No lesion,',
     'nothing else.",head,',
@@ -250,80 +201,6 @@ def test_broken_manifests_are_refused(tmp_path: Path, text: str, said: str) -> N
         read_manifest(tmp_path / "absent.csv")
 
 
-TURNED = np.array([[0, 1.5, 0, -3], [1.5, 0, 0, -2], [0, 0, 2.5, -4], [0, 0, 0, 1]])  # another grid, other axes
-
-
-def test_masks_and_boxes_come_with_a_manifest(cohort: Path) -> None:
-    labels = np.random.default_rng(5).integers(0, 5, (14, 16, 12), np.uint8)
-    nibabel.save(nibabel.Nifti1Image(labels, TURNED), cohort / "mask.nii.gz")
-    box = '"[{""center_lps_mm"": [1, -2.5, 3], ""size_mm"": [4, 5, 6.5], ""label"": ""cyst""}]"'
-    rows = (f"c.nii.gz,p1,train,mask.nii.gz,{box}", "a,p1,train,,[]", "b,p1,train,n/a,")
-    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *rows, header="path,patient,split,mask,boxes")))
-    first, second, third = as_listed(config, opened(config, cohort / "cache"))
-    assert first.boxes == (Box((1.0, -2.5, 3.0), (4.0, 5.0, 6.5), "cyst"),)
-    assert (second.boxes, second.tissue, third.boxes, third.tissue) == ((), None, None, None)
-    assert first.tissue is not None
-    # The label at the centre of each voxel, by way of patient space: LPS to RAS, then the mask's own axes.
-    index = np.stack(np.meshgrid(*map(np.arange, PIECES.grid_shape), indexing="ij"), -1).reshape(-1, 3)
-    ras = (np.c_[index, np.ones(len(index))] @ first.affine_lps_mm.T) * [-1, -1, 1, 1]
-    inside = ras @ np.linalg.inv(TURNED).T[:, :3]
-    nearest = np.rint(inside).astype(int)
-    there = ((nearest >= 0) & (nearest < labels.shape)).all(1)
-    clear = (np.abs(inside - nearest) < 0.49).all(1) & there
-    assert clear.sum() > 500
-    assert (clear & ((inside < 0) | (inside > np.array(labels.shape) - 1)).any(1)).sum() > 50  # beyond the last centres
-    assert np.array_equal(first.tissue.reshape(-1)[clear], labels[tuple(nearest[clear].T)])
-    outside = ((inside < -0.51) | (inside > np.array(labels.shape) - 0.49)).any(1)
-    assert outside.any()
-    assert not first.tissue.reshape(-1)[outside].any()
-
-
-def test_another_mask_is_read_and_a_corrected_box_is_not(cohort: Path) -> None:
-    nibabel.save(nibabel.Nifti1Image(np.ones((14, 16, 12), np.uint8), TURNED), cohort / "mask.nii.gz")
-    header = "path,patient,split,mask,boxes"
-    config = SourceConfig(kind="manifest", path=str(write_csv(cohort, "c.nii.gz,p,train,mask.nii.gz,", header=header)))
-    opened(config, cohort / "cache")
-    write_csv(cohort, "c.nii.gz,p,train,mask.nii.gz,[]", header=header)
-    assert opened(config, cohort / "cache")[0].boxes == ()
-    assert len(list((cohort / "cache").rglob("*.safetensors"))) == 1
-    nibabel.save(nibabel.Nifti1Image(np.full((14, 16, 12), 2, np.uint8), TURNED), cohort / "mask.nii.gz")
-    assert opened(config, cohort / "cache")[0].tissue.max() == 2  # type: ignore[union-attr]
-
-
-def masked(cohort: Path) -> SourceConfig:
-    """A manifest of a series with a mask, not compressed, and of one without."""
-    nibabel.save(nibabel.Nifti1Image(np.ones((14, 16, 12), np.uint8), TURNED), cohort / "mask.nii")
-    path = write_csv(cohort, "c.nii.gz,p,train,mask.nii", "a,p,train,", header="path,patient,split,mask")
-    return SourceConfig(kind="manifest", path=str(path))
-
-
-def test_other_images_or_masks_under_the_same_names_are_another_run(cohort: Path) -> None:
-    config = masked(cohort)
-    first, words = pinned(again(config)), pinned(again(config), images=False)
-    mask, size = cohort / "mask.nii", (cohort / "mask.nii").stat().st_size
-    nibabel.save(nibabel.Nifti1Image(np.eye(16, dtype=np.uint8)[:14, :, None].repeat(12, 2), TURNED), mask)
-    assert mask.stat().st_size == size
-    second = pinned(again(config))
-    slice_ = min((cohort / "a").iterdir())
-    slice_.write_bytes(slice_.read_bytes() + b"\0")
-    assert len({first.listed, second.listed, pinned(again(config)).listed}) == 3
-    assert pinned(again(config), images=False) == words  # what looks at none is the same run
-
-
-def test_a_run_is_the_same_wherever_its_series_lie_and_since_when(cohort: Path, tmp_path: Path) -> None:
-    config = masked(cohort)
-    moved = tmp_path / "mounted" / "elsewhere"
-    shutil.copytree(cohort, moved, ignore=shutil.ignore_patterns("mounted"), copy_function=shutil.copyfile)
-    there = dataclasses.replace(config, path=str(moved / "cohort.csv"))
-    assert pinned(there).listed == pinned(config).listed
-    whole = [f"{moved}/c.nii.gz,p,train,{moved}/mask.nii", f"{moved}/a,p,train,"]  # listed by whole paths
-    write_csv(moved, *whole, header="path,patient,split,mask")
-    assert pinned(again(there)).listed == pinned(config).listed
-    (moved / "a").rename(moved / "other")
-    write_csv(moved, "c.nii.gz,p,train,mask.nii", "other,p,train,", header="path,patient,split,mask")
-    assert pinned(again(there)).listed != pinned(config).listed
-
-
 def test_a_list_and_the_files_on_it_are_looked_at_once(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SourceConfig(kind="manifest", path=str(write_csv(cohort, *ROWS)))
     looked: list[str] = []
@@ -353,40 +230,6 @@ def test_patients_are_known_by_short_hashes(cohort: Path) -> None:
     assert patients_of(SourceConfig(), "train") == set()
     assert seen_again(config, train, "train") == train
     assert seen_again(config, train, "test") == set()
-
-
-@pytest.mark.parametrize(
-    ("mask", "boxes", "said"),
-    [
-        ("absent.nii", "", r"column mask: .*absent.nii does not exist"),
-        ("cohort.csv", "", r"column mask: .*cohort.csv: "),
-        ("half.nii.gz", "", r"column mask: .*half.nii.gz: holds other values than the whole numbers 0 to 255"),
-        ("nan.nii.gz", "", r"column mask: .*nan.nii.gz: holds voxels that are not finite"),
-        ("c.nii.gz", "", r"column mask: .*c.nii.gz: holds 2 volumes; give a label image with one"),
-        ("cut.nii.gz", "", r"column mask: .*cut.nii.gz: "),
-        ("far.nii.gz", "", r"column mask: .*far.nii.gz: none of its labels lies in the field of view"),
-        ("", "[", r"column boxes: not JSON"),
-        ("", "[" * 100_000, r"column boxes: not JSON"),
-        ("", "3", r"column boxes: int, expected a list"),
-        ("", "[3]", r"column boxes: box 1 is 3, expected center_lps_mm, size_mm"),
-        (
-            "",
-            '"[{""center_lps_mm"": [1, 2], ""size_mm"": [1, 1, 1]}]"',
-            r"center_lps_mm of box 1 is \[1, 2\], expected",
-        ),
-        ("", '"[{""center_lps_mm"": [1, 2, NaN], ""size_mm"": [1, 1, 1]}]"', r"center_lps_mm of box 1 is .*nan"),
-        ("", '"[{""center_lps_mm"": [1, 2, 3], ""size_mm"": [1, 0, 1]}]"', r"size_mm of box 1 is .*more than 0 mm"),
-    ],
-)
-def test_broken_masks_and_boxes_are_named(cohort: Path, mask: str, boxes: str, said: str) -> None:
-    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), 0.5, np.float32), TURNED), cohort / "half.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), np.nan, np.float32), TURNED), cohort / "nan.nii.gz")
-    (cohort / "cut.nii.gz").write_bytes((cohort / "half.nii.gz").read_bytes()[:-20])
-    far = TURNED + np.array([[0, 0, 0, 500], [0] * 4, [0] * 4, [0] * 4])
-    nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), far), cohort / "far.nii.gz")
-    path = write_csv(cohort, f"c.nii.gz,p1,train,{mask},{boxes}", header="path,patient,split,mask,boxes")
-    with pytest.raises(SourceError, match=f"line 2, .*{said}"):
-        opened(SourceConfig(kind="manifest", path=str(path)), cohort / "cache")
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,8 @@ def _why_text(decoder: Decoder, source: SourceConfig) -> str:
 
 
 def _label_name(decoder: Decoder) -> str:
-    """Return the name of the label that a decoder learns; empty where it learns none."""
-    return str(getattr(decoder, "name", ""))
+    """Return the name of the label that a decoder learns; empty where it learns masks or boxes."""
+    return str(getattr(decoder, "name", "")) if decoder.answer in ("classification", "regression") else ""
 
 
 def _labels(decoder: Decoder, known: Sequence[Known]) -> Counter[str]:

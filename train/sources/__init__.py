@@ -140,11 +140,12 @@ def keys_of_others(config: SourceConfig, earlier: Collection[str], *splits: Spli
     return sum(patient.partition(".")[0] in keys for patient in patients_of(config, *splits) - {*earlier})
 
 
-def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
+def pinned(config: SourceConfig, *, images: bool = True, labels: bool = True) -> SourceConfig:
     """Return the source with a digest of all that it lists, so that a run of other labels is another run.
 
     So is one of other masks, or of images of other names or sizes, unless ``images`` is false: then no file is looked
-    at. Where the files lie, and since when, makes no difference.
+    at. Unless ``labels`` is false: then the images of the train split alone count. Where the files lie, and since when,
+    makes no difference.
 
     Raises
     ------
@@ -152,9 +153,14 @@ def pinned(config: SourceConfig, *, images: bool = True) -> SourceConfig:
     """
     if config.kind == "simulator":
         return config
-    from .recorded import list_rows
+    from .recorded import list_rows, rows_of_split
     from .rows import names_below
 
+    if not labels:
+        seen = rows_of_split(config, "train")
+        names = names_below(row.path for row in seen)
+        images_of = {(names[row.path], row.volume, replace(row, mask=None).files.named) for row in seen}
+        return replace(config, listed=_hash("\n".join(sorted(map(repr, images_of)))))
     rows = list_rows(config)
     series, masks = names_below(row.path for row in rows), names_below(row.mask for row in rows if row.mask)
     listed = sorted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..samples import SPLITS, Split
@@ -43,12 +43,12 @@ def read_bids(folder: Path, sequences: Mapping[str, str]) -> list[Row]:
     """
     if not (folder / DESCRIPTION).is_file():
         raise SourceError(f"{folder}: no {DESCRIPTION} in it; give the root of a BIDS dataset")
-    labels, splits = _read_participants(folder / "participants.tsv")
+    images = [(path, name) for path, name in _images(folder) if name["suffix"] in sequences]
+    subjects = {path: path.relative_to(folder).parts[0] for path, _ in images}
+    labels, splits = _read_participants(folder / "participants.tsv", set(subjects.values()))
     rows = []
-    for path, name in _images(folder):
-        subject = path.relative_to(folder).parts[0]
-        if name["suffix"] not in sequences:
-            continue
+    for path, name in images:
+        subject = subjects[path]
         if name["subject"] != subject:
             raise SourceError(f"{path}: lies in the folder of {subject}, but its name says otherwise")
         if not path.exists():
@@ -84,8 +84,11 @@ def _images(folder: Path) -> list[tuple[Path, re.Match[str]]]:
     return [(path, name) for path, name in found if name and not NO_MAGNITUDE.search(path.name)]
 
 
-def _read_participants(path: Path) -> tuple[dict[str, dict[str, Label]], dict[str, Split]]:
-    """Return labels and splits by participant; none where there is no such file."""
+def _read_participants(path: Path, imaged: Collection[str]) -> tuple[dict[str, dict[str, Label]], dict[str, Split]]:
+    """Return labels and splits of those who were ``imaged``; none where there is no such file.
+
+    What is listed of others makes no number a text.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except FileNotFoundError:
@@ -115,6 +118,7 @@ def _read_participants(path: Path) -> tuple[dict[str, dict[str, Label]], dict[st
             errors.append(f"{place}, column split: {split!r}, expected one of {', '.join(SPLITS)}")
         else:
             listed[subject] = (place, row)
+    listed = {subject: told for subject, told in listed.items() if subject in imaged}
     without_split = ((p, {c: t for c, t in row.items() if c != "split"}) for p, row in listed.values())
     labels = dict(zip(listed, typed_columns(without_split, errors), strict=True))
     if errors:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -174,9 +175,16 @@ def _label_map(path: Path, place: str, grid: Grid) -> NDArray[np.uint8]:
     found: NDArray[np.uint8] = affine_transform(
         labels, turn[:3, :3], turn[:3, 3], grid.volume.shape, order=0, mode="grid-constant", cval=0
     )
-    if labels.any() and not found.any():
+    if labels.any() and not found.any() and not _reaches(labels, turn, grid.volume.shape):
         raise SourceError(f"{where}: none of its labels lies in the field of view of the series; is it of another one?")
     return found
+
+
+def _reaches(labels: NDArray[np.uint8], turn: NDArray[Any], shape: Sequence[int]) -> bool:
+    """Return whether a labelled voxel lies in the grid; one that is small may hold none of its voxels' centres."""
+    back = np.linalg.inv(turn)
+    places = np.argwhere(labels) @ back[:3, :3].T + back[:3, 3]
+    return bool(((places >= -0.5) & (places < np.asarray(shape) - 0.5)).all(axis=1).any())
 
 
 _ready: dict[tuple[str, Device], Preprocessor] = {}  # of this process: half a second each

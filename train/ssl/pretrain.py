@@ -35,5 +35,5 @@ def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progres
     stage = SSLStage(config, examples)
     if not (folder / TRAINING).exists():
         stage.start()
-    identity = dump_config(replace(config, source=pinned(config.source)))
+    identity = dump_config(replace(config, source=pinned(config.source, labels=False)))
     run(stage, config.scaled_run, folder, identity, progress, trained_on(config.source))

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from decipher_rt.atomic import write_text
+from decipher_rt.train.checkpoint import WEIGHTS, write_tensors
+from decipher_rt.train.config import dump_config
+from decipher_rt.train.decoders import splits as splitting
 from decipher_rt.train.decoders.tokens import Tokens, cache_tokens
+from decipher_rt.train.golden import GoldenCase, save_golden
+from decipher_rt.train.model.text import TextTower
 from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.sources import SourceConfig
 from decipher_rt.train.sources.example import Box, Example
+from decipher_rt.train.text.tokenizer import save_tokenizer, train_tokenizer
+
+from .small_runs import SOURCE, TEXT, AlignedConfig
 
 SIDE = 16
 SPACING = 15.0
@@ -112,3 +123,30 @@ def splits(encoder: ViT, shapes: Callable, tmp_path_factory: pytest.TempPathFact
         examples = shapes(first, count)
         found[split] = (examples, cache_tokens(encoder, examples, split, folder, lambda _: None))
     return found
+
+
+@pytest.fixture
+def aligned(encoder: ViT, tmp_path: Path) -> Path:
+    """A folder as alignment leaves it, with a tokenizer and a golden case."""
+    folder = tmp_path / "aligned"
+    tower = TextTower(TEXT, encoder.config.embedding_size)
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors |= {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
+    tensors["logit_scale"] = torch.tensor(2.0)
+    write_tensors(folder / WEIGHTS, tensors, {"metrics": {"recall": 0.5}, "provenance": {"steps": 7}})
+    write_text(folder / "config.yaml", dump_config(AlignedConfig("aligned", encoder.config, TEXT, SOURCE)))
+    save_tokenizer(folder, train_tokenizer(["A dark ball.", "A light ball."], TEXT.vocabulary, TEXT.max_tokens))
+    save_golden(folder, GoldenCase(np.zeros((16,) * 3, np.int16), np.array([0, 1], np.float32), np.arange(16)))
+    return folder
+
+
+@pytest.fixture
+def small_sources(shapes: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator is replaced by shapes on the small grid: a source's own tests are elsewhere."""
+    torch.set_num_threads(1)
+    first = {"train": 0, "validation": 1000, "test": 2000}
+
+    def opened(config: SourceConfig, spec: object, split: str, *_: object) -> object:
+        return shapes(first[split] + 10000 * config.seed, getattr(config, split))
+
+    monkeypatch.setattr(splitting, "open_source", opened)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,42 +22,12 @@ from decipher_rt.train.decoders import kinds
 from decipher_rt.train.decoders.contract import Decoder, Known
 from decipher_rt.train.decoders.registry import DecoderConfig, build_decoder, kind_of, names
 from decipher_rt.train.decoders.stage import DecoderStage, answer_rows, read_batch
-from decipher_rt.train.decoders.tokens import known_of
 from decipher_rt.train.decoders.truth import known_series
 from decipher_rt.train.model.vit import ViTConfig
-from decipher_rt.train.sources import Box, Facts
 
+from .every_kind import ALL, ATTENTION, BOX, LESION, LINEAR, MASK, TISSUE, VOLUME
 from .learning import learn
 
-LINEAR = DecoderConfig("brightness", "classification", "sequence", options={"labels": ["dark", "light"]})
-ATTENTION = dataclasses.replace(LINEAR, options={"labels": ["dark", "light"], "pool": "attention"})
-LESION = DecoderConfig("lesion", "classification", "lesion", options={"labels": ["absent", "present"], "pool": "max"})
-VOLUME = DecoderConfig("ball", "regression", "ball_volume_ml", options={"unit": "ml", "pool": "sum"})
-TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [16, 8]})
-MASK = DecoderConfig(
-    "tumour",
-    "segmentation",
-    "mask",
-    options={"channels": [16, 8], "labels": ["background", "core", "oedema"], "values": [0, 4, 2]},
-)
-BOX = DecoderConfig("box", "localisation", "lesion", options={"hidden": 48})
-BOXES = dataclasses.replace(BOX, options={"hidden": 48, "boxes": 3})
-ALL = {
-    "linear": LINEAR,
-    "attention": ATTENTION,
-    "max": LESION,
-    "value": dataclasses.replace(VOLUME, options={"unit": "ml"}),
-    "value attention": dataclasses.replace(VOLUME, options={"unit": "ml", "pool": "attention"}),
-    "sum": VOLUME,
-    "tissue": TISSUE,
-    "strided": dataclasses.replace(TISSUE, options={"channels": [16], "stride": 2, "labels": ["background", "lesion"]}),
-    "skips": dataclasses.replace(TISSUE, options={"channels": [16, 8], "skips": True}),
-    "strided skips": dataclasses.replace(
-        TISSUE, options={"channels": [16], "stride": 2, "labels": ["background", "lesion"], "skips": True}
-    ),
-    "box": BOX,
-    "boxes": BOXES,
-}
 AXES = {"patch": {0: "B", 1: "K"}, "tokens": {0: "B", 1: "K"}} | {
     n: {0: "B"} for n in ("embedding", "volume", "window")
 }
@@ -199,46 +168,6 @@ def test_answers_follow_the_bundles_contract(vit_config: ViTConfig, splits: dict
     assert bool((answers["boxes"][..., 4:] > 0).all())
 
 
-@pytest.mark.parametrize("patch_shape", [(4, 4, 4), (2, 4, 4)], ids=["cubes", "slabs"])
-@pytest.mark.parametrize("name", ["tissue", "strided", "skips", "strided skips"])
-def test_the_answer_of_a_segmentation_is_that_of_its_logits(
-    name: str, patch_shape: tuple[int, int, int], vit_config: ViTConfig
-) -> None:
-    torch.manual_seed(8)
-    patches = int(np.prod([g // p for g, p in zip(vit_config.grid_shape, patch_shape, strict=True)]))
-    encoder = dataclasses.replace(vit_config, patch_shape=patch_shape, token_buckets=(patches,))
-    decoder = build_decoder(ALL[name], encoder).eval()
-    tokens = torch.stack([torch.randperm(patches)[:40] for _ in range(2)])
-    given = torch.randn(2, 40, 48), tokens, torch.zeros(2, 16), torch.rand(2, 1, *vit_config.grid_shape)
-    with torch.no_grad():
-        decoder.doublings[-1].bias.sub_(decoder.raw(*given).mean(dim=(0, 2, 3, 4)))
-        raw = decoder.raw(*given)
-        expected = decoder.finish(raw)
-        answer = decoder(*given)
-        ahead = raw[:, -1] - raw[:, :-1].amax(dim=1)
-        decoder.margins[-1] = ahead[ahead > 0].median()
-        fewer, lowered = decoder(*given), raw.clone()
-    lowered[:, -1] -= decoder.margins[-1]
-    assert (fewer != lowered.argmax(dim=1)).float().mean() < 1e-3
-    assert (fewer == len(decoder.labels) - 1).sum() < (answer == len(decoder.labels) - 1).sum()
-    assert answer.dtype == expected.dtype
-    assert answer.shape == expected.shape
-    assert len(answer.unique()) == len(decoder.labels)
-    assert (answer != expected).float().mean() < 1e-3  # where two logits are equal to the last bits
-
-
-def test_dropped_patches_are_background(vit_config: ViTConfig) -> None:
-    torch.manual_seed(3)
-    decoder = build_decoder(TISSUE, vit_config).eval()
-    with torch.no_grad():
-        decoder.doublings[-1].bias[0] = -100.0  # whatever is decoded is some tissue
-        tokens = torch.tensor([[5, 17, 63]])
-        answer = decoder(torch.randn(1, 3, 48), tokens, torch.zeros(1, 16))[0]
-    kept = (answer > 0).reshape(4, 4, 4, 4, 4, 4).sum(dim=(1, 3, 5)).flatten()
-    assert kept.nonzero().flatten().tolist() == [5, 17, 63]
-    assert kept[[5, 17, 63]].tolist() == [64, 64, 64]
-
-
 def test_the_order_of_tokens_does_not_matter(vit_config: ViTConfig, splits: dict) -> None:
     torch.manual_seed(4)
     one = splits["train"][1][3]
@@ -252,93 +181,6 @@ def test_the_order_of_tokens_does_not_matter(vit_config: ViTConfig, splits: dict
         if decoder.answer == "localisation":  # untrained, every token scores alike: which come first is a tie
             straight, shuffled = straight[..., 0], shuffled[..., 0]
         assert torch.allclose(straight.float(), shuffled.float(), atol=1e-4), name
-
-
-def test_one_lesion_gives_one_box(vit_config: ViTConfig) -> None:
-    decoder = build_decoder(BOXES, vit_config).eval()
-    raw = torch.zeros(1, 64, 7)
-    raw[..., 0] = -9.0
-    tokens = torch.arange(64)[None]
-    raw[0, [0, 1, 4], 0] = torch.tensor([3.0, 2.5, 2.0])  # neighbours: 1 beside 0, 4 above both
-    raw[0, 63, 0] = 1.0
-    kept = decoder.finish(decoder.suppress(raw, tokens))[0, :, 0]
-    assert kept[:2] == pytest.approx(torch.sigmoid(torch.tensor([3.0, 1.0])))
-    assert kept[2] < 1e-3
-
-
-def test_targets_of_localisation_name_the_token_of_the_box(vit_config: ViTConfig) -> None:
-    decoder = build_decoder(BOX, vit_config)
-    boxes = np.array([[5.5, 5.5, 5.5, 4, 4, 4], [12.5, 1.5, 1.5, 2, 2, 2]], np.float32)
-    known = Known({}, boxes, "head", tissue=False)
-    tokens = np.array([21, 22, 48, 63])  # patch (1, 1, 1), its neighbour, (3, 0, 0), the far corner
-    target = decoder.target(known, None, tokens)
-    assert target["positive"].tolist() == [1.0, 0.0, 1.0, 0.0]
-    assert target["box"][0] == pytest.approx(boxes[0])
-    assert target["box"][2] == pytest.approx(boxes[1])
-    shifted = dataclasses.replace(known, boxes=boxes + np.array([0, 0, 1, 0, 0, 0], np.float32))
-    assert decoder.target(shifted, None, tokens)["positive"].tolist() == [1.0, -1.0, 1.0, 0.0]
-
-
-def test_localisation_learns_the_boxes_of_its_target(vit_config: ViTConfig) -> None:
-    """In the order of their labels the boxes lie in patches (1, 1, 1), (3, 0, 0) and (0, 0, 0)."""
-    places = ((5.5, 5.5, 5.5), (13.5, 1.5, 1.5), (1.5, 1.5, 1.5))
-    boxes = tuple(Box(p, (4.0, 4.0, 4.0), label) for p, label in zip(places, ("plaque", "cyst", ""), strict=True))
-    known = known_of(Facts(patient="p", boxes=boxes), np.eye(4), tissue=False)
-    tokens = np.array([0, 21, 48])
-    for target, expected in (("plaque", [1, 1, 0]), ("cyst", [1, 0, 1]), ("lesion", [1, 1, 1]), ("tumour", [1, 0, 0])):
-        decoder = build_decoder(dataclasses.replace(BOX, target=target), vit_config)
-        assert decoder.target(known, None, tokens)["positive"].tolist() == expected, target
-        decoder.check_truth([known])
-    labelled = known_of(Facts(patient="p", boxes=boxes[:2]), np.eye(4), tissue=False)
-    with pytest.raises(ValueError, match=r"decoder.target is 'tumour', which no box .*: cyst, plaque; 'lesion' takes"):
-        build_decoder(dataclasses.replace(BOX, target="tumour"), vit_config).check_truth([labelled])
-
-
-def test_labels_of_a_mask_have_the_values_that_the_configuration_says(vit_config: ViTConfig) -> None:
-    mask = np.random.default_rng(0).integers(0, 6, vit_config.grid_shape, np.uint8)
-    known = Known({}, None, "head", tissue=True)
-    truth = build_decoder(MASK, vit_config).target(known, mask, np.arange(8))["map"]
-    assert np.array_equal(truth, np.where(mask == 4, 1, np.where(mask == 2, 2, 0)))
-    by_place = dataclasses.replace(MASK, options={**MASK.options, "values": []})
-    truth = build_decoder(by_place, vit_config).target(known, mask, np.arange(8))["map"]
-    assert np.array_equal(truth, np.where(mask < 3, mask, 0))
-
-
-def test_a_label_that_no_mask_has_is_named(vit_config: ViTConfig) -> None:
-    """Masks are looked at until every label is found; the simulator's maps are not."""
-    seen: list[int] = []
-
-    def masks(*values: int) -> Iterator[np.ndarray]:
-        for value in values:
-            seen.append(value)
-            yield np.full(vit_config.grid_shape, value, np.uint8)
-
-    decoder = build_decoder(MASK, vit_config)
-    decoder.check_maps(masks(0, 4, 2, 1))
-    assert seen == [0, 4, 2]
-    with pytest.raises(
-        ValueError, match=r"options.labels holds 'oedema' \(value 2\), which no mask of the train split"
-    ):
-        decoder.check_maps(masks(0, 4, 1))
-    seen.clear()
-    build_decoder(TISSUE, vit_config).check_maps(masks(0))
-    assert seen == []
-
-
-def test_a_perfect_box_has_no_box_loss(vit_config: ViTConfig) -> None:
-    decoder = build_decoder(BOX, vit_config)
-    box = torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0, 4.0])
-    raw = torch.cat([torch.tensor([20.0]), box]).expand(1, 1, 7)
-    truth = torch.zeros(1, 8, 6)
-    truth[0, 0] = box
-    target = {"positive": torch.ones(1, 1), "box": box.expand(1, 1, 6), "truth": truth}
-    losses = decoder.losses(raw, target, torch.zeros(1, 1, dtype=torch.int64))
-    assert all(float(value) == pytest.approx(0.0, abs=1e-5) for value in losses.values())
-    moved = raw.clone()
-    moved[..., 1] += 2.0  # half a patch
-    losses = decoder.losses(moved, target, torch.zeros(1, 1, dtype=torch.int64))
-    assert float(losses["l1"]) == pytest.approx(0.5)
-    assert float(losses["giou"]) == pytest.approx(1.0)  # they touch: nothing shared, nothing between
 
 
 def test_what_is_unknown_trains_nothing(vit_config: ViTConfig, splits: dict) -> None:

@@ -6,104 +6,44 @@ import dataclasses
 import errno
 import json
 import resource
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from decipher_rt.atomic import write_text
 from decipher_rt.train import checkpoint, loop
-from decipher_rt.train import weights as weights_folder
 from decipher_rt.train.align.train import measure
 from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS, WEIGHTS, CheckpointError, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config
 from decipher_rt.train.decoders import evaluate as evaluating
-from decipher_rt.train.decoders import splits as splitting
 from decipher_rt.train.decoders import train as training
-from decipher_rt.train.decoders.config import DecoderRunConfig
 from decipher_rt.train.decoders.evaluate import evaluate_model
-from decipher_rt.train.decoders.registry import DecoderConfig
 from decipher_rt.train.decoders.shards import fill, read_shard
-from decipher_rt.train.decoders.train import FrozenEncoderError, prove_frozen, train_decoder
-from decipher_rt.train.golden import GoldenCase, save_golden
+from decipher_rt.train.decoders.train import FrozenEncoderError, prove_frozen
 from decipher_rt.train.lock import one_at_a_time
-from decipher_rt.train.model.text import TextConfig, TextTower
-from decipher_rt.train.model.vit import ViT, ViTConfig
+from decipher_rt.train.model.vit import ViT
 from decipher_rt.train.output import sole_writer
 from decipher_rt.train.progress import Progress
-from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.scope import ScopeConfig
-from decipher_rt.train.sources import SourceConfig
-from decipher_rt.train.text.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from decipher_rt.train.weights import Weights, load_weights
+from decipher_rt.train.text.tokenizer import load_tokenizer
+from decipher_rt.train.weights import load_weights
 
+from .small_runs import BALL, BRIGHTNESS, RUN, SEEN, SOURCE, TEXT, TISSUE, run_config, trained
+
+pytestmark = pytest.mark.usefixtures("small_sources")
 CONFIGS = Path(training.__file__).resolve().parents[1] / "configs"
-TEXT = TextConfig(width=16, depth=1, heads=2, hidden=32, vocabulary=128, max_tokens=12)
-BRIGHTNESS = DecoderConfig("brightness", "classification", "sequence", options={"labels": ["dark", "light"]})
-BALL = DecoderConfig("ball", "regression", "ball_volume_ml", options={"unit": "ml"})
-RUN = RunConfig(steps=12, batch=16, rate=1e-2, warmup=2, precision="fp32", threads=1, checkpoint_every=4)
-SOURCE = SourceConfig(seed=1, train=96, validation=48, test=48)
-
-
-@dataclasses.dataclass(frozen=True)
-class AlignedConfig:
-    """What the folder of an alignment says of its networks."""
-
-    name: str
-    encoder: ViTConfig
-    text: TextConfig
-    source: SourceConfig
-
-
-@pytest.fixture
-def aligned(encoder: ViT, tmp_path: Path) -> Path:
-    """A folder as alignment leaves it, with a tokenizer and a golden case."""
-    folder = tmp_path / "aligned"
-    tower = TextTower(TEXT, encoder.config.embedding_size)
-    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    tensors |= {f"text.{name}": tensor for name, tensor in tower.state_dict().items()}
-    tensors["logit_scale"] = torch.tensor(2.0)
-    write_tensors(folder / WEIGHTS, tensors, {"metrics": {"recall": 0.5}, "provenance": {"steps": 7}})
-    write_text(folder / "config.yaml", dump_config(AlignedConfig("aligned", encoder.config, TEXT, SOURCE)))
-    save_tokenizer(folder, train_tokenizer(["A dark ball.", "A light ball."], TEXT.vocabulary, TEXT.max_tokens))
-    save_golden(folder, GoldenCase(np.zeros((16,) * 3, np.int16), np.array([0, 1], np.float32), np.arange(16)))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def small_sources(shapes: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulator is replaced by shapes on the small grid: a source's own tests are elsewhere."""
-    torch.set_num_threads(1)
-    first = {"train": 0, "validation": 1000, "test": 2000}
-
-    def opened(config: SourceConfig, spec: object, split: str, *_: object) -> object:
-        return shapes(first[split] + 10000 * config.seed, getattr(config, split))
-
-    monkeypatch.setattr(splitting, "open_source", opened)
-
-
-def _config(encoder: Path, decoder: DecoderConfig = BRIGHTNESS, **changes: object) -> DecoderRunConfig:
-    config = DecoderRunConfig("test", "1", decoder, SOURCE, RUN, str(encoder))
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-
-
-def _train(config: DecoderRunConfig, folder: Path, cache: Path) -> Weights:
-    weights = train_decoder(config, folder, cache, Progress())
-    assert weights is not None
-    return weights
 
 
 def test_decoders_join_an_encoder_that_stays_what_it_was(aligned: Path, shapes: Callable, tmp_path: Path) -> None:
     before, _ = read_tensors(aligned / WEIGHTS)
     folder, cache = tmp_path / "model", tmp_path / "cache"
     scope = ScopeConfig(neighbours=5, false_refusals=0.05)
-    first = _train(_config(aligned, scope=scope), folder, cache)
-    second = _train(_config(aligned, BALL), folder, cache)
+    first = trained(run_config(aligned, scope=scope), folder, cache)
+    second = trained(run_config(aligned, BALL), folder, cache)
     after, metadata = read_tensors(folder / WEIGHTS)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
@@ -137,7 +77,7 @@ def test_decoders_join_an_encoder_that_stays_what_it_was(aligned: Path, shapes: 
 
 def test_a_killed_run_goes_on_and_ends_the_same(aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
-    whole = _train(_config(aligned), tmp_path / "whole", cache)
+    whole = trained(run_config(aligned), tmp_path / "whole", cache)
     saved = loop.save_training
 
     def killed(path: Path, model: object, optimiser: object, step: int, config: str) -> None:
@@ -147,13 +87,13 @@ def test_a_killed_run_goes_on_and_ends_the_same(aligned: Path, tmp_path: Path, m
 
     monkeypatch.setattr(loop, "save_training", killed)
     with pytest.raises(KeyboardInterrupt):
-        _train(_config(aligned), tmp_path / "killed", cache)
+        trained(run_config(aligned), tmp_path / "killed", cache)
     monkeypatch.setattr(loop, "save_training", saved)
-    resumed = _train(_config(aligned), tmp_path / "killed", cache)
+    resumed = trained(run_config(aligned), tmp_path / "killed", cache)
     assert resumed.metadata["provenance"]["brightness"]["steps_of_this_call"] == 4
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    again = _train(_config(aligned), tmp_path / "killed", cache)
+    again = trained(run_config(aligned), tmp_path / "killed", cache)
     assert again.metadata == resumed.metadata, "what is finished is not trained further"
 
 
@@ -168,7 +108,7 @@ def test_a_changed_encoder_is_an_error(aligned: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(training, "compose", tampered)
     with pytest.raises(FrozenEncoderError, match=r"the encoder was [0-9a-f]{12} before decoder training and is"):
-        _train(_config(aligned), tmp_path / "model", tmp_path / "cache")
+        trained(run_config(aligned), tmp_path / "model", tmp_path / "cache")
     _, metadata = read_tensors(tmp_path / "model" / WEIGHTS)
     with pytest.raises(FrozenEncoderError):
         prove_frozen(tmp_path / "model", metadata["encoder_sha256"])
@@ -176,11 +116,11 @@ def test_a_changed_encoder_is_an_error(aligned: Path, tmp_path: Path, monkeypatc
 
 def test_a_decoder_is_trained_anew_in_place_of_the_old(aligned: Path, tmp_path: Path) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
-    _train(_config(aligned), folder, cache)
+    trained(run_config(aligned), folder, cache)
     attention = dataclasses.replace(BRIGHTNESS, options={"labels": ["dark", "light"], "pool": "attention"})
     with pytest.raises(CheckpointError, match="another configuration"):
-        _train(_config(folder, attention), folder, cache)
-    weights = _train(_config(folder, attention), tmp_path / "other", cache)
+        trained(run_config(folder, attention), folder, cache)
+    weights = trained(run_config(folder, attention), tmp_path / "other", cache)
     assert [d.options["pool"] for d in weights.config.decoders] == ["attention"]
 
 
@@ -212,7 +152,7 @@ def test_an_output_of_another_encoder_is_not_touched(aligned: Path, tmp_path: Pa
     write_text(other / "config.yaml", (aligned / "config.yaml").read_text())
     before = (other / WEIGHTS).read_bytes()
     with pytest.raises(CheckpointError, match="other: holds a model of another encoder"):
-        _train(_config(aligned), other, tmp_path / "cache")
+        trained(run_config(aligned), other, tmp_path / "cache")
     assert (other / WEIGHTS).read_bytes() == before
 
 
@@ -220,17 +160,17 @@ def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     unknown = dataclasses.replace(BALL, target="age")
     with pytest.raises(ConfigError, match=r"decoder ball: decoder\.target: no series of the train split has the truth"):
-        _train(_config(aligned, unknown), tmp_path / "model", cache)
+        trained(run_config(aligned, unknown), tmp_path / "model", cache)
     too_many = ScopeConfig(neighbours=100)
     with pytest.raises(ConfigError, match="validation heads are too few"):
-        _train(_config(aligned, scope=too_many), tmp_path / "model", cache)
+        trained(run_config(aligned, scope=too_many), tmp_path / "model", cache)
     with pytest.raises(CheckpointError, match="no such file"):
-        _train(_config(tmp_path / "nowhere"), tmp_path / "model", cache)
+        trained(run_config(tmp_path / "nowhere"), tmp_path / "model", cache)
     text_only = tmp_path / "text"
     write_tensors(text_only / WEIGHTS, {"text.a": torch.zeros(1)}, {})
     write_text(text_only / "config.yaml", "name: text\n")
     with pytest.raises(CheckpointError, match="holds no image encoder; give the folder of train ssl"):
-        _train(_config(text_only), tmp_path / "model", cache)
+        trained(run_config(text_only), tmp_path / "model", cache)
 
 
 def test_the_shipped_model_lends_its_encoder() -> None:
@@ -249,20 +189,22 @@ def test_what_a_model_says_of_itself_is_the_last_configuration_s_and_trains_noth
 ) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
     scope = ScopeConfig(neighbours=5, false_refusals=0.05)
-    first = _train(_config(aligned, scope=scope, licence="MIT", subject="balls"), folder, cache)
-    again = _train(_config(aligned, scope=scope, licence="BSD", intended_use="Play.", subject="balls"), folder, cache)
+    first = trained(run_config(aligned, scope=scope, licence="MIT", subject="balls"), folder, cache)
+    again = trained(
+        run_config(aligned, scope=scope, licence="BSD", intended_use="Play.", subject="balls"), folder, cache
+    )
     assert again.metadata["provenance"] == first.metadata["provenance"]
     assert (again.config.licence, again.config.intended_use, again.config.subject) == ("BSD", "Play.", "balls")
-    last = _train(_config(aligned, BALL), folder, cache)
+    last = trained(run_config(aligned, BALL), folder, cache)
     assert (last.config.licence, last.config.intended_use) == ("", "")
     assert last.config.subject == "balls", "the scope was fitted to them, and is kept"
 
 
 def test_another_scope_is_fitted_and_trains_nothing_again(aligned: Path, tmp_path: Path) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
-    first = _train(_config(aligned, scope=ScopeConfig(neighbours=5)), folder, cache)
+    first = trained(run_config(aligned, scope=ScopeConfig(neighbours=5)), folder, cache)
     nearest = ScopeConfig(method="nearest", neighbours=3, among=16)
-    again = _train(_config(aligned, scope=nearest, workers=1), folder, cache)
+    again = trained(run_config(aligned, scope=nearest, workers=1), folder, cache)
     assert again.metadata["provenance"] == first.metadata["provenance"]
     loaded = load_weights(folder)
     assert (loaded.config.scope.method, loaded.config.scope.groups) == ("nearest", 16)
@@ -274,9 +216,9 @@ def test_decoders_are_left_out_with_what_is_upon_them(
 ) -> None:
     model, cache = tmp_path / "model", tmp_path / "cache"
     for config in (TISSUE, SEEN, BALL):
-        _train(_config(aligned, config), model, cache)
+        trained(run_config(aligned, config), model, cache)
     capsys.readouterr()
-    lean = _train(_config(model, BRIGHTNESS, without=("tissue", "tissues")), tmp_path / "lean", cache)
+    lean = trained(run_config(model, BRIGHTNESS, without=("tissue", "tissues")), tmp_path / "lean", cache)
     assert capsys.readouterr().err == "decipher-rt: without: the model has no decoder tissues\n"
     assert [d.name for d in lean.config.decoders] == ["ball", "brightness"]
     assert set(lean.config.sources) == set(lean.metadata["metrics"]) - {"recall"} == {"ball", "brightness"}
@@ -290,7 +232,7 @@ def test_a_target_that_the_source_has_not_is_not_measured(
     """A mask's 1 is not grey matter."""
     folder, cache = tmp_path / "model", tmp_path / "cache"
     for config in (TISSUE, BALL):
-        _train(_config(aligned, config), folder, cache)
+        trained(run_config(aligned, config), folder, cache)
     loaded = load_weights(folder)
     manifest = tmp_path / "cohort.csv"
     manifest.write_text("path,patient\naligned,p\n")
@@ -313,7 +255,7 @@ def test_a_scope_of_recorded_heads_and_simulated_others_is_warned_of(
     for source, others, warned in ((recorded, 8, True), (recorded, 0, False), (SOURCE, 8, False)):
         scope = ScopeConfig(neighbours=5, others=others)
         folder = tmp_path / f"{source.kind}{others}"
-        _train(_config(aligned, source=source, scope=scope), folder, tmp_path / "cache")
+        trained(run_config(aligned, source=source, scope=scope), folder, tmp_path / "cache")
         said = (
             "scope.others is 8: they are simulated and the heads recorded, and the scope learns that difference as well"
         )
@@ -325,7 +267,7 @@ def test_a_folder_that_another_command_writes_to_is_refused(aligned: Path, tmp_p
 
     model = tmp_path / "model"
     path = tmp_path / "decoder.yaml"
-    write_text(path, dump_config(_config(aligned)))
+    write_text(path, dump_config(run_config(aligned)))
     with sole_writer(model):
         refused = CliRunner().invoke(train, ["decoder", str(path), "-o", str(model)])
         assert isinstance(refused.exception, CheckpointError)
@@ -350,7 +292,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_locks")
 def test_a_file_system_without_locks_keeps_nobody_from_training(aligned: Path, tmp_path: Path) -> None:
     with sole_writer(tmp_path / "model"), one_at_a_time(tmp_path / "home" / "anatomy.lock"):
-        _train(_config(aligned), tmp_path / "model", tmp_path / "cache")
+        trained(run_config(aligned), tmp_path / "model", tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -392,7 +334,7 @@ def test_the_command_trains_several_and_evaluate_agrees(aligned: Path, tmp_path:
     paths = []
     for decoder in (BRIGHTNESS, BALL):
         paths.append(tmp_path / f"{decoder.name}.yaml")
-        write_text(paths[-1], dump_config(dataclasses.replace(_config(Path("x")), decoder=decoder, encoder="")))
+        write_text(paths[-1], dump_config(dataclasses.replace(run_config(Path("x")), decoder=decoder, encoder="")))
     model, cache = str(tmp_path / "model"), str(tmp_path / "cache")
     arguments = ["decoder", *map(str, paths), f"encoder={aligned}", "run.steps=6", "-o", model, "--cache", cache]
     done = CliRunner().invoke(train, [*arguments, "--json"], catch_exceptions=False)
@@ -422,7 +364,7 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
 
     assert "give one or more configurations" in CliRunner().invoke(train, ["decoder", "encoder=x"]).output
     path = tmp_path / "decoder.yaml"
-    write_text(path, dump_config(_config(Path("x"))))
+    write_text(path, dump_config(run_config(Path("x"))))
     for override, words in (
         ("encoder=''", "encoder is empty, expected the weights folder of the encoder"),
         ("run.batch=0", "run.batch is 0"),
@@ -439,72 +381,3 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
 def test_evaluation_counts_series_that_are_no_heads(shapes: Callable) -> None:
     assert evaluating.test_count(ScopeConfig(others=1024)) == 256
     assert evaluating.test_count(ScopeConfig(others=1)) == 1
-
-
-TISSUE = DecoderConfig("tissue", "segmentation", "tissue", options={"channels": [8, 8], "skips": True})
-SEEN = DecoderConfig(
-    "lesion", "classification", "lesion", upon="tissue", options={"labels": ["absent", "present"], "pool": "max"}
-)
-
-
-def test_a_decoder_stands_upon_a_segmentation_of_the_model(aligned: Path, tmp_path: Path) -> None:
-    folder, cache = tmp_path / "model", tmp_path / "cache"
-    with pytest.raises(ConfigError, match=r"decoder\.upon is 'tissue', expected a segmentation .*it has none; train"):
-        _train(_config(aligned, SEEN), folder, cache)
-    _train(_config(aligned, TISSUE), folder, cache)
-    made = _train(_config(aligned, SEEN), folder, cache)
-    loaded = load_weights(folder)
-    assert set(loaded.model.sights) == {"lesion"}
-    assert loaded.model.sights["lesion"].segmentation is loaded.model.decoders["tissue"]
-    assert not any("segmentation" in name for name in loaded.model.state_dict()), "its weights are stored once"
-    figures = evaluate_model(loaded, folder, cache, Progress())
-    assert figures["lesion"] == made.metadata["metrics"]["lesion"]
-
-
-def test_killed_between_weights_and_configuration_the_same_command_goes_on(
-    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A decoder that is new, one that another was upon, and a scope of another size."""
-    folder, cache = tmp_path / "model", tmp_path / "cache"
-    for config in (TISSUE, SEEN):
-        _train(_config(aligned, config, scope=ScopeConfig(neighbours=5)), folder, cache)
-    shutil.rmtree(folder / "decoders" / "tissue")
-    other = dataclasses.replace(TISSUE, options={"channels": [8, 12], "skips": True})
-    nearest = ScopeConfig(method="nearest", neighbours=3, among=16)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for config, names in (
-        (_config(aligned, BALL), ["tissue", "lesion", "ball"]),
-        (_config(aligned, other), ["tissue", "ball"]),
-        (_config(aligned, BALL, scope=nearest), ["tissue", "ball"]),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(weights_folder, "write_text", killed)
-            with pytest.raises(KeyboardInterrupt):
-                _train(config, folder, cache)
-        _train(config, folder, cache)
-        assert [d.name for d in load_weights(folder).config.decoders] == names
-    assert set(load_weights(folder).metadata["metrics"]) == {"recall", "scope", *names}
-
-
-def test_a_segmentation_that_is_trained_again_loses_what_stands_upon_it(
-    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, cache = tmp_path / "model", tmp_path / "cache"
-    for config in (TISSUE, SEEN, BALL):
-        _train(_config(aligned, config), folder, cache)
-    same = _train(_config(aligned, TISSUE), folder, cache)
-    assert [d.name for d in same.config.decoders] == ["tissue", "lesion", "ball"], "nothing was trained: all stays"
-    capsys.readouterr()
-    other = dataclasses.replace(TISSUE, options={"channels": [8, 12], "skips": True})
-    shutil.rmtree(folder / "decoders" / "tissue")
-    changed = _train(_config(aligned, other), folder, cache)
-    assert [d.name for d in changed.config.decoders] == ["ball", "tissue"]
-    assert set(changed.metadata["metrics"]) == {"recall", "tissue", "ball"}
-    assert set(changed.metadata["provenance"]) == {"encoder", "tissue", "ball"}
-    assert capsys.readouterr().err == "decipher-rt: lesion left out: upon another tissue; train again\n"
-    load_weights(folder)
-    with pytest.raises(CheckpointError, match="another configuration"):
-        _train(_config(aligned, SEEN), folder, cache)
