@@ -38,7 +38,7 @@ class Bundle:
     manifest : Manifest
         What is in it.
     sha256 : str
-        Digest of ``SHA256SUMS``: it names the exact content of every file.
+        Digest of ``SHA256SUMS``: it names the exact content of every file. Empty while a bundle is being made.
     sums : mapping
         SHA-256 of each file.
     unchecked : set of str
@@ -60,7 +60,7 @@ class Bundle:
             If the file is missing, or not as the sums have it.
         """
         path = self.path / _safe(name)
-        if self.sums and _sha256(self.path / SUMS) != self.sha256:
+        if self.sha256 and _sha256(self.path / SUMS) != self.sha256:
             raise BundleError(f"bundle {self.path}: was written anew since it was opened; open it again")
         if not path.is_file():
             raise BundleError(f"bundle {self.path}: {name} is named in {MANIFEST} and missing; export it again")
@@ -108,6 +108,7 @@ def open_bundle(path: Path | str = DEFAULT_BUNDLE, *, only_used: bool = False) -
     _check_sum(folder, MANIFEST, sums[MANIFEST])
     try:
         document = json.loads(_read_text(folder, MANIFEST), parse_constant=_no_number, parse_float=_finite)
+        json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); export the bundle again") from None
     if _nesting(document) > DEEPEST_NESTING:

@@ -236,7 +236,8 @@ def search_index(index: SeriesIndex, query: NDArray[np.float32], count: int) -> 
 
     query = np.ascontiguousarray(query, np.float32)
     found = search(index.vectors, query, count, MetricKind.IP, exact=True)
-    return [Hit(1 - float(d), index.entries[int(key)]) for key, d in zip(found.keys, found.distances, strict=True)]
+    cosines = (1 - found.distances).clip(-1, 1)  # lengths are about 1
+    return [Hit(float(cosine), index.entries[int(key)]) for key, cosine in zip(found.keys, cosines, strict=True)]
 
 
 def _entry(row: Any) -> IndexEntry:

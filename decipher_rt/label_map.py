@@ -19,6 +19,9 @@ Shape = tuple[int, int, int]
 # Largest distance, in voxels over a whole volume, by which two axes may part and still count as parallel.
 PARALLEL_VOXELS = 0.1
 CUBIC_MM_PER_ML = 1000.0
+# A plane midway between two takes the later one, also where rounding has put it this much of a voxel before the middle:
+# whole planes would else go one way here and the other way in the C library.
+MIDWAY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def within_source(
     for axis, (source_axis, positions) in enumerate(
         _positions(label_map.affine_lps_mm, label_map.voxels.shape, source_affine_lps_mm)
     ):
-        outside = (positions < -0.5) | (positions >= shape[source_axis] - 0.5)
+        nearest = _nearest(positions)
+        outside = (nearest < 0) | (nearest >= shape[source_axis])
         voxels[(slice(None),) * axis + (outside,)] = 0
     return voxels
 
@@ -97,7 +101,7 @@ def on_source(
     for axis, (map_axis, every) in enumerate(_positions(source_affine_lps_mm, shape, label_map.affine_lps_mm)):
         plane = planes[axis]
         positions = every if plane is None else every[plane : plane + 1]
-        indices = np.floor(positions + 0.5).astype(np.int64)
+        indices = _nearest(positions)
         size = label_map.voxels.shape[map_axis]
         permutation.append(map_axis)
         picks.append(np.clip(indices, 0, size - 1))
@@ -107,6 +111,10 @@ def on_source(
         if not good.all():
             resampled[(slice(None),) * axis + (~good,)] = 0
     return resampled
+
+
+def _nearest(positions: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.floor(positions + 0.5 + MIDWAY).astype(np.int64)
 
 
 def _positions(

@@ -69,7 +69,7 @@ def _read_found(
         yield Failure(str(path), None, str(error))
         return
     except MemoryError:
-        yield Failure(str(path), None, f"{path}: {NO_MEMORY}")
+        yield Failure(str(path), None, one_line(f"{path}: {NO_MEMORY}"))
         return
     asked = [series for series in found if wanted(series)]
     share_ms = (time.perf_counter() - start) * 1e3 / max(len(asked), 1)

@@ -428,7 +428,7 @@ def _against_header(header: Acquisition, scope: Scope) -> str:
     modality, part = ((text or "").strip(" \0") for text in (header.modality, header.body_part))
     if modality and modality not in scope.modalities:
         return f"modality {one_line(modality)}, made for {', '.join(scope.modalities)}"
-    part = part.upper()
+    part = "".join(c.upper() if c.isascii() else c for c in part)  # a Code String has no others
     if part and scope.body_parts and part not in scope.body_parts:
         return f"body part {one_line(part)}, made for {', '.join(scope.body_parts)}"
     return ""

@@ -165,7 +165,7 @@ class Prompts:
         """
         if not scope.inside:
             return dict.fromkeys(self.texts, PromptAnswer(not_answered=f"out of scope: {scope.reason}"))
-        cosines = self.vectors.astype(np.float64) @ embedding.astype(np.float64)
+        cosines = (self.vectors.astype(np.float64) @ embedding.astype(np.float64)).clip(-1, 1)  # lengths are about 1
         logits = self.logit_scale * cosines
         weights = np.exp(logits - logits.max())
         shares = weights / weights.sum()

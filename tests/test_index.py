@@ -41,6 +41,13 @@ def index_of(count: int, size: int = 24, seed: int = 0) -> SeriesIndex:
     return SeriesIndex("toy", "1", "a" * 64, vectors, entries)
 
 
+def test_of_vectors_a_little_longer_than_one_no_cosine_is_beyond_one():
+    index = index_of(3)
+    longer = dataclasses.replace(index, vectors=index.vectors * np.float32(1.005))
+    assert [hit.cosine for hit in search_index(longer, longer.vectors[0], 1)] == [1.0]
+    assert [hit.cosine for hit in search_index(longer, -longer.vectors[0], 3)][-1] == -1.0
+
+
 @pytest.mark.parametrize(("count", "wanted"), [(1, 10), (5, 5), (200, 10), (3000, 1)])
 def test_hits_are_those_of_sorting_all_cosines(count, wanted):
     index = index_of(count)
@@ -198,6 +205,20 @@ def run(*arguments, status=0) -> subprocess.CompletedProcess:
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert finished.returncode == status, finished.stderr
     return finished
+
+
+def test_embed_says_by_its_status_what_became_of_the_series(answering_bundle, tmp_path, write_series):
+    whole, broken = write_series(tmp_path / "study" / "a"), write_series(tmp_path / "study" / "b", seed=1)
+    cut = sorted(broken.iterdir())[1]
+    cut.write_bytes(cut.read_bytes()[:-50])
+    index, bundle = tmp_path / "x.index", ("-b", answering_bundle)
+    some = run("embed", tmp_path / "study", "-o", index, *bundle, "--json", status=1)
+    counts = json.loads(some.stdout.splitlines()[-1])
+    assert {key: counts[key] for key in ("series", "embedded", "failed")} == {"series": 1, "embedded": 1, "failed": 1}
+    assert [Path(entry.path) for entry in read_index(index).entries] == [whole]
+    none = run("embed", broken, "-o", tmp_path / "none.index", *bundle, status=2)
+    assert str(broken) in none.stderr
+    assert not (tmp_path / "none.index").exists()
 
 
 def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, write_series):

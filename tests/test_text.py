@@ -44,6 +44,12 @@ def test_probabilities_are_the_softmax_of_scaled_cosines():
     assert [answers[p].probability for p in "abc"] == pytest.approx([o / sum(odds) for o in odds])
 
 
+def test_of_vectors_a_little_longer_than_one_no_cosine_is_beyond_one():
+    longer = np.eye(2, dtype=np.float32) * np.float32(1.005)
+    answers = Prompts(("a", "b"), longer * [[1], [-1]], 1.0).compare(longer.sum(axis=0), ScopeAnswer(True, None, ""))
+    assert [answer.cosine for answer in answers.values()] == [1.0, -1.0]
+
+
 def test_a_large_scale_does_not_overflow():
     answers = Prompts(("a", "b"), np.eye(2, dtype=np.float32), 1e6).compare(
         np.array([1, 0], np.float32), ScopeAnswer(True, None, "")

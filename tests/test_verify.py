@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decipher_rt.bundle import open_bundle
-from decipher_rt.verify import VerifyReport, compare, read_case
+from decipher_rt.verify import SCOPE, TEXT, VerifyReport, compare, read_case
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,35 @@ def test_an_embedding_that_points_elsewhere_does_not_pass_by_a_wide_tolerance(go
     assert not VerifyReport("onnxruntime", "int8", "cpu", cosine, rows).passed
     cosine, rows = compare({"embedding": outputs["embedding"]}, case, manifest, 0.5)
     assert VerifyReport("onnxruntime", "int8", "cpu", cosine, rows).passed
+
+
+def test_a_text_that_points_elsewhere_does_not_pass_by_a_wide_tolerance(golden):
+    manifest, case, outputs = golden
+    signs = np.sign(np.random.default_rng(0).normal(size=case[TEXT].shape))
+    moved = (case[TEXT] + 0.9 * manifest.text.tolerance * signs).astype(np.float32)
+    cosine, rows = compare({"embedding": outputs["embedding"], TEXT: moved}, case, manifest, 0.05)
+    assert all(row.passed for row in rows)
+    assert not VerifyReport("onnxruntime", "fp16", "cpu", cosine, rows).passed
+
+
+@pytest.mark.parametrize("kind", ["regression", "segmentation", "scope"])
+def test_what_is_answered_is_held_to_less_than_what_tokens_may_move(golden, kind):
+    manifest, case, _ = golden
+    head = next((head for head in manifest.heads if head.kind == kind), None)
+    name = f"heads.{head.name}" if head else SCOPE
+    other = case[name].copy()
+    if kind == "regression":
+        other *= 1.3
+    elif kind == "segmentation":
+        other[:, ::4] = np.where(other[:, ::4] == 0, 0, 5 - other[:, ::4])  # another label in each fourth plane
+    else:
+        other += 0.3 * np.sign(other - manifest.scope.threshold)  # surer than it is
+    embedding = {"embedding": case["embedding"]}
+    (row,) = (row for row in compare({name: other, **embedding}, case, manifest, 0.5)[1] if row.output == name)
+    assert not row.passed
+    assert 0.1 < row.error < 0.5
+    (row,) = (row for row in compare({name: case[name], **embedding}, case, manifest, 0.5)[1] if row.output == name)
+    assert row.passed
 
 
 BOXES = np.array([[[0.9, 40, 40, 40, 8, 8, 8], [0.7, 20, 20, 20, 4, 4, 4], [0.011, 90, 5, 5, 9, 9, 9]]], np.float32)

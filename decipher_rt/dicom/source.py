@@ -145,10 +145,12 @@ def _folder(root: Path) -> Iterator[Source | Unreadable]:
 
 
 def _archive(path: Path) -> Iterator[Source | Unreadable]:
+    import lzma
     import zipfile
     import zlib
 
-    bad = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, zlib.error)
+    of_codecs = (zlib.error, lzma.LZMAError)
+    bad = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, *of_codecs)
     try:
         archive = zipfile.ZipFile(path)
     except bad as error:

@@ -107,7 +107,7 @@ class DaliGraph:
 
     def __init__(self, graph: bytes, *, batch: int, threads: int, device_id: int | None = None) -> None:
         self.batch = batch
-        self._held: c_void_p | None = None  # the last outputs, whose memory the next stage may still read
+        self._held: list[c_void_p] = []  # the last outputs, whose memory the next stage may still read; one or none
         self._library = load_library()
         params = _PipelineParams(present=HAS_BATCH | HAS_THREADS, max_batch_size=batch, num_threads=threads)
         if device_id is not None:
@@ -116,7 +116,7 @@ class DaliGraph:
         self._handle = c_void_p()
         self._call("daliPipelineDeserialize", byref(self._handle), graph, c_size_t(len(graph)), byref(params))
         # Also at exit, before the libraries are unloaded.
-        self._finalizer = weakref.finalize(self, self._library.daliPipelineDestroy, self._handle)
+        self._finalizer = weakref.finalize(self, _destroy, self._library, self._handle, self._held)
         self._call("daliPipelineBuild", self._handle)
 
     def run(self, inputs: Mapping[str, Sequence[NDArray[Any]]], out: NDArray[np.float32]) -> None:
@@ -169,10 +169,10 @@ class DaliGraph:
         except EngineError:
             self._release()
             raise
-        held = self._held
+        (held,) = self._held
 
         def to_host() -> NDArray[np.float32]:
-            if self._held is not held:
+            if not any(one is held for one in self._held):
                 raise EngineError("the grid is no longer on the GPU: the next volume has taken its place")
             out = np.empty(shape, np.float32)
             self._copy_out(out)
@@ -182,13 +182,11 @@ class DaliGraph:
 
     def close(self) -> None:
         """Free the graph's threads and memory."""
-        self._release()
         self._finalizer()
 
     def _release(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self._call("daliPipelineOutputsDestroy", held)
+        while self._held:
+            self._call("daliPipelineOutputsDestroy", self._held.pop())
 
     def _execute(self, inputs: Mapping[str, Sequence[NDArray[Any]]]) -> None:
         """Run, and hold the outputs: they are on the device, or the host, until they are released."""
@@ -198,7 +196,7 @@ class DaliGraph:
             self._call("daliPipelineRun", self._handle)
             outputs = c_void_p()
             self._call("daliPipelinePopOutputs", self._handle, byref(outputs))
-            self._held = outputs
+            self._held.append(outputs)
         finally:
             for tensor_list in lists:
                 self._call("daliTensorListDecRef", tensor_list, None)
@@ -241,7 +239,7 @@ class DaliGraph:
     def _output(self, nbytes: int) -> Iterator[c_void_p]:
         """Give the output that is held, after a look at its size and type."""
         tensor_list = c_void_p()
-        self._call("daliPipelineOutputsGet", self._held, byref(tensor_list), 0)
+        self._call("daliPipelineOutputsGet", self._held[0], byref(tensor_list), 0)
         try:
             size, dtype = c_size_t(), c_int()
             self._call("daliTensorListGetByteSize", tensor_list, byref(size))
@@ -282,6 +280,13 @@ def load_library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise EngineError(f"DALI does not load ({error}): pip install --force-reinstall {PACKAGE}") from error
     return dali
+
+
+def _destroy(library: ctypes.CDLL, pipeline: c_void_p, held: list[c_void_p]) -> None:
+    """Free a pipeline, and before it the outputs that it still has to take back."""
+    while held:
+        library.daliPipelineOutputsDestroy(held.pop())
+    library.daliPipelineDestroy(pipeline)
 
 
 def _declare(library: ctypes.CDLL) -> None:

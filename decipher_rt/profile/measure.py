@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -138,7 +139,8 @@ def measure_throughput(session: Session, path: Path, options: ReadOptions, serie
         return written
 
     start, cpu = time.perf_counter(), processor_s()
-    for outcome in session.infer_each([path] * series, options, write):
+    # One by one: files in a list would be taken for slices of one series.
+    for outcome in session.infer_each(itertools.repeat(path, series), options, write):
         if isinstance(outcome, Failure):
             raise SeriesError(outcome.error)
     wall = time.perf_counter() - start

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from decipher_rt.bundle import open_bundle
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PLACE = "<!-- one: from benchmarks/results -->\n{}<!-- end of one -->\n"
 
@@ -49,6 +51,18 @@ def test_the_model_card_has_the_committed_figures(script) -> None:
     card = script("evidence", "card")
     page = card.PAGE.read_text(encoding="utf-8")
     assert script("", "pages").bring_in(page, card.tables()) == page
+
+
+def test_the_engines_page_has_the_figures_of_the_bundle() -> None:
+    page = " ".join((BENCHMARKS.parent / "docs" / "engines.md").read_text(encoding="utf-8").split())
+    numerics = {(n.target, n.precision): n for n in open_bundle().manifest.numerics}
+    whole, narrow, wide = numerics["onnx", "fp32"], numerics["onnx", "int8"], numerics["onnx-vnni", "int8"]
+    assert f"an embedding {narrow.embedding_cosine:.4f} with 7 bits and {wide.embedding_cosine:.4f} with 8" in page
+    assert f"of a token {narrow.patch_cosine:.4f} and {wide.patch_cosine:.4f};" in page
+    right = [one.metrics["sequence"] for one in (whole, narrow, wide)]
+    assert "`sequence` {:.2f} % in fp32, {:.2f} and {:.2f}.".format(*right) in page
+    lost = whole.metrics["brain_volume_ml"] - narrow.metrics["brain_volume_ml"]
+    assert f"`brain_volume_ml` loses {lost:.2f} points" in page
 
 
 @pytest.mark.parametrize(

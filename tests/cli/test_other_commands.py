@@ -9,11 +9,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from decipher_rt.bundle import DEFAULT_BUNDLE, open_bundle
 from decipher_rt.cli import cli, main
 from decipher_rt.engines import Availability
 from decipher_rt.machine import describe_machine
+from decipher_rt.writers.overlay import colour
 
 
 def run(*arguments, status=0):
@@ -26,10 +28,15 @@ def run(*arguments, status=0):
 
 def test_demo_explains_each_step_and_ends_with_the_picture(tmp_path):
     output = run("demo", "-o", tmp_path / "out")
-    for step in ("Open", "Load", "Read", "Preprocess", "Encode", "Scope", "Answer", "Truth", "Total"):
+    for step in ("Open", "Load", "Read", "Preprocess", "Encode", "Scope", "Answer", "Words", "Truth", "Total"):
         assert step in output
+    for head in ("sequence", "tissue", "brain_volume_ml", "lesion", "lesion_box"):
+        assert f"{head}: " in output
     picture = next((tmp_path / "out").rglob("views.png"))
     assert str(picture) in output.splitlines()[-2]
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    for label in (1, 2, 3):  # grey, white and CSF in the key of the map that lies over the head
+        assert (pixels == list(bytes.fromhex(colour(label)[1:]))).all(axis=-1).sum() >= 100
 
 
 def test_demo_says_on_stderr_what_cannot_be_read(tmp_path):

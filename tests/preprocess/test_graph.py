@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,18 @@ def test_c_interface_is_bit_identical_to_dali_in_python(permutation: tuple[int, 
 def test_graph_built_when_needed_equals_the_serialised_one() -> None:
     volume = make_volume()
     np.testing.assert_array_equal(Preprocessor(None, SPEC)(volume).volume, Preprocessor(GRAPH, SPEC)(volume).volume)
+
+
+def test_what_is_held_goes_before_its_graph() -> None:
+    """A graph for the GPU keeps its last output until the next run, and there may be none."""
+    freed: list[tuple[str, int]] = []
+    library = SimpleNamespace(
+        daliPipelineOutputsDestroy=lambda handle: freed.append(("outputs", handle)),
+        daliPipelineDestroy=lambda handle: freed.append(("pipeline", handle)),
+    )
+    held = [7]
+    dali._destroy(library, 3, held)  # type: ignore[arg-type]
+    assert (freed, held) == ([("outputs", 7), ("pipeline", 3)], [])
 
 
 def test_one_preprocessor_takes_volumes_of_changing_type_and_shape() -> None:

@@ -144,6 +144,12 @@ def test_what_works_for_a_run_in_another_process_is_counted(warm):
     assert saturated.busy * saturated.wall_s >= 0.05
 
 
+def test_one_file_is_answered_for_as_often_as_it_is_asked(session, series):
+    """Files in a list are slices of one series; the same one many times is not."""
+    saturated = measure_throughput(session, min(series.iterdir()), ReadOptions(), 3, cores=1)
+    assert len(saturated.runs) == 3
+
+
 def test_a_reader_is_told_what_the_cpu_and_the_memory_are_of(report):
     for text in (text_report(report), unescape(html_report(report))):
         assert "the process that decodes compressed images" in text

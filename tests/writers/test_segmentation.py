@@ -140,3 +140,13 @@ def test_what_lies_outside_the_source_has_no_volume():
 )
 def test_a_file_is_named_inside_its_folder(head, file):
     assert nifti_name(head) == file
+
+
+@pytest.mark.parametrize("rounding", [-1e-12, 0.0, 1e-12])
+def test_a_plane_midway_goes_the_same_way_whatever_rounding_does(rounding):
+    voxels = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None], (4, 2, 2)).copy()
+    label_map = LabelMap(voxels, ("background", "a", "b", "c"), np.eye(4))
+    midway = np.eye(4)
+    midway[0, 3] = 0.5 + rounding
+    assert on_source(label_map, midway, (4, 2, 2))[:, 0, 0].tolist() == [1, 2, 3, 0]
+    assert within_source(label_map, midway, (3, 2, 2))[:, 0, 0].tolist() == [0, 1, 2, 0]

@@ -51,9 +51,13 @@ def test_any_storage_shows_the_same_patient(order, flips):
         assert view.pixels.shape == expected.pixels.shape
 
 
-@pytest.mark.parametrize(
-    ("order", "flips"), [((2, 1, 0), (False,) * 3), ((0, 2, 1), (True, False, True)), ((1, 0, 2), (True,) * 3)]
-)
+def test_each_edge_says_where_it_is():
+    edges = [(view.left, view.right, view.top, view.bottom) for view in orthogonal_views(block())]
+    assert edges == [("R", "L", "A", "P"), ("R", "L", "S", "I"), ("A", "P", "S", "I")]
+
+
+@pytest.mark.parametrize("order", list(permutations((0, 1, 2))))
+@pytest.mark.parametrize("flips", list(product((False, True), repeat=3)))
 def test_right_is_left_and_anterior_and_superior_are_up(order, flips):
     axial, coronal, sagittal = (v.pixels for v in orthogonal_views(bright_everywhere(order, flips)))
     assert brightest_corner(axial) == (True, True)  # anterior up, right on the left
