@@ -56,12 +56,17 @@ def main() -> None:
 
 def table(parts: dict[str, Any], truths: dict[str, str]) -> str:
     """Return the answers as Markdown: a row for each series."""
-    lines = ["| series | is | scope (score) | `sequence` | right |", "|---|---|---|---|---|"]
+    lines = [
+        "| series | is | scope (score) | `sequence` | right | brain, ml: `brain_volume_ml`, map |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in parts.items():
         named = "not answered" if row["sequence"] is None else "{}, {:.1%}".format(*row["sequence"])
         where = "in" if row["in"] else "out"
         score = "by its header" if row["scope"] is None else f"{row['scope']:.2f}"
-        cells = [name, truths[name], f"{where} ({score})", named, "yes" if row["right"] else "**no**"]
+        of_map = sum(label["volume_ml"] for label in row["tissue"].get("labels", ()) if label["label"] != "csf")
+        brain = f"{row['brain_volume_ml']['value']:.0f}, {of_map:.0f}" if of_map else ""
+        cells = [name, truths[name], f"{where} ({score})", named, "yes" if row["right"] else "**no**", brain]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
