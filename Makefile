@@ -85,19 +85,18 @@ model-two-hours: model ## The same with fewer steps: two hours of training on tw
 CH2 ?= /usr/share/mricron/templates/ch2bet.nii.gz
 evidence: $(VENV)/dev ## Measure the tables of docs/model-card.md on the model of 'make model', and bring them there
 	$(BIN)/python benchmarks/evidence/training.py $(RUNS)
-	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json > $(RUNS)/held-out.json
-	cp $(RUNS)/held-out.json benchmarks/results/evidence-held-out.json
+	$(BIN)/python benchmarks/evidence/held_out.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/zero_shot.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/token_dropping.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/margins.py $(RUNS)/model $(CACHED)
+	$(BIN)/python benchmarks/evidence/lesions.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --also "without alignment=$(RUNS)/ssl"
 	$(BIN)/python benchmarks/evidence/decoders.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/segmentation.py $(RUNS)/model $(CACHED)
 	$(BIN)/python benchmarks/evidence/pretraining.py $(TINY)/ssl.yaml $(CACHED)
 	$(BIN)/python benchmarks/evidence/ablations.py $(TINY)/align.yaml --ssl $(RUNS)/ssl --text $(RUNS)/text $(CACHED)
 	@test -e $(CH2) || { echo "no $(CH2): apt-get install mricron-data for the figures on another brain"; exit 1; }
-	$(BIN)/decipher-rt evaluate $(RUNS)/model $(CACHED) --json source.anatomy=$(CH2) > $(RUNS)/ch2.json
-	cp $(RUNS)/ch2.json benchmarks/results/evidence-ch2.json
+	$(BIN)/python benchmarks/evidence/held_out.py $(RUNS)/model $(CACHED) --anatomy $(CH2) --json benchmarks/results/evidence-ch2.json
 	$(BIN)/python benchmarks/evidence/probe.py $(RUNS)/model $(CACHED) --anatomy $(CH2) --json benchmarks/results/evidence-probe-ch2.json
 	$(BIN)/python benchmarks/evidence/card.py
 
@@ -163,13 +162,14 @@ sdk-cycles: sdk ## 1,000 times load, run, unload in one process, and 1,000 proce
 sdk-bench: $(VENV)/dev sdk ## Cold start, warm and streaming latency beside Python's
 	$(BIN)/python benchmarks/native.py
 
-sdk-tensorrt: $(VENV)/sdk sdk-tools ## Compile the GPU engine against the TensorRT headers of a PyPI wheel (no GPU needed)
+sdk-tensorrt: $(VENV)/sdk sdk-tools ## Build with the TensorRT headers of a PyPI wheel; ctest, on a played GPU too (no GPU needed)
 	mkdir -p build/tensorrt-headers
 	$(PIP) download --quiet --no-deps --dest build/tensorrt-headers kernel-lens==2.0.1
 	cd build/tensorrt-headers && $(abspath $(BIN)/python) -m zipfile -e kernel_lens-2.0.1-*.whl .
-	cmake -S . -B build/tensorrt -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDECIPHER_RT_TESTS=OFF \
-		$(SDK_WHEELS) -DTENSORRT_INCLUDE_DIR="$(CURDIR)/build/tensorrt-headers/kernel_lens/include/tensorrt"
+	cmake -S . -B build/tensorrt -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		$(SDK_OPTIONS) -DTENSORRT_INCLUDE_DIR="$(CURDIR)/build/tensorrt-headers/kernel_lens/include/tensorrt"
 	cmake --build build/tensorrt --parallel 2
+	ctest --test-dir build/tensorrt --output-on-failure
 
 # What the aarch64 build takes from wheels; DALI's and OpenVINO's versions are those of constraints.txt.
 AARCH64_SITE := build/aarch64-wheels/lib/python3.11/site-packages

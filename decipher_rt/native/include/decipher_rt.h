@@ -364,6 +364,11 @@ DRT_API drt_status drt_embedding(const drt_session *session, float *values, size
 DRT_API drt_status drt_patch_tokens(const drt_session *session, float *values, size_t capacity, size_t *size);
 /* Which patches they are: K flat indices, row-major over the patch grid, ascending. */
 DRT_API drt_status drt_token_indices(const drt_session *session, int64_t *values, size_t capacity, size_t *size);
+/* GPU sessions in process: the embedding and the patch tokens once more, from where the encoder left them to `values` in device
+   memory of the session's CUDA context. The copy lies on the stream of drt_cuda_params, where what comes after it finds the
+   values; where that is NULL, it is waited for. */
+DRT_API drt_status drt_embedding_on_device(const drt_session *session, float *values, size_t capacity, size_t *size);
+DRT_API drt_status drt_patch_tokens_on_device(const drt_session *session, float *values, size_t capacity, size_t *size);
 /* Probabilities in the order of the labels, one value, or the volume of each label in ml (0 for the background). */
 DRT_API drt_status drt_head_values(const drt_session *session, const char *head, float *values, size_t capacity,
                                    size_t *size);

@@ -33,6 +33,13 @@ std::pair<const Head&, const HeadAnswer&> answered(const drt_session* session, c
     return {*head, answer};
 }
 
+void copy_on_device(const drt_session* session, std::vector<float> Result::*values, const char* output, float* to,
+                    std::size_t capacity, std::size_t* size) {
+    const std::size_t found = (result_of(session).*values).size();
+    const Gpu& gpu = session->backend->gpu();
+    if (room_for(found, to, capacity, size, output)) gpu.copy_output(output, to, found * sizeof(float));
+}
+
 template <class Struct>
 std::size_t size_of(const Struct* info, const char* name) {
     return read_struct(info, name, Struct{}).struct_size;
@@ -96,6 +103,14 @@ drt_status drt_embedding(const drt_session* session, float* values, size_t capac
 
 drt_status drt_patch_tokens(const drt_session* session, float* values, size_t capacity, size_t* size) {
     return guarded([&] { copy_values(result_of(session).patch, values, capacity, size, "the patch tokens"); });
+}
+
+drt_status drt_embedding_on_device(const drt_session* session, float* values, size_t capacity, size_t* size) {
+    return guarded([&] { copy_on_device(session, &Result::embedding, "embedding", values, capacity, size); });
+}
+
+drt_status drt_patch_tokens_on_device(const drt_session* session, float* values, size_t capacity, size_t* size) {
+    return guarded([&] { copy_on_device(session, &Result::patch, "patch", values, capacity, size); });
 }
 
 drt_status drt_token_indices(const drt_session* session, int64_t* values, size_t capacity, size_t* size) {

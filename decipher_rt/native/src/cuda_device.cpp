@@ -50,6 +50,7 @@ CudaDriver::CudaDriver() : library_(SharedLibrary::load("", "libcuda.so.1", advi
     DRT_FIND(free, cuMemFree);
     DRT_FIND(upload, cuMemcpyHtoDAsync);
     DRT_FIND(download, cuMemcpyDtoHAsync);
+    DRT_FIND(copy, cuMemcpyDtoDAsync);
     DRT_FIND(load_module, cuModuleLoadData);
     DRT_FIND(unload_module, cuModuleUnload);
     DRT_FIND(module_function, cuModuleGetFunction);
@@ -126,8 +127,20 @@ CudaDevice::~CudaDevice() {
 
 void CudaDevice::read_back(void* to, const void* from, std::size_t bytes) const {
     const Current current(*this);
-    driver_.check(driver_.download(to, reinterpret_cast<CUdeviceptr>(from), bytes, stream_), "cuMemcpyDtoHAsync");
+    check_address(driver_.download(to, reinterpret_cast<CUdeviceptr>(from), bytes, stream_), "cuMemcpyDtoHAsync");
     driver_.check(driver_.synchronize(stream_), "cuStreamSynchronize");
+}
+
+void CudaDevice::copy(void* to, const void* from, std::size_t bytes) const {
+    const Current current(*this);
+    check_address(driver_.copy(reinterpret_cast<CUdeviceptr>(to), reinterpret_cast<CUdeviceptr>(from), bytes, stream_), "cuMemcpyDtoDAsync");
+    if (params_.stream == nullptr) driver_.check(driver_.synchronize(stream_), "cuStreamSynchronize");
+}
+
+void CudaDevice::check_address(CUresult result, const char* what) const {
+    if (result == CUDA_ERROR_INVALID_VALUE)
+        throw argument_error(std::string(what) + ": the address is not in device memory of the session's CUDA context");
+    driver_.check(result, what);
 }
 
 void* CudaDevice::allocate(std::size_t bytes, std::size_t alignment) noexcept {

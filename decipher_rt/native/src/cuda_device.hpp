@@ -40,6 +40,7 @@ struct CudaDriver {
     decltype(&cuMemFree) free;
     decltype(&cuMemcpyHtoDAsync) upload;
     decltype(&cuMemcpyDtoHAsync) download;
+    decltype(&cuMemcpyDtoDAsync) copy;
     decltype(&cuModuleLoadData) load_module;
     decltype(&cuModuleUnload) unload_module;
     decltype(&cuModuleGetFunction) module_function;
@@ -69,8 +70,11 @@ public:
     std::string name() const;
     int version() const { return version_; }            // newest CUDA of the driver: 12040 is 12.4
 
-    // On the stream, and waited for. Not cuMemcpy: that would wait for whatever blocking streams of the host wait for.
+    // On the stream, and waited for. Not cuMemcpy: that would wait for whatever blocking streams of the host wait for. This
+    // and the next throw an argument error where an address of the caller is none of the context.
     void read_back(void* to, const void* from, std::size_t bytes) const;
+    // On the stream, and waited for where it is not the caller's.
+    void copy(void* to, const void* from, std::size_t bytes) const;
 
     // The caller's allocator, or CUDA's, from any thread. Nothing is given once the session is open: whoever asks gets
     // nullptr. What still uses the memory lies on the stream `after`, by default the session's own.
@@ -102,6 +106,7 @@ private:
     };
 
     CUdevice find(int ordinal) const;
+    void check_address(CUresult result, const char* what) const;
 
     CudaDriver driver_;
     drt_cuda_params params_;

@@ -30,6 +30,9 @@ public:
 
     // From device memory of the session's context, behind what lies on the session's stream.
     virtual void read_back(void* to, const void* from, std::size_t bytes) const = 0;
+    // What the encoder gave in its last run, by the name of the output, to device memory of the same context: in turn on the
+    // stream, and waited for where that is not the caller's, who could not wait for it.
+    virtual void copy_output(const std::string& output, void* to, std::size_t bytes) const = 0;
 };
 
 // Throws DRT_ERROR_UNSUPPORTED where this build has no GPU engine.

@@ -57,16 +57,21 @@ public:
     std::unique_ptr<Graph> load(const Bundle& bundle, std::string_view precision) override {
         auto encoder = make_tensorrt_encoder(folder_, bundle, plan_entries(bundle.manifest, precision, device_), device_);
         device_.seal();
+        encoder_ = encoder.get();
         return encoder;
     }
 
     std::uint64_t device_bytes() const override { return device_.bytes(); }
 
     void read_back(void* to, const void* from, std::size_t bytes) const override { device_.read_back(to, from, bytes); }
+    void copy_output(const std::string& output, void* to, std::size_t bytes) const override {
+        device_.copy(to, encoder_->on_device(output).pointer(), bytes);
+    }
 
 private:
     std::string folder_;
     CudaDevice device_;
+    const DeviceEncoder* encoder_ = nullptr;  // the session's, which asks for its outputs
 };
 
 }  // namespace

@@ -59,7 +59,8 @@ public:
         return device_.allocate(size, alignment);
     }
     bool deallocateAsync(void* memory, cudaStream_t stream) noexcept override {
-        device_.deallocate(memory, stream);
+        // Of no stream is what is let go in no hurry: the default stream would not wait for the session's.
+        device_.deallocate(memory, stream != nullptr ? std::optional(stream) : std::nullopt);
         return true;
     }
 
@@ -67,7 +68,7 @@ private:
     CudaDevice& device_;
 };
 
-class TensorRtEncoder : public Graph {
+class TensorRtEncoder : public DeviceEncoder {
 public:
     TensorRtEncoder(const std::string& folder, const Bundle& bundle, const std::vector<EngineFile>& plans, CudaDevice& device)
         : device_(device), allocator_(device), library_(SharedLibrary::load(folder, library_stem + std::to_string(NV_TENSORRT_MAJOR), "install it, or open with device = DRT_CPU")) {
@@ -107,6 +108,7 @@ public:
         const auto found = buckets_.find(kept);
         if (found == buckets_.end()) throw engine_error(std::string(tensorrt_flavour) + ": no plan for " + std::to_string(kept) + " tokens");
         Bucket& bucket = found->second;
+        last_ = &bucket;
         volume_.upload(arrays.at("volume").data, volume_.bytes());
         window_.upload(arrays.at("window").data, window_.bytes());
         bucket.tokens.upload(arrays.at("tokens").data, bucket.tokens.bytes());
@@ -120,6 +122,10 @@ public:
         bucket.embedding.download(embedding.data(), bucket.embedding.bytes());
         device_.driver().check(device_.driver().synchronize(device_.stream()), "cuStreamSynchronize");
         return outputs;
+    }
+
+    const DeviceBuffer& on_device(const std::string& output) const override {
+        return output == "patch" ? last_->patch : last_->embedding;
     }
 
 private:
@@ -204,13 +210,14 @@ private:
     std::unique_ptr<PatchEmbed> embed_;
     DeviceBuffer volume_, window_, scratch_;
     std::map<std::int64_t, Bucket> buckets_;
+    const Bucket* last_ = nullptr;  // the one that ran
     std::int64_t embedding_ = 0;
     const std::vector<std::string> inputs_{"volume", "window", "tokens"}, outputs_{"patch", "embedding"};
 };
 
 }  // namespace
 
-std::unique_ptr<Graph> make_tensorrt_encoder(const std::string& library_folder, const Bundle& bundle, const std::vector<EngineFile>& plans, CudaDevice& device) {
+std::unique_ptr<DeviceEncoder> make_tensorrt_encoder(const std::string& library_folder, const Bundle& bundle, const std::vector<EngineFile>& plans, CudaDevice& device) {
     return std::make_unique<TensorRtEncoder>(library_folder, bundle, plans, device);
 }
 

@@ -100,6 +100,7 @@ void results(drt_session* session, const Sample& sample) {
     CHECK(drt_token_indices(session, nullptr, 0, &tokens) == DRT_OK && tokens > 0 && tokens <= info.patches);
     CHECK(drt_patch_tokens(session, nullptr, 0, &size) == DRT_OK && size == tokens * info.patch_width);
     CHECK(drt_head_values(session, "no such head", nullptr, 0, &size) == DRT_ERROR_ARGUMENT);
+    CHECK(drt_embedding_on_device(session, nullptr, 0, &size) == DRT_ERROR_UNSUPPORTED);
 
     drt_times times{};
     times.struct_size = sizeof times;

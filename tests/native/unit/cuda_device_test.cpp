@@ -3,7 +3,9 @@
 
 #include <dlfcn.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <locale>
 #include <map>
 #include <new>
@@ -103,6 +105,43 @@ void voxels_are_read_back_on_the_stream() {
         CHECK(read == voxels && state.waiting.empty());
     }
     CHECK(state.current == 0 && state.wrong.empty());
+}
+
+// Who gave the stream can wait for it, and puts what comes next on it; nobody else can.
+void what_is_copied_lies_on_the_stream() {
+    Played& state = played();
+    CudaDevice ours(on(1));
+    const DeviceBuffer to(ours, 4), from(ours, 4);
+    std::memcpy(from.pointer(), "said", 4);
+    ours.copy(to.pointer(), from.pointer(), 4);
+    CHECK(state.waiting.empty() && std::memcmp(to.pointer(), "said", 4) == 0);
+    std::memcpy(from.pointer(), "more", 4);
+    drt_cuda_params params = on(1);
+    params.stream = ours.stream();
+    const CudaDevice guest(params);
+    guest.copy(to.pointer(), from.pointer(), 4);
+    CHECK(state.waiting.size() == 1 && std::memcmp(to.pointer(), "said", 4) == 0);
+    const CudaDevice::Current current(ours);
+    CHECK(ours.driver().synchronize(ours.stream()) == CUDA_SUCCESS && std::memcmp(to.pointer(), "more", 4) == 0);
+    int on_host = 0;
+    CHECK(CHECK_ERROR(guest.copy(&on_host, from.pointer(), 4), DRT_ERROR_ARGUMENT).find("is not in device memory of the session") != std::string::npos);
+    CHECK(state.wrong.empty());
+}
+
+void a_lost_device_says_so_at_once() {
+    Played& state = played();
+    {
+        CudaDevice device(on(1));
+        const DeviceBuffer voxels(device, 4);
+        int to = 0;
+        state.lost = true;
+        const auto start = std::chrono::steady_clock::now();
+        CHECK(CHECK_ERROR(device.read_back(&to, voxels.pointer(), sizeof to), DRT_ERROR_DEVICE_LOST).find("open a new session") != std::string::npos);
+        CHECK(std::chrono::steady_clock::now() - start < std::chrono::milliseconds(100));
+    }
+    state.lost = false;
+    state.waiting.clear();
+    CHECK(state.memory.empty() && state.retained[1] == 0 && state.current == 0 && state.wrong.empty());
 }
 
 void a_callers_context_says_which_device() {
@@ -246,6 +285,8 @@ int main() {
     all_is_on_the_device(1, 89);
     what_fails_half_way_leaves_nothing();
     voxels_are_read_back_on_the_stream();
+    what_is_copied_lies_on_the_stream();
+    a_lost_device_says_so_at_once();
     a_callers_context_says_which_device();
     a_device_that_is_not_there_is_refused_in_a_line();
     memory_is_given_and_taken_in_any_thread();

@@ -34,6 +34,12 @@ public:
         std::this_thread::sleep_for(read_back_time);
         std::memcpy(to, from, bytes);
     }
+    void copy_output(const std::string& output, void* to, std::size_t bytes) const override {
+        CHECK(bytes == (output == "patch" ? patch.size() : embedding.size()) * sizeof(float));
+        std::memcpy(to, output == "patch" ? patch.data() : embedding.data(), bytes);
+    }
+
+    const std::vector<float> patch = {1, 2, 3, 4}, embedding = {5, 6};  // as they lie on the card
 };
 
 class PlayedBackend : public Backend {
@@ -41,7 +47,10 @@ public:
     const Description& description() const override { return description_; }
     Result run(const SeriesForm& form, const VolumeView&) override {
         if (form.header.modality == "CT") throw Error(DRT_ERROR_DEVICE_LOST, "the card fell out");
-        return {};
+        Result result;
+        result.patch = gpu_.patch;
+        result.embedding = gpu_.embedding;
+        return result;
     }
     std::unique_ptr<Arrival> begin(const SeriesForm&) override { return nullptr; }
     void warm_up() override {}
@@ -90,6 +99,18 @@ void a_failure_is_told_to_who_waits(const Sample& sample) {
     CHECK(drt_session_enqueue(&session, &sample.volume, nullptr, nullptr) == DRT_OK && drt_session_wait(&session) == DRT_OK);
 }
 
+void outputs_go_to_device_memory(const Sample& sample) {
+    drt_session session = played_session();
+    std::size_t size = 0;
+    float to[5] = {0, 0, 0, 0, 9};
+    CHECK(drt_patch_tokens_on_device(&session, to, 5, &size) == DRT_ERROR_NO_RESULT);
+    CHECK(drt_session_run(&session, &sample.volume) == DRT_OK);
+    CHECK(drt_patch_tokens_on_device(&session, nullptr, 0, &size) == DRT_OK && size == 4);
+    CHECK(drt_patch_tokens_on_device(&session, to, 3, &size) == DRT_ERROR_BUFFER_SIZE && to[0] == 0);
+    CHECK(drt_patch_tokens_on_device(&session, to, 5, &size) == DRT_OK && to[0] == 1 && to[3] == 4 && to[4] == 9);
+    CHECK(drt_embedding_on_device(&session, to, 2, &size) == DRT_OK && size == 2 && to[0] == 5 && to[1] == 6);
+}
+
 void reading_back_counts_as_preprocessing(const Sample& sample) {
     drt_session session = played_session();
     drt_volume on_device = sample.volume;
@@ -119,5 +140,6 @@ int main() {
     const Sample sample;
     a_run_that_has_ended_is_waited_for(sample);
     a_failure_is_told_to_who_waits(sample);
+    outputs_go_to_device_memory(sample);
     reading_back_counts_as_preprocessing(sample);
 }

@@ -1,9 +1,10 @@
 // libcuda.so.1 with two devices, of compute capability 7.5 and 8.9, whose memory is the host's. The prototypes are those
-// of cuda.h. What is not needed to open and close a device says that it is not supported.
+// of cuda.h.
 #include "played_cuda.hpp"
 
 #include <cuda.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -29,6 +30,13 @@ CUresult needs(const char* call, int device = -1) {
     if (!pushed.empty() && (device < 0 || pushed.back() == device)) return CUDA_SUCCESS;
     played.wrong.emplace_back(call);
     return CUDA_ERROR_INVALID_CONTEXT;
+}
+
+CUresult enqueue(const char* call, void* to, const void* from, std::size_t bytes, CUstream stream) {
+    const std::lock_guard guard(mutex);
+    if (needs(call, played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    played.waiting.push_back({stream, [=] { std::memcpy(to, from, bytes); }});
+    return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -159,27 +167,57 @@ CUresult cuModuleUnload(CUmodule) {
     return CUDA_SUCCESS;
 }
 
-// Nothing has come before the stream is waited for.
-CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+CUresult cuModuleGetFunction(CUfunction* function, CUmodule, const char* name) {
+    *function = reinterpret_cast<CUfunction>(&played.modules);
+    return std::strcmp(name, "played_patch_embed") == 0 ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_ERROR_NOT_SUPPORTED; }
+
+// Takes volume, window, tokens, out, number of tokens, width: every value of an embedded patch is its index in the grid,
+// where there is a window.
+CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream stream, void** places, void**) {
     const std::lock_guard guard(mutex);
-    if (needs("cuMemcpyDtoHAsync", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
-    played.waiting.push_back({stream, to, reinterpret_cast<const void*>(from), bytes});
+    if (needs("cuLaunchKernel", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    void* pointers[4];
+    for (int i = 0; i < 4; ++i) std::memcpy(&pointers[i], places[i], sizeof(void*));
+    const int kept = *static_cast<const int*>(places[4]), width = *static_cast<const int*>(places[5]);
+    played.waiting.push_back({stream, [=] {
+        const auto* window = static_cast<const float*>(pointers[1]);
+        const auto* tokens = static_cast<const std::int64_t*>(pointers[2]);
+        for (int i = 0; i < kept * width && window[0] < window[1]; ++i)
+            static_cast<std::uint16_t*>(pointers[3])[i] = static_cast<std::uint16_t>(tokens[i / width]);
+    }});
     return CUDA_SUCCESS;
+}
+
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream) {
+    return enqueue("cuMemcpyHtoDAsync", reinterpret_cast<void*>(to), from, bytes, stream);
+}
+
+CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+    return enqueue("cuMemcpyDtoHAsync", to, reinterpret_cast<const void*>(from), bytes, stream);
+}
+
+// Of memory that it has given it knows all, of other it says that it is none.
+CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+    void* const pointer = reinterpret_cast<void*>(to);
+    {
+        const std::lock_guard guard(mutex);
+        if (played.memory.count(pointer) == 0) return CUDA_ERROR_INVALID_VALUE;
+    }
+    return enqueue("cuMemcpyDtoDAsync", pointer, reinterpret_cast<const void*>(from), bytes, stream);
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
     const std::lock_guard guard(mutex);
+    if (played.lost) return CUDA_ERROR_LAUNCH_FAILED;
     if (needs("cuStreamSynchronize", played.streams.at(stream)) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
-    std::erase_if(played.waiting, [stream](const PlayedCopy& copy) {
-        if (copy.stream == stream) std::memcpy(copy.to, copy.from, copy.bytes);
-        return copy.stream == stream;
+    std::erase_if(played.waiting, [stream](const PlayedWork& one) {
+        if (one.stream == stream) one.work();
+        return one.stream == stream;
     });
     return CUDA_SUCCESS;
 }
-
-CUresult cuMemcpyHtoDAsync(CUdeviceptr, const void*, std::size_t, CUstream) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_ERROR_NOT_SUPPORTED; }
-CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**) { return CUDA_ERROR_NOT_SUPPORTED; }
 
 }  // extern "C"
