@@ -1,6 +1,6 @@
 """Cold start, warm latency and streaming of the native SDK beside Python's, on the bundle that ships with the package.
 
-    make sdk && python benchmarks/native.py [--rounds 7] [--json benchmarks/results/native.json]
+    make .venv/dev sdk && python benchmarks/native.py [--rounds 7] [--json benchmarks/results/native.json]
 
 The volume is the head of the golden case, whole, sagittal, 170 slices of 256x256, 1 mm, uint16, read from one file.
 Programs take turns. A cold start is a new process up to its first result, by two clocks: ``start_to_result`` from

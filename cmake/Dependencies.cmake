@@ -2,6 +2,14 @@
 # DECIPHER_RT_PYTHON_ENV, then on the system.
 find_package(Threads REQUIRED)
 
+# What was found in another environment is looked for anew.
+if(DEFINED _decipher_rt_env AND NOT _decipher_rt_env STREQUAL DECIPHER_RT_PYTHON_ENV)
+  foreach(_found DALI_INCLUDE_DIR CUDA_INCLUDE_DIR NLOHMANN_JSON_INCLUDE_DIR OpenVINO_DIR)
+    unset(${_found} CACHE)
+  endforeach()
+endif()
+set(_decipher_rt_env "${DECIPHER_RT_PYTHON_ENV}" CACHE INTERNAL "Environment of what was found")
+
 set(_wheels "")
 if(DECIPHER_RT_PYTHON_ENV)
   file(GLOB _wheels LIST_DIRECTORIES true "${DECIPHER_RT_PYTHON_ENV}/lib/python3*/site-packages")

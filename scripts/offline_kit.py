@@ -43,6 +43,8 @@ Made for Linux {machine}, Python {major}.{minor}: use the same on the machine it
 
 def collect(kit: Path, bundle: Path) -> None:
     """Fill ``kit``: built beside its place, then renamed."""
+    # What an earlier build left there goes into the wheel, too, also files that are no more.
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)
     with whole_folder(kit) as staging:
         command = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--quiet"]
         command += ["--constraint", str(ROOT / "constraints.txt"), "--wheel-dir", str(staging / "wheels")]

@@ -44,16 +44,13 @@ def run(ceilings: Ceilings, deadline: Deadline, full: bool = True) -> tuple[list
         import decipher_rt.train.model.vit  # noqa: F401
     except ImportError as error:
         return [Row("ViT-Base", "every", not_run=reason(error))], []
-    rows: list[Row] = []
     agreements: list[Agreement] = []
     model = build()
     inputs = {k: make_inputs(k) for k in TOKENS}
+    with torch.inference_mode():
+        reference = {k: model(*inputs[k]) for k in TOKENS}
     torch.backends.cuda.matmul.allow_tf32 = True
-    reference: dict[int, tuple[Tensor, Tensor]] = {}
-    for k in TOKENS:
-        with torch.inference_mode():
-            reference[k] = model(*inputs[k])
-        rows.append(attempt(case_name(k, "fp32 (TF32)"), EAGER, bind(model, inputs[k]), deadline))
+    rows = [attempt(case_name(k, "fp32 (TF32)"), EAGER, bind(model, inputs[k]), deadline) for k in TOKENS]
     dtypes = [d for d in (torch.float16, torch.bfloat16) if str(d).removeprefix("torch.") in ceilings.gemm_tflops]
     for dtype in dtypes if full else dtypes[:1]:
         precision = str(dtype).removeprefix("torch.")

@@ -22,16 +22,23 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "nvidia-dali-cuda130")
 
 
 def cache_folder() -> Path:
-    """Return a folder that is new whenever the sources or packages are."""
+    """Return a folder that is new whenever the sources or packages are, or the processor wants other forms of int8."""
+    from decipher_rt.engines.cpu import cpu_features
+    from decipher_rt.engines.select import int8_targets
+
     key = hashlib.sha256()
     for name in SOURCES:
         key.update((REPOSITORY / name).read_bytes())
     key.update(" ".join(f"{name} {version(name)}" for name in PACKAGES).encode())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "decipher-rt" / "benchmarks" / key.hexdigest()[:12]
+    key.update(" ".join(sorted(int8_targets(cpu_features()))).encode())
+    return _base() / key.hexdigest()[:12]
 
 
 def series_folder() -> Path:
     """Return the folder of synthetic series, which no package changes."""
     key = hashlib.sha256((REPOSITORY / "benchmarks/latency/series.py").read_bytes()).hexdigest()[:12]
-    return cache_folder().parent / f"series-{key}"
+    return _base() / f"series-{key}"
+
+
+def _base() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decipher-rt" / "benchmarks"

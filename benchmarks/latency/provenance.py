@@ -19,13 +19,15 @@ def provenance() -> dict[str, Any]:
     """Return ``machine``, ``versions``, ``commit``, ``command`` and the load average so far."""
     from decipher_rt.machine import describe_machine, package_version
 
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(REPOSITORY), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
     return {
         "machine": dataclasses.asdict(describe_machine()),
         "versions": {name: version for name in PACKAGES if (version := package_version(name))},
-        "commit": commit,
+        "commit": git("rev-parse", "HEAD") + (" and changes" if changed else ""),
         "command": shlex.join(["python", *map(_relative, sys.argv)]),
         "load_average": round(os.getloadavg()[1], 2),
     }

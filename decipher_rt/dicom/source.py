@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,12 +146,22 @@ def _folder(root: Path) -> Iterator[Source | Unreadable]:
 
 
 def _archive(path: Path) -> Iterator[Source | Unreadable]:
-    import lzma
     import zipfile
     import zlib
 
-    of_codecs = (zlib.error, lzma.LZMAError)
-    bad = (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, *of_codecs)
+    bad: tuple[type[Exception], ...] = (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+    )
+    bad += (zlib.error,)
+    with suppress(ImportError):  # a Python that was built without it reads the other archives
+        from lzma import LZMAError
+
+        bad += (LZMAError,)
     try:
         archive = zipfile.ZipFile(path)
     except bad as error:

@@ -142,7 +142,7 @@ def plan(volume: Volume, spec: Preprocessing) -> GridPlan:
     if window[1] - window[0] < NARROWEST_WINDOW:
         raise SeriesError(
             f"the volume's values span {window[1] - window[0]:.3g}, less than {NARROWEST_WINDOW:g}: give them in a "
-            "smaller unit (an ADC map in um2/s instead of m2/s)"
+            "smaller unit (an ADC map in um2/s instead of m2/s), not by their slope"
         )
     return lay_grid(volume.affine_lps_mm, volume.voxels.shape, spec, window)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -213,6 +214,13 @@ def test_fuzzed_archives(tmp_path, write_series, compression):
                 read_series(series)
         except SeriesError as error:
             message = str(error)  # noqa: F841 (any is fine, as long as it is a SeriesError)
+
+
+def test_a_python_without_lzma_reads_other_archives(tmp_path, write_series, monkeypatch):
+    files = {path.name: path.read_bytes() for path in write_series(tmp_path / "s", (2, 4, 4)).iterdir()}
+    zipped(tmp_path / "x.zip", files)
+    monkeypatch.setitem(sys.modules, "lzma", None)
+    assert len(find_series(tmp_path / "x.zip")) == 1
 
 
 def test_an_encrypted_member_is_named(tmp_path):

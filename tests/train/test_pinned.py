@@ -22,6 +22,8 @@ def test_self_supervision_is_the_same_run_whatever_is_said_of_the_images(cohort:
     assert pinned(again(config)) != whole
     write_csv(cohort, "c.nii.gz,p,train,,3", "b,p,train,,4", header="path,patient,split,mask,age")
     assert pinned(again(config), labels=False) != first
+    write_csv(cohort, "c.nii.gz,r,train,,3", "a,r,train,,4", header="path,patient,split,mask,age")
+    assert pinned(again(config), labels=False) != first  # a run keeps whom it saw
 
 
 def test_other_images_or_masks_under_the_same_names_are_another_run(cohort: Path) -> None:

@@ -144,8 +144,8 @@ def pinned(config: SourceConfig, *, images: bool = True, labels: bool = True) ->
     """Return the source with a digest of all that it lists, so that a run of other labels is another run.
 
     So is one of other masks, or of images of other names or sizes, unless ``images`` is false: then no file is looked
-    at. Unless ``labels`` is false: then the images of the train split alone count. Where the files lie, and since when,
-    makes no difference.
+    at. Unless ``labels`` is false: then the images of the train split alone count, of whom each is, and their order.
+    Where the files lie, and since when, makes no difference.
 
     Raises
     ------
@@ -159,8 +159,10 @@ def pinned(config: SourceConfig, *, images: bool = True, labels: bool = True) ->
     if not labels:
         seen = rows_of_split(config, "train")
         names = names_below(row.path for row in seen)
-        images_of = {(names[row.path], row.volume, replace(row, mask=None).files.named) for row in seen}
-        return replace(config, listed=_hash("\n".join(sorted(map(repr, images_of)))))
+        images_of = [
+            (names[row.path], row.volume, row.facts.patient, replace(row, mask=None).files.named) for row in seen
+        ]
+        return replace(config, listed=_hash("\n".join(map(repr, images_of))))
     rows = list_rows(config)
     series, masks = names_below(row.path for row in rows), names_below(row.mask for row in rows if row.mask)
     listed = sorted(

@@ -110,6 +110,8 @@ public:
         Outputs outputs;
         for (const auto& port : compiled_.outputs()) {
             const ov::Tensor tensor = request_.get_tensor(port);
+            if (tensor.get_size() == 0 && port.get_partial_shape().is_static())
+                throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO gave an empty " + name_of(port) + "; it may lack memory");
             if (tensor.get_element_type() == ov::element::f32)
                 outputs[name_of(port)].values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
             else if (tensor.get_element_type() == ov::element::u8)

@@ -55,12 +55,14 @@ bool lacked_memory(const std::string& said) { return said.find("bad_alloc") != s
 
 std::string plain(std::string_view text) {
     std::string said;
-    for (const char c : text) {
-        const bool blank = static_cast<unsigned char>(c) <= ' ' || c == '\x7f';
-        if (!blank)
-            said += c;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const auto c = static_cast<unsigned char>(text[i]), next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
+        const bool further_control = c == 0xc2 && next >= 0x80 && next < 0xa0;  // U+0080 to U+009F, in UTF-8
+        if (c > ' ' && c != 0x7f && !further_control)
+            said += text[i];
         else if (!said.empty() && said.back() != ' ')
             said += ' ';
+        i += further_control ? 1 : 0;
     }
     if (!said.empty() && said.back() == ' ') said.pop_back();
     return said;

@@ -70,7 +70,7 @@ Window window_of(const Histogram& histogram, const Preprocessing& spec, std::spa
     if (window[1] - window[0] < narrowest_window)
         throw series_error("the volume's values span " + general(window[1] - window[0], 3) + ", less than " +
                            general(narrowest_window, 6) +
-                           ": give them in a smaller unit (an ADC map in um2/s instead of m2/s)");
+                           ": give them in a smaller unit (an ADC map in um2/s instead of m2/s), not by their slope");
     return window;
 }
 

@@ -14,7 +14,8 @@ namespace {
 constexpr std::int64_t largest_axis = std::int64_t{1} << 16;
 constexpr std::int64_t largest_volume = std::int64_t{1} << 32;  // voxels
 
-// Whether float32 stays as it is: what a positive slope and an intercept do to all voxels alike changes no answer.
+// Whether float32 stays as it is: what a positive slope and an intercept do to all voxels alike changes no answer, unless the
+// values span too little.
 bool kept(const SeriesForm& form) { return form.type == DRT_FLOAT32 && form.rescale.slope > 0; }
 
 template <class From, class To>

@@ -1,6 +1,6 @@
 // So many runs in one process, half of them streamed: memory of the process that does the work must not grow
 // after the first WARM_UP of them.
-//     soak BUNDLE RUNS WARM_UP [worker]
+//     soak BUNDLE RUNS WARM_UP [worker]      WARM_UP as many as RUNS: nothing is compared
 
 #include <unistd.h>
 
@@ -49,7 +49,7 @@ void stream(drt_session* session, const Sample& sample) {
 int main(int argc, char** argv) {
     CHECK(argc >= 4);
     const int runs = std::atoi(argv[2]), warm_up_runs = std::atoi(argv[3]);
-    CHECK(runs > warm_up_runs);
+    CHECK(0 < warm_up_runs && warm_up_runs <= runs);
     drt_session_params params;
     drt_session_default_params(&params, sizeof params);
     params.threads = 2;
@@ -69,8 +69,8 @@ int main(int argc, char** argv) {
             stream(session, sample);
         if (run == 0) first = embedding_of(session);
         CHECK(cosine(embedding_of(session), first) > 1 - 1e-6);
-        if (run == warm_up_runs) after_warm_up = resident_mb(info.worker_pid);
-        if (run > warm_up_runs) highest = std::max(highest, resident_mb(info.worker_pid));
+        if (run + 1 == warm_up_runs) highest = after_warm_up = resident_mb(info.worker_pid);
+        if (run >= warm_up_runs) highest = std::max(highest, resident_mb(info.worker_pid));
     }
     drt_session_close(session);
     std::cout << runs << " runs: " << after_warm_up << " MB resident after " << warm_up_runs << ", at most " << highest << " MB after that\n";

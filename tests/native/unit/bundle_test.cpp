@@ -65,6 +65,7 @@ void operators() {
 }
 
 void text() {
+    CHECK(plain(" HEAD\x1b[2J\n and\tneck\xc2\x9b") == "HEAD [2J and neck" && plain("\xc2\xa0\xc3\x9f\xc2") == "\xc2\xa0\xc3\x9f\xc2");
     CHECK(is_utf8("a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"));
     for (const char* bad : {"\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xff", "a\xc3"}) CHECK(!is_utf8(bad));
 }
