@@ -21,6 +21,9 @@ if(NOT DALI_INCLUDE_DIR)
                       "(${DECIPHER_RT_PYTHON_ENV}), or set DALI_INCLUDE_DIR")
 endif()
 cmake_path(GET DALI_INCLUDE_DIR PARENT_PATH DALI_LIBRARY_DIR)
+if(EXISTS "${DALI_LIBRARY_DIR}/lib/libdali.so")  # a prefix, and not a wheel's folder
+  cmake_path(APPEND DALI_LIBRARY_DIR lib)
+endif()
 
 find_path(CUDA_INCLUDE_DIR cuda_runtime_api.h HINTS ${_wheels} /usr/local/cuda
           PATH_SUFFIXES triton/backends/nvidia/include nvidia/cu13/include nvidia/cuda_runtime/include include)

@@ -197,6 +197,31 @@ def test_pkg_config_and_the_worker_find_the_prefix_whatever_libdir_is(
     assert said == {"prefix": prefix, "libdir": folder.parent, "includedir": prefix / "include"}
 
 
+def test_dali_and_openvino_are_found_on_the_system_as_well(tmp_path: Path) -> None:
+    """Where no environment of Python is named, in the prefixes that CMake looks in."""
+    wheels, prefix = Path(sysconfig.get_path("purelib")), tmp_path / "prefix"
+    places = {
+        "include/dali": "nvidia/dali/include/dali",
+        "include/nlohmann": "nlohmann_json/include/nlohmann",
+        "openvino": "openvino",
+        "lib/libdali.so": "nvidia/dali/libdali.so",
+    }
+    cuda = next(wheels.glob("triton/backends/nvidia/include"))
+    for folder in ("include", "lib"):
+        (prefix / folder).mkdir(parents=True)
+    for place, wheel in places.items():
+        (prefix / place).symlink_to(wheels / wheel)
+    for header in cuda.iterdir():
+        (prefix / "include" / header.name).symlink_to(header)
+    said = ["-DDECIPHER_RT_PYTHON_ENV=", "-DDECIPHER_RT_TESTS=OFF", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    run(["cmake", "-S", HERE.parents[1], "-B", tmp_path / "build", *said])
+    cache = (tmp_path / "build" / "CMakeCache.txt").read_text(encoding="utf-8")
+    assert f"DALI_INCLUDE_DIR:PATH={prefix}/include\n" in cache
+    assert f"OpenVINO_DIR:PATH={prefix}/openvino/cmake\n" in cache
+    linked = (tmp_path / "build/decipher_rt/native/CMakeFiles/decipher_rt.dir/link.txt").read_text(encoding="utf-8")
+    assert f"{prefix}/lib" in linked.partition("-rpath")[2]
+
+
 def test_pkg_config(deployed: Path, tmp_path: Path) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("no pkg-config")
