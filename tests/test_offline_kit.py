@@ -37,7 +37,9 @@ def test_the_kit_installs_and_answers_without_a_network(kit, tmp_path):
     assert run.returncode == 0, run.stderr
     command = [str(tmp_path / "venv/bin/decipher-rt"), "demo", "-o", str(tmp_path / "out")]
     for more in ([], ["-b", str(kit / "bundle")]):
-        run = subprocess.run([*command, *more], env=NO_NETWORK, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        run = subprocess.run(
+            [*command, *more], env=NO_NETWORK, capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
         assert run.returncode == 0, run.stderr
     result = json.loads(next((tmp_path / "out").rglob("result.json")).read_text())
     assert result["series"]["files"] > 1

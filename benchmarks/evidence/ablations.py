@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import probe
 import torch
 from arms import Results, digest, open_heads, pretrained, spread
 from probe import METRICS, probes
@@ -34,7 +35,6 @@ RECALLS = {
     **{f"image_to_text_recall@{k}": f"report for an image, Recall@{k}" for k in (1, 5, 10)},
     "text_to_image_recall@10": "image for a report, Recall@10",
 }
-CODE = ("ablations.py", "probe.py", "arms.py")
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         "without self-supervision": ["encoder_from=", sizes],
         "without region-wise batches": ["by_region=0"],
     }
-    results = Results(options.json, settings_of(options, base, started_from))
+    results = Results(options.json, settings_of(options, base, started_from), __file__, probe.__file__)
     for seed in range(options.seeds):
 
         def begin(seed: int = seed) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def main() -> None:
 
             def measure(seed: int = seed, name: str = name, changed: list[str] = changed) -> dict[str, Any]:
                 settings = load_config(AlignConfig, options.config, [*started, f"run.seed={seed}", *changed])
-                folder = options.runs / f"{name.replace(' ', '-')}-{seed}"
+                folder = options.runs / results.key / f"{name.replace(' ', '-')}-{seed}"
                 recall = align(settings, folder, options.cache, Progress())
                 return {"retrieval": recall, "probe": probes(pretrained(folder), pool, test, options, [seed])}
 
@@ -80,7 +80,6 @@ def settings_of(options: argparse.Namespace, base: AlignConfig, started_from: Vi
     return {
         **{name: getattr(options, name) for name in ("steps", "labels", "pool", "test")},
         "config": digest(dump_config(base), dump_config(started_from.config)),
-        "code": digest(*map(Path(__file__).with_name, CODE)),
         "ssl": fingerprint(started_from.state_dict()),
         "text": folder_fingerprint(options.text),
     }

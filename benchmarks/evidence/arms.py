@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from latency.provenance import provenance
 
 from decipher_rt.atomic import write_text
+from decipher_rt.train.checkpoint import fingerprint
+from decipher_rt.train.config import dump_config
 from decipher_rt.train.decoders.tokens import encode
 from decipher_rt.train.decoders.train import load_encoder
 from decipher_rt.train.model.vit import ViT, ViTConfig
@@ -29,7 +32,7 @@ from decipher_rt.train.progress import Progress
 from decipher_rt.train.samples import Split
 from decipher_rt.train.sources import Example, SourceConfig, open_source
 from decipher_rt.train.views import to_patches
-from decipher_rt.train.weights import load_stage
+from decipher_rt.train.weights import Weights, load_stage
 
 POOL_SERIES = 256  # that fix the mean and variance of an untrained encoder's pooled vectors
 BATCH = 32
@@ -45,7 +48,15 @@ class Features:
 
 def open_heads(source: SourceConfig, encoder: ViTConfig, split: Split, count: int, cache: Path) -> list[Example]:
     """Return the first ``count`` series of a split of the simulator, all of them heads."""
-    source = replace(source, not_heads=0.0, **{split: count})
+    return _open(replace(source, not_heads=0.0, **{split: count}), encoder, split, count, cache)
+
+
+def open_others(source: SourceConfig, encoder: ViTConfig, split: Split, count: int, cache: Path) -> list[Example]:
+    """Return as many that are no heads."""
+    return _open(replace(source, not_heads=1.0, **{split: count}), encoder, split, count, cache)
+
+
+def _open(source: SourceConfig, encoder: ViTConfig, split: Split, count: int, cache: Path) -> list[Example]:
     examples = open_source(source, encoder.preprocessing, split, cache, 2, Progress())
     return [examples[i] for i in range(count)]
 
@@ -77,6 +88,16 @@ def features(encoder: ViT, series: Sequence[Example]) -> Features:
     return Features(np.stack(rows).astype(np.float64), [dict(one.labels) for one in series])
 
 
+def described(weights: Weights) -> dict[str, str]:
+    """Return what figures of a whole model depend on: its weights, and what its configuration says beside them."""
+    return {"model": fingerprint(weights.model.state_dict()), "config": digest(dump_config(weights.config))}
+
+
+def anatomy_of(file: Path | None) -> str:
+    """Return what tells the heads that series are made around: the file's name and content, or the template's."""
+    return f"{file.name} {digest(file)[:12]}" if file else "mni152"
+
+
 def digest(*parts: str | Path) -> str:
     """Return the SHA-256 of what figures follow from: configurations as text, and the code in files."""
     whole = hashlib.sha256()
@@ -88,21 +109,27 @@ def digest(*parts: str | Path) -> str:
 class Results:
     """A JSON file that is written after every part, so that a killed run goes on with the next one.
 
-    A part is measured again where the settings of all, or the weights of its own, are others than those in the file;
-    ``provenance`` has an entry for each run that measured parts, with their names.
+    A part is measured again where the settings of all, the ``code`` that measures (this file is added), or the weights
+    of its own are others than those in the file;
+    ``provenance`` has an entry for each run that measured parts, with their names, and ``seconds`` what each part took,
+    the series made before it not counted. ``key`` names settings and code, for what runs leave on disk.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: dict[str, Any], *code: str) -> None:
+        settings = {**settings, "code": digest(Path(__file__), *map(Path, code))}
+        self.path, self.key = path, digest(json.dumps(settings, sort_keys=True))[:12]
         found = json.loads(path.read_text()) if path.exists() else {}
         kept = found if found.get("settings") == settings else {}
         self.parts: dict[str, Any] = kept.get("parts", {})
-        self.document = {"provenance": [], "settings": settings, "weights": {}, "parts": self.parts} | kept
+        new = {"provenance": [], "settings": settings, "weights": {}, "seconds": {}, "parts": self.parts}
+        self.document = new | kept
 
     def part(self, name: str, make: Callable[[], Any], weights: str | None = None) -> Any:
         """Return a part, measured now unless the file has it of the same ``weights``, or whatever tells them."""
         if name not in self.parts or self.document["weights"].get(name) != weights:
+            began = time.monotonic()
             self.parts[name] = make()
+            self.document["seconds"][name] = round(time.monotonic() - began)
             if weights is not None:
                 self.document["weights"][name] = weights
             self._record(name)

@@ -11,6 +11,7 @@ from typing import Any
 
 import ablations
 import decoders
+import lesions
 import margins
 import pretraining
 import probe
@@ -33,7 +34,7 @@ PAGE, RESULTS = REPOSITORY / "docs" / "model-card.md", REPOSITORY / "benchmarks"
 CONFIGS = REPOSITORY / "train" / "configs" / "tiny"
 FILES = (
     "training", "held-out", "real", "zero-shot", "token-dropping", "probe", "segmentation", "pretraining", "ablations",
-    "decoders", "ch2", "probe-ch2", "margins",
+    "decoders", "ch2", "probe-ch2", "margins", "lesions",
 )  # fmt: skip
 TISSUES = ("grey", "white", "csf", "lesion")
 OTHERS = {"phantom": "phantoms", "noise": "noise", "other_anatomy": "other anatomy", "scrambled": "scrambled heads"}
@@ -48,7 +49,8 @@ def main() -> None:
 def tables() -> dict[str, list[str]]:
     """Return each table of the card by its name there."""
     documents = {name: result(name) for name in FILES}
-    here, seen, seeds = (documents[name] for name in ("held-out", "real", "decoders"))
+    here, brain = (documents[name]["parts"]["figures"] for name in ("held-out", "ch2"))
+    seen, seeds = documents["real"], documents["decoders"]
     kinds = {name: kind_of(name) for name in dict.fromkeys(part.split("/")[0] for part in seeds["parts"])}
     found = {
         "training": training.table(documents["training"]["parts"]),
@@ -58,8 +60,10 @@ def tables() -> dict[str, list[str]]:
         "token-dropping": token_dropping.table(documents["token-dropping"]["parts"]),
         "segmentation": segmentation.table(documents["segmentation"]["parts"]),
         "margins": margins.table(documents["margins"]["parts"]),
+        "lesions": lesions.table(documents["lesions"]["parts"]),
         "decoders": decoders.table(seeds["parts"], kinds),
-        "ch2": evaluations({"of the training": here, "ch2": documents["ch2"]}),
+        "ch2": evaluations({"of the training": here, "ch2": brain}),
+        "minutes": minutes(documents),
     }
     by_labels = {"probe": probe, "probe-ch2": probe, "pretraining": pretraining, "ablations": ablations}
     for name, script in by_labels.items():
@@ -96,7 +100,7 @@ def kind_of(decoder: str) -> str:
 
 
 def evaluations(columns: dict[str, dict[str, Any]]) -> str:
-    """Return what ``decipher-rt evaluate --json`` said, as Markdown: a column for each time."""
+    """Return what ``decipher-rt evaluate`` said, as Markdown: a column for each time."""
     rows = [figures(one) for one in columns.values()]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(row[name] for row in rows) + " |" for name in rows[0]]
@@ -135,6 +139,22 @@ def figures(of: dict[str, Any]) -> dict[str, str]:
 def recall(of: dict[str, Any], way: str) -> str:
     """Return Recall@1, 5 and 10 of one way of retrieval."""
     return " / ".join(f"{of['retrieval'][f'{way}_recall@{k}']:.1%}" for k in (1, 5, 10))
+
+
+def minutes(documents: dict[str, dict[str, Any]]) -> str:
+    """Return how long each table took and on what, as Markdown; those that say it of every part."""
+    lines = ["| table | minutes | on |", "|---|---|---|"]
+    for name, document in documents.items():
+        seconds = document.get("seconds", {})
+        if name != "training" and seconds.keys() == document["parts"].keys():
+            processors = dict.fromkeys(f"{m['processor']}, {m['cores']} cores" for m in machines(document))
+            lines.append(f"| {name} | {sum(seconds.values()) / 60:.0f} | {'; '.join(processors)} |")
+    return "\n".join(lines)
+
+
+def machines(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the parts of a table were measured on."""
+    return [run["machine"] for run in document["provenance"]]
 
 
 def confusion(counts: list[list[int]], names: tuple[str, ...]) -> str:

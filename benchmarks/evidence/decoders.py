@@ -40,7 +40,7 @@ def main() -> None:
         load_config(DecoderRunConfig, options.configs / f"decoder-{name}.yaml", [f"encoder={options.encoder}"])
         for name in options.decoders
     ]
-    results = Results(options.json, settings_of(options.encoder, options.configs))
+    results = Results(options.json, settings_of(options.encoder, options.configs), __file__)
     for config in configs:
         for seed in range(options.seeds):
 

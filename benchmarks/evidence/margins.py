@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import Results, open_heads
+from arms import Results, described, open_heads
 
-from decipher_rt.train.checkpoint import fingerprint
 from decipher_rt.train.decoders.stage import images_of
 from decipher_rt.train.decoders.tokens import encode
 from decipher_rt.train.weights import load_weights
@@ -30,8 +29,8 @@ def main() -> None:
     weights = load_weights(options.model)
     spec, source = weights.config.encoder, weights.config.sources[options.decoder]
     heads = open_heads(source, spec, "validation", options.heads, options.cache)
-    settings = {"heads": options.heads, "decoder": options.decoder, "model": fingerprint(weights.model.state_dict())}
-    results = Results(options.json, settings)
+    settings = {name: getattr(options, name) for name in ("heads", "most", "decoder")}
+    results = Results(options.json, {**settings, **described(weights)}, __file__)
     results.part("margins", lambda: measure(weights.model, options.decoder, heads, range(options.most + 1)))
     print(table(results.parts))
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import probe
 import torch
 from arms import Results, digest, open_heads, pretrained, spread, untrained
 from probe import METRICS, probes
@@ -31,7 +32,6 @@ from decipher_rt.train.ssl.pretrain import pretrain
 UNTRAINED = "untrained, whitened"
 CONV = "encoder.stem=conv"
 MAE = "method=mae"
-CODE = ("pretraining.py", "probe.py", "arms.py")
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         "masked autoencoder": (options.mae_steps, [MAE]),
         "masked autoencoder, convolutional stem": (options.mae_steps, [MAE, CONV]),
     }
-    results = Results(options.json, settings_of(options, base))
+    results = Results(options.json, settings_of(options, base), __file__, probe.__file__)
     for seed in range(options.seeds):
         start = untrained(base.encoder, pool, seed, whitened=True)
 
@@ -59,7 +59,7 @@ def main() -> None:
         for name, (steps, changed) in arms.items():
 
             def measure(seed: int = seed, name: str = name, steps: int = steps, keys: list[str] = changed) -> Any:
-                folder = options.runs / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+                folder = options.runs / results.key / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
                 config = load_config(SSLConfig, options.config, keys)
                 every = {"steps": steps, "warmup": max(1, steps // 10), "checkpoint_every": steps}
                 run = replace(config.run, seed=seed, **every)
@@ -76,7 +76,6 @@ def settings_of(options: argparse.Namespace, base: SSLConfig) -> dict[str, Any]:
     return {
         **{name: getattr(options, name) for name in ("steps", "mae_steps", "labels", "pool", "test")},
         "config": digest(dump_config(base)),
-        "code": digest(*map(Path(__file__).with_name, CODE)),
     }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from arms import Features, Results, features, open_heads, pretrained, spread, untrained
+from arms import Features, Results, anatomy_of, digest, features, open_heads, pretrained, spread, untrained
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -31,6 +31,7 @@ from torch import nn
 
 from decipher_rt.train.align.batch import draw_view
 from decipher_rt.train.checkpoint import fingerprint
+from decipher_rt.train.config import dump_config
 from decipher_rt.train.metrics import accuracy, auroc, mean_absolute_error
 from decipher_rt.train.model.vit import ViT, ViTConfig
 from decipher_rt.train.sources import Example, SourceConfig
@@ -56,13 +57,14 @@ def main() -> None:
     config = encoder.config
     source = SourceConfig(seed=options.source_seed)
     pool = open_heads(source, config, "train", options.pool, options.cache)
-    of_test = replace(source, anatomy=options.anatomy) if options.anatomy else source
+    of_test = replace(source, anatomy=str(options.anatomy)) if options.anatomy else source
     test = open_heads(of_test, config, "test", options.test, options.cache)
     settings = {
-        "labels": options.labels, "pool": options.pool, "test": options.test,
-        "anatomy": Path(options.anatomy).name or "mni152",
-    }  # fmt: skip
-    results = Results(options.json, settings)
+        **{name: getattr(options, name) for name in ("labels", "pool", "test", "seeds", "source_seed")},
+        "anatomy": anatomy_of(options.anatomy),
+        "config": digest(dump_config(config)),
+    }
+    results = Results(options.json, settings, __file__)
     for name, folder in {"pretrained": options.model, **dict(item.split("=", 1) for item in options.also)}.items():
         trained = pretrained(Path(folder))
         weights = fingerprint(trained.state_dict())
@@ -214,7 +216,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="folder of train align or train decoder")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=FOLDER", help="further pretrained encoders")
     parser.add_argument("--cache", type=Path, default=Path(".cache/samples"))
-    parser.add_argument("--anatomy", default="", help="skull-stripped T1w NIfTI that test heads are made around")
+    parser.add_argument("--anatomy", type=Path, help="skull-stripped T1w NIfTI that test heads are made around")
     parser.add_argument("--labels", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--pool", type=int, default=512, help="training series that the labelled ones are drawn from")
     parser.add_argument("--test", type=int, default=256)

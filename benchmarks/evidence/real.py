@@ -30,7 +30,7 @@ def main() -> None:
     session = decipher_rt.load(options.bundle)
     truths = truths_of(options.series)
     settings = {"bundle": session.bundle.sha256, "series": {Path(path).name: truth for path, truth in truths.items()}}
-    results = Results(options.json, settings)
+    results = Results(options.json, settings, __file__)
     for path, truth in truths.items():
 
         def answer(path: str = path, truth: str = truth) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def main() -> None:
     config = load_config(DecoderRunConfig, options.config, [f"encoder={options.encoder}"])
     train = open_heads(config.source, encoder.config, "train", options.train, options.cache)
     test = open_heads(config.source, encoder.config, "test", options.test, options.cache)
-    results = Results(options.json, settings_of(options, config, encoder))
+    results = Results(options.json, settings_of(options, config, encoder), __file__)
     steps = len(train) // options.batch
     for seed in range(options.seeds):
 
@@ -143,7 +143,6 @@ def settings_of(options: argparse.Namespace, config: DecoderRunConfig, encoder: 
     return {
         **{name: getattr(options, name) for name in ("train", "test", "epochs", "batch", "crops")},
         "config": digest(learned, dump_config(encoder.config)),
-        "code": digest(Path(__file__)),
         "encoder": fingerprint(encoder.state_dict()),
     }
 

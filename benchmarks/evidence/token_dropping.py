@@ -2,9 +2,9 @@
 
     python benchmarks/evidence/token_dropping.py runs/tiny/model --cache runs/cache
 
-The same held-out series go through the encoder and every decoder twice. Times are of the encoder in PyTorch, one
-series at a time, both ways in turns; the ratio is the median of the ratios within a series. The spread of a figure is
-its standard deviation over bootstrap samples of the series.
+The same held-out series go through the encoder and every decoder, the scope and retrieval twice. Times are of the
+encoder in PyTorch, one head at a time, both ways in turns; the ratio is the median of the ratios within a series. The
+spread of a figure is its standard deviation over bootstrap samples of the series; that of recall is the binomial one.
 """
 
 from __future__ import annotations
@@ -14,29 +14,38 @@ import functools
 import statistics
 import time
 import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from arms import Results, open_heads
+from arms import Results, described, open_heads, open_others
+from numpy.typing import NDArray
+from torch import Tensor
 
 from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import select_tokens
-from decipher_rt.train.checkpoint import fingerprint
+from decipher_rt.train.align.embed import embed_texts
+from decipher_rt.train.align.retrieval import retrieval
 from decipher_rt.train.decoders.contract import Decoder, Rows, seen_as_encoder
 from decipher_rt.train.decoders.tokens import known_of
+from decipher_rt.train.metrics import auroc
+from decipher_rt.train.model.scope import Scope
 from decipher_rt.train.sources import Example
+from decipher_rt.train.text.tokenizer import load_tokenizer
 from decipher_rt.train.views import UNIT_WINDOW
-from decipher_rt.train.weights import load_weights
+from decipher_rt.train.weights import Weights, load_weights
 
 # The figure that says most of each kind of decoder.
 FIGURES = {
     "classification": ("accuracy", "auroc"),
     "regression": ("mae",),
     "segmentation": ("dice",),
-    "localisation": ("presence_auroc", "iou"),
+    "localisation": ("presence_auroc", "centre_error_mm", "iou"),
 }
+WAYS = ("foreground", "all")
 BOOTSTRAPS = 200
 
 
@@ -47,68 +56,128 @@ def main() -> None:
     weights = load_weights(options.model)
     model, config = weights.model, weights.config
     source = next(iter(config.sources.values()))
-    test = open_heads(source, config.encoder, "test", options.test, options.cache)
-    results = Results(options.json, {"test": options.test, "model": fingerprint(model.state_dict())})
-    results.part("figures", lambda: both_ways(model, config.encoder.preprocessing, test))
+    heads = open_heads(source, config.encoder, "test", options.test, options.cache)
+    others = open_others(source, config.encoder, "test", options.others, options.cache)
+    tokenizer = load_tokenizer(options.model, model.text.config.max_tokens) if model.text is not None else None
+    counts = {"test": options.test, "others": options.others}
+    results = Results(options.json, {**counts, **described(weights)}, __file__)
+    results.part("figures", lambda: both_ways(weights, tokenizer, heads, others))
     print(table(results.parts))
 
 
 @torch.no_grad()
-def both_ways(model: Any, spec: Any, test: list[Example]) -> dict[str, Any]:
-    """Encode and answer with foreground tokens and with all of them."""
-    ways: dict[str, dict[str, list[Any]]] = {
-        way: {name: [] for name in model.decoders} for way in ("foreground", "all")
-    }
-    seconds: dict[str, list[float]] = {"foreground": [], "all": []}
+def both_ways(weights: Weights, tokenizer: Any, heads: list[Example], others: list[Example]) -> dict[str, Any]:
+    """Encode and answer with foreground tokens and with all of them; ``others`` are no heads, for the scope alone."""
+    model, spec = weights.model, weights.config.encoder.preprocessing
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    embeddings: dict[str, list[NDArray[np.float32]]] = {way: [] for way in WAYS}
+    rows: dict[str, dict[str, list[Any]]] = {way: {name: [] for name in model.decoders} for way in WAYS}
     counts = []
-    for example in test:
-        volume = example.volume.astype(np.float32)
-        kept = select_tokens(Grid(volume, UNIT_WINDOW, np.eye(4)), spec).indices
-        counts.append(len(kept))
-        for way, tokens in (("foreground", kept), ("all", np.arange(spec.patches))):
+    for example in [*heads, *others]:
+        voxels, window = (
+            torch.from_numpy(example.volume.astype(np.float32))[None, None],
+            torch.from_numpy(UNIT_WINDOW)[None],
+        )
+        kept = select_tokens(Grid(voxels[0, 0].numpy(), UNIT_WINDOW, np.eye(4)), spec).indices
+        for way, tokens in zip(WAYS, (kept, np.arange(spec.patches)), strict=True):
             indices = torch.from_numpy(tokens.astype(np.int64))[None]
-            voxels, window = torch.from_numpy(volume)[None, None], torch.from_numpy(UNIT_WINDOW)[None]
             began = time.perf_counter()
             patch, embedding = model.encoder(voxels, window, indices)
-            seconds[way].append(time.perf_counter() - began)
-            image = seen_as_encoder(voxels, window)
-            beside = functools.cache(lambda sight, p=patch, i=indices, x=image: sight(p, i, x))
-            for name, module in model.decoders.items():
-                decoder = typing.cast("Decoder", module)
-                known = known_of(example, example.affine_lps_mm, tissue=example.tissue is not None)
-                if not decoder.knows(known):
-                    continue
-                target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)
-                batch = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in target.items()}
-                sight = model.sights.get(name)
-                raw = decoder.raw(beside(sight) if sight else patch, indices, embedding, image)
-                ways[way][name].append(decoder.rows(raw, batch, indices))
-    figures: dict[str, Any] = {}
+            took = time.perf_counter() - began
+            embeddings[way].append(embedding[0].numpy())
+            if example.kind != "head":
+                continue
+            seconds[way].append(took)
+            seen = Seen(patch, indices, embedding, seen_as_encoder(voxels, window))
+            for name, found in answers(model, example, seen, tokens):
+                rows[way][name].append(found)
+        if example.kind == "head":
+            counts.append(len(kept))
+    ratios = [a / f for f, a in zip(*(seconds[way] for way in WAYS), strict=True)]
+    figures = {}
     for name, module in model.decoders.items():
-        decoder = typing.cast("Decoder", module)
-        rows = {way: {k: np.concatenate([row[k] for row in of[name]]) for k in of[name][0]} for way, of in ways.items()}
-        measured = {way: flat(decoder, decoder.figures(some)) for way, some in rows.items()}
-        rng = np.random.default_rng(0)
-        again = (drawn_again(rows["foreground"], rng) for _ in range(BOOTSTRAPS))
-        samples = [flat(decoder, decoder.figures(some)) for some in again]
-        for key in measured["all"]:
-            drawn = [sample[key] for sample in samples if sample.get(key) is not None]
-            figures[f"{name}, {key}"] = {
-                **{way: measured[way][key] for way in measured},
-                "spread": statistics.stdev(drawn),
-            }
-    ratios = [a / f for a, f in zip(seconds["all"], seconds["foreground"], strict=True)]
+        figures |= of_decoder(name, typing.cast("Decoder", module), {way: rows[way][name] for way in WAYS})
+    found = {way: np.stack(some) for way, some in embeddings.items()}
+    if model.text is not None:
+        texts = [" ".join(head.report) for head in heads]
+        figures |= of_retrieval(embed_texts(model.text, tokenizer, texts), texts, found)
+    if model.scope is not None:
+        figures |= of_scope(model.scope, np.arange(len(heads) + len(others)) < len(heads), found)
     return {
         "time": {
             "tokens_foreground_median": int(statistics.median(counts)),
             "tokens_all": int(spec.patches),
-            "ms_foreground_median": round(1000 * statistics.median(seconds["foreground"]), 1),
-            "ms_all_median": round(1000 * statistics.median(seconds["all"]), 1),
+            **{f"ms_{way}_median": round(1000 * statistics.median(seconds[way]), 1) for way in WAYS},
             "ratio_median": round(statistics.median(ratios), 2),
             "ratio_spread": [round(float(q), 2) for q in np.percentile(ratios, [10, 90])],
         },
         "figures": figures,
     }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the encoder made of one series (B = 1), and the image that decoders see."""
+
+    patch: Tensor
+    indices: Tensor
+    embedding: Tensor
+    image: Tensor
+
+
+def answers(model: Any, example: Example, seen: Seen, tokens: NDArray[np.int64]) -> Iterator[tuple[str, Rows]]:
+    """Yield what every decoder that knows of the series said of it."""
+    beside = functools.cache(lambda sight: sight(seen.patch, seen.indices, seen.image))
+    known = known_of(example, example.affine_lps_mm, tissue=example.tissue is not None)
+    for name, module in model.decoders.items():
+        decoder = typing.cast("Decoder", module)
+        if not decoder.knows(known):
+            continue
+        target = decoder.target(known, example.tissue if decoder.reads_tissue else None, tokens)
+        batch = {key: torch.from_numpy(np.asarray(value)[None]) for key, value in target.items()}
+        sight = model.sights.get(name)
+        raw = decoder.raw(beside(sight) if sight else seen.patch, seen.indices, seen.embedding, seen.image)
+        yield name, decoder.rows(raw, batch, seen.indices)
+
+
+def of_decoder(name: str, decoder: Decoder, answered: dict[str, list[Rows]]) -> dict[str, Any]:
+    """Return the figures that count of one decoder."""
+    rows = {way: {k: np.concatenate([row[k] for row in some]) for k in some[0]} for way, some in answered.items()}
+    measured = {way: flat(decoder, decoder.figures(some)) for way, some in rows.items()}
+    rng = np.random.default_rng(0)
+    again = (drawn_again(rows[WAYS[0]], rng) for _ in range(BOOTSTRAPS))
+    samples = [flat(decoder, decoder.figures(some)) for some in again]
+    figures = {}
+    for key in measured[WAYS[1]]:
+        drawn = [sample[key] for sample in samples if sample.get(key) is not None]
+        figures[f"{name}, {key}"] = {**{way: measured[way][key] for way in WAYS}, "spread": statistics.stdev(drawn)}
+    return figures
+
+
+def of_retrieval(
+    text: NDArray[np.float32], texts: list[str], embeddings: dict[str, NDArray[np.float32]]
+) -> dict[str, Any]:
+    """Return recall among the first ten in both directions; the spread is that of a share of so many."""
+    found = {way: retrieval(some[: len(texts)], text, texts, [10]) for way, some in embeddings.items()}
+    figures = {}
+    for direction, words in (("image_to_text", "report for an image"), ("text_to_image", "image for a report")):
+        shares = {way: getattr(one, direction)[10] for way, one in found.items()}
+        spread = float(np.sqrt(shares[WAYS[0]] * (1 - shares[WAYS[0]]) / len(texts)))
+        figures[f"{words}, Recall@10"] = {**shares, "spread": spread}
+    return figures
+
+
+def of_scope(scope: Scope, head: NDArray[np.bool_], embeddings: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """Return how well heads are told from what is none, and the share of heads that is refused."""
+    scores = {way: scope(torch.from_numpy(some)).numpy() for way, some in embeddings.items()}
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(head), size=len(head)) for _ in range(BOOTSTRAPS)]
+    figures = {}
+    for name, figure in (("auroc", auroc), ("heads refused", lambda truth, score: float((score[truth] < 0).mean()))):
+        samples = [figure(head[chosen], scores[WAYS[0]][chosen]) for chosen in drawn]
+        found = {way: figure(head, some) for way, some in scores.items()}
+        figures[f"scope, {name}"] = {**found, "spread": statistics.stdev(samples)}
+    return figures
 
 
 def drawn_again(rows: Rows, rng: np.random.Generator) -> Rows:
@@ -147,7 +216,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of train decoder")
     parser.add_argument("--cache", type=Path, default=Path(".cache/samples"))
-    parser.add_argument("--test", type=int, default=128)
+    parser.add_argument("--test", type=int, default=256)
+    parser.add_argument("--others", type=int, default=64, help="series that are no heads, for the scope")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/evidence-token-dropping.json"))
     return parser.parse_args()
 

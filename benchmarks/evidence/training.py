@@ -34,7 +34,7 @@ def main() -> None:
     logs = {name: options.runs / folder / "log.csv" for name, folder in STAGES.items()}
     if gone := [str(log) for log in logs.values() if not log.exists()]:
         raise SystemExit(f"{gone[0]}: not there; 'make model' leaves it when that stage is trained")
-    results = Results(options.json, {"logs": digest(*logs.values())})
+    results = Results(options.json, {"logs": digest(*logs.values())}, __file__)
     for name, log in logs.items():
         results.part(name, lambda log=log: took(log))
     print(table(results.parts))

@@ -60,7 +60,7 @@ def main() -> None:
     test = open_heads(source, weights.config.encoder, "test", options.test, options.cache)
     prompts_of = {name: list(prompts.values()) for name, prompts in PROMPTS.items()}
     settings = {"test": options.test, "prompts": prompts_of, "model": fingerprint(weights.model.state_dict())}
-    results = Results(options.json, settings)
+    results = Results(options.json, settings, __file__)
     tokenizer = load_tokenizer(options.model, weights.model.text.config.max_tokens)
     seen = features(weights.model.encoder, test)
     image = seen.rows[:, : weights.config.encoder.embedding_size]

@@ -105,18 +105,24 @@ def settings_of(script, tmp_path: Path, name: str, *overrides: str) -> dict:
 
 
 @pytest.mark.parametrize("name", ["segmentation", "pretraining", "ablations"])
-def test_another_configuration_or_other_code_begins_anew(script, tmp_path, monkeypatch, name) -> None:
+def test_another_configuration_begins_anew(script, tmp_path, name) -> None:
     found = settings_of(script, tmp_path, name)
     assert found == settings_of(script, tmp_path, name)
     assert found != settings_of(script, tmp_path, name, "source.seed=5")
-    changed = tmp_path / "code"
-    changed.mkdir()
-    for file in EVIDENCE.glob("*.py"):
-        (changed / file.name).write_bytes(file.read_bytes())
-    with (changed / f"{name}.py").open("a") as file:
-        file.write("PENALTY = 2\n")
-    monkeypatch.setattr(script(name), "__file__", str(changed / f"{name}.py"))
-    assert found != settings_of(script, tmp_path, name)
+
+
+def test_other_code_begins_anew(script, tmp_path) -> None:
+    code = tmp_path / "script.py"
+    keys = []
+    for text, expected in (("PENALTY = 1", 1), ("PENALTY = 1", 1), ("PENALTY = 2", 2)):
+        code.write_text(text)
+        results = script("arms").Results(tmp_path / "results.json", {"steps": 2}, str(code))
+        assert results.part("one", lambda: int(code.read_text()[-1])) == expected
+        code.write_text("PENALTY = 3")
+        assert results.part("one", lambda: 3) == expected
+        keys.append(results.key)
+        assert json.loads((tmp_path / "results.json").read_text())["seconds"] == {"one": 0}
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_where_the_encoder_of_the_segmentation_lies_does_not_matter(script, tmp_path) -> None:
