@@ -5,8 +5,8 @@
 
 A time says little on another machine or a busy one; its ratio to work of the same kind, done in the same minute, says
 more. Reading is compared with files read, taken apart and counted in a plain loop, preprocessing with arithmetic of
-numpy, the encoder with matrix products, heads and writing with a loop of Python and JSON, a cold start with a process
-that imports numpy and pydicom and multiplies matrices. Reference and stage take turns; of every few turns the
+numpy, encoder and heads (which are a segmentation, nearly) with matrix products, a cold start with a process that
+imports numpy and pydicom and multiplies matrices. Reference and stage take turns; of every few turns the
 smallest of each counts, since other work only ever adds time, and the median of these ratios is the figure. A stage
 that seems to have lost is measured again, twice, before it fails.
 
@@ -41,7 +41,7 @@ TRIES = 3
 # What a cold start is compared with: as long, and made of the same: imports, then arithmetic on all cores.
 START = "import numpy, pydicom; a = numpy.ones((1536, 1536), numpy.float32); [a @ a for _ in range(12)]"
 # Which reference is work of a stage's kind. Stages below a millisecond stand with what surrounds them.
-KIND = {"read": "files", "preprocess": "arrays", "encode": "products", "heads and write": "python", "cold": "start"}
+KIND = {"read": "files", "preprocess": "arrays", "encode": "products", "heads and write": "products", "cold": "start"}
 
 
 def main() -> int:
@@ -158,10 +158,7 @@ def reference_work(folder: Path) -> dict[str, Callable[[], Any]]:
     def products() -> np.ndarray:
         return left @ right
 
-    def python() -> str:
-        return json.dumps({f"{n}": [float(n), n * 2] for n in range(2000)})
-
-    return {"files": files, "arrays": arrays, "products": products, "python": python}
+    return {"files": files, "arrays": arrays, "products": products}
 
 
 def seconds(work: Callable[[], Any]) -> float:
