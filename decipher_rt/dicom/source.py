@@ -156,8 +156,8 @@ def _archive(path: Path) -> Iterator[Source | Unreadable]:
         OSError,
         EOFError,
         ValueError,
+        zlib.error,
     )
-    bad += (zlib.error,)
     with suppress(ImportError):  # a Python that was built without it reads the other archives
         from lzma import LZMAError
 
