@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, help="folder of train text")
     parser.add_argument("--cache", type=Path, default=Path(".cache/samples"))
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--labels", type=int, nargs="+", default=[64])
     parser.add_argument("--pool", type=int, default=256)
     parser.add_argument("--test", type=int, default=256)
