@@ -45,6 +45,17 @@ def test_structures_are_those_that_were_committed() -> None:
     assert found == committed, "a structure grows at its end, or needs a new DRT_ABI_VERSION; then write the list anew"
 
 
+def test_enumerations_are_those_that_were_committed() -> None:
+    """A program that was compiled before has their numbers in it."""
+    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = [" ".join(one.split()) for one in re.findall(r"enum \{[^}]*\};", header)]
+    assert len(found) == len(re.findall(r"\benum\b", header))
+    committed = (HERE / "abi_enumerations.txt").read_text(encoding="utf-8").splitlines()
+    assert found == committed, (
+        "a new name comes last with a number of its own; one that changed needs a new DRT_ABI_VERSION"
+    )
+
+
 def test_every_symbol_is_declared_and_versioned(sdk: Any) -> None:
     header = HEADER.read_text(encoding="utf-8")
     declared = set(re.findall(r"DRT_API [^;]*?\b(drt_\w+)\(", header))

@@ -65,6 +65,7 @@ BAD_MANIFESTS: dict[str, Change] = {
     "spacing beyond every image": lambda m: m["preprocessing"].update(spacing_mm=[2e9, 2e9, 2e9]),
     "spacing of nothing": lambda m: m["preprocessing"].update(spacing_mm=[1e-30, 2, 2]),
     "spacing is text": lambda m: m["preprocessing"].update(spacing_mm=["1", 2, 2]),
+    "metric of numerics is text": lambda m: m["numerics"][0].update(metrics={"tissue": "60"}),
     "buckets descend": lambda m: m["preprocessing"].update(token_buckets=[512, 128]),
     "buckets end early": lambda m: m["preprocessing"].update(token_buckets=[128]),
     "no buckets": lambda m: m["preprocessing"].update(token_buckets=[]),
@@ -180,6 +181,14 @@ def test_good_manifest(name: str, sdk: Any, native_bundle: Path, tmp_path: Path)
     with sdk.open(bundle) as session:
         assert session.info().bundle_name.decode() == manifest.name
         assert session.info().bundle_sha256.decode() == open_bundle(bundle).sha256
+
+
+def test_a_file_may_be_called_anything_that_is_one_line(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(native_bundle, tmp_path)
+    rewrite(bundle, "notes\v\f.txt", b"any")
+    assert open_bundle(bundle).sums
+    with sdk.open(bundle):
+        pass
 
 
 def test_heads_say_what_they_give(
@@ -328,6 +337,25 @@ def test_an_embedding_that_is_no_unit_vector_is_an_error_in_both(sdk: Any, nativ
     with_added(bundle, "encoder.onnx", "embedding", 0.5)
     volume, affine = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16), np.diag([4.0, 4, 4, 1])
     said = "the encoder gives an embedding that is no unit vector; export the bundle again"
+    with pytest.raises(BundleError, match=said):
+        Session(open_bundle(bundle), threads=1).infer_volume(Volume(volume, affine, SeriesInfo("1.2", Path())))
+    with sdk.open(bundle) as session, pytest.raises(Exception, match=said):
+        session.run(volume, affine)
+
+
+def test_tokens_of_another_order_are_an_error_in_both(sdk: Any, native_bundle: Path, tmp_path: Path) -> None:
+    """They are as many: without heads that take them nobody else would see it."""
+    bundle = copy(native_bundle, tmp_path, lambda m: m.update(heads=[], scope=None))
+    model = onnx.load_from_string((bundle / "encoder.onnx").read_bytes())
+    for node in model.graph.node:
+        node.output[:] = ["in order" if name == "patch" else name for name in node.output]
+        node.input[:] = ["in order" if name == "patch" else name for name in node.input]
+    model.graph.node.append(helper.make_node("Transpose", ["in order"], ["patch"], perm=[0, 2, 1]))
+    (patch,) = (output for output in model.graph.output if output.name == "patch")
+    patch.type.tensor_type.ClearField("shape")
+    rewrite(bundle, "encoder.onnx", model.SerializeToString())
+    volume, affine = np.random.default_rng(0).integers(0, 1000, (30, 40, 50)).astype(np.int16), np.diag([4.0, 4, 4, 1])
+    said = r"the encoder gives patch of shape \(1, (\d+), (\d+)\), expected \(1, \2, \1\); export the bundle again"
     with pytest.raises(BundleError, match=said):
         Session(open_bundle(bundle), threads=1).infer_volume(Volume(volume, affine, SeriesInfo("1.2", Path())))
     with sdk.open(bundle) as session, pytest.raises(Exception, match=said):

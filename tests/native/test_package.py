@@ -271,21 +271,26 @@ def test_deployment_runs_without_python(deployed: Path, sdk_build: Path, raw_vol
     assert not [path for path in loaded if "python" in path]
 
 
-def test_worker_is_found_in_a_deployment(deployed: Path, sdk: Any, native_bundle: Path) -> None:
+def test_worker_runs_in_a_deployment_beside_libraries_of_the_host(
+    deployed: Path, sdk: Any, native_bundle: Path, tmp_path: Path
+) -> None:
+    for library in (deployed / "lib" / "decipher_rt").glob("lib*.so*"):
+        (tmp_path / library.name).write_text("another of this name")
     program = (
-        "import ctypes, sys\n"
+        "import ctypes, os, sys\n"
         "drt = ctypes.CDLL(sys.argv[1])\n"
         "class P(ctypes.Structure):\n"
         "    _fields_ = [('struct_size', ctypes.c_size_t), ('device', ctypes.c_int), ('mode', ctypes.c_int),"
         " ('rest', ctypes.c_char * 88)]\n"
         "p, s = P(), ctypes.c_void_p()\n"
+        "os.environ['LD_LIBRARY_PATH'] = sys.argv[3]\n"
         "drt.drt_session_default_params(ctypes.byref(p), ctypes.c_size_t(104))\n"
         "p.mode = 1\n"
         "drt.drt_last_error.restype = ctypes.c_char_p\n"
         "print(drt.drt_session_open(sys.argv[2].encode(), ctypes.byref(p), ctypes.byref(s)), drt.drt_last_error())\n"
         "drt.drt_session_close(s)\n"
     )
-    said = run([sys.executable, "-c", program, deployed / "lib" / "libdecipher_rt.so", native_bundle])
+    said = run([sys.executable, "-c", program, deployed / "lib" / "libdecipher_rt.so", native_bundle, tmp_path])
     assert said.startswith("0 ")
 
 

@@ -102,9 +102,9 @@ typedef int32_t drt_status;
 enum {
     DRT_OK = 0,
     DRT_ERROR_ARGUMENT = 1,     /* NULL, a size or name that does not exist, a call out of order */
-    DRT_ERROR_BUNDLE = 2,       /* the bundle is damaged, incomplete, of another schema, or hostile */
+    DRT_ERROR_BUNDLE = 2,       /* the bundle is damaged, incomplete, of another schema, hostile, or not what it says */
     DRT_ERROR_SERIES = 3,       /* the voxels or their geometry cannot be one volume */
-    DRT_ERROR_ENGINE = 4,       /* a library is absent, or refuses the bundle on this machine */
+    DRT_ERROR_ENGINE = 4,       /* a library is absent, or refuses the bundle on this machine; a worker of another build */
     DRT_ERROR_CANCELLED = 5,    /* the cancel callback said so */
     DRT_ERROR_BUFFER_SIZE = 6,  /* the caller's buffer is too small; the size needed has been set */
     DRT_ERROR_MEMORY = 7,       /* no memory, or more than was declared at open would be needed */

@@ -1,5 +1,5 @@
-// Values in and out of a row of bytes. Both ends are of one build; the reader still trusts nothing: the other process may
-// have died in the middle, or worse.
+// Values in and out of a row of bytes. Both ends are of one build (see worker_protocol.cpp); the reader still trusts nothing:
+// the other process may have died in the middle, or worse.
 #pragma once
 
 #include <cstddef>

@@ -201,8 +201,8 @@ void check_output(const DaliLibrary& dali, daliTensorList_h output, std::size_t 
         values += volume;
     }
     if (values != expected || type != DALI_FLOAT)
-        throw engine_error("the DALI graph gave " + std::to_string(values) + " values of type " + std::to_string(type) +
-                           ", expected " + std::to_string(expected) + " of float32: the bundle's graph does not match its manifest");
+        throw bundle_error("the DALI graph gave " + std::to_string(values) + " values of type " + std::to_string(type) +
+                           ", expected " + std::to_string(expected) + " of float32; export the bundle again");
 }
 
 }  // namespace

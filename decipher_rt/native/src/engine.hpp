@@ -25,6 +25,7 @@ struct Array {
 using Arrays = std::map<std::string, Array>;
 // What a graph gave by one name: floats, or the bytes of a label map.
 struct Output {
+    std::vector<std::size_t> shape;
     std::vector<float> values;
     std::vector<std::uint8_t> labels;
 };

@@ -22,6 +22,7 @@ namespace decipher {
 
 namespace {
 
+constexpr const char* no_thread = "Resource temporarily unavailable";  // EAGAIN, in the C locale, which graphs are loaded in
 constexpr auto cancel_interval = std::chrono::milliseconds(5);
 // Raised when a graph that was kept before must not be used again: the first two could hold numbers as a host writes them,
 // the third took batches.
@@ -59,6 +60,13 @@ std::string name_of(const ov::Output<const ov::Node>& port) {
     std::string own = port.get_node()->get_friendly_name();
     if (const std::string sink = "/sink_port_0"; own.ends_with(sink)) own.resize(own.size() - sink.size());
     return port.get_names().contains(own) ? own : port.get_any_name();
+}
+
+// For a lack of memory or threads neither the file is to blame nor what was kept of it. OpenVINO gives only what was said.
+void throw_what_passes(const std::string& what, const ov::Exception& error) {
+    const std::string said = error.what();
+    if (lacked_memory(said)) throw Error(DRT_ERROR_MEMORY, what + ": OpenVINO had not the memory that it takes");
+    if (said.find(no_thread) != said.npos) throw engine_error(what + ": OpenVINO got no thread; let this process have more");
 }
 
 Error cancelled_error() { return {DRT_ERROR_CANCELLED, "cancelled while the engine ran"}; }
@@ -112,17 +120,18 @@ public:
             const ov::Tensor tensor = request_.get_tensor(port);
             if (tensor.get_size() == 0 && port.get_partial_shape().is_static())
                 throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO gave an empty " + name_of(port) + "; it may lack memory");
+            const ov::Shape& shape = tensor.get_shape();
             if (tensor.get_element_type() == ov::element::f32)
-                outputs[name_of(port)].values.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
+                outputs[name_of(port)] = {shape, {tensor.data<float>(), tensor.data<float>() + tensor.get_size()}, {}};
             else if (tensor.get_element_type() == ov::element::u8)
-                outputs[name_of(port)].labels.assign(tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size());
+                outputs[name_of(port)] = {shape, {}, {tensor.data<std::uint8_t>(), tensor.data<std::uint8_t>() + tensor.get_size()}};
         }
         unfinished_ = false;
         return outputs;
     } catch (const ov::Cancelled&) {
         throw cancelled_error();
     } catch (const ov::Exception& error) {
-        if (lacked_memory(error.what())) throw Error(DRT_ERROR_MEMORY, file_ + ": OpenVINO had not the memory that it takes");
+        throw_what_passes(file_, error);
         throw engine_error(file_ + ": OpenVINO failed: " + one_line(error.what()));
     }
 
@@ -143,6 +152,7 @@ public:
             const auto capabilities = core_.get_property("CPU", ov::device::capabilities);
             for (const std::string& capability : capabilities) capabilities_ += capability + " ";
         } catch (const ov::Exception& error) {
+            throw_what_passes("the CPU plugin", error);
             throw engine_error("OpenVINO cannot use the CPU: " + one_line(error.what()) +
                                "; copy libopenvino_intel_cpu_plugin.so (on ARM libopenvino_arm_cpu_plugin.so) beside libopenvino");
         }
@@ -168,7 +178,8 @@ public:
             const std::span<const std::byte> bytes = kept->bytes();
             const ov::Tensor compiled(ov::element::u8, ov::Shape{bytes.size()}, const_cast<std::byte*>(bytes.data()));  // only read
             return std::make_unique<OpenVinoGraph>(file, core_.import_model(compiled, "CPU", properties(threads)), std::move(kept), threads);
-        } catch (const ov::Exception&) {
+        } catch (const ov::Exception& error) {
+            throw_what_passes(file, error);
             cache_.forget(key(sha256, threads));  // of another build with the same version: compile it anew
             return nullptr;
         }
@@ -186,6 +197,7 @@ public:
         }
         return std::make_unique<OpenVinoGraph>(file, std::move(compiled), std::nullopt, threads);
     } catch (const ov::Exception& error) {
+        throw_what_passes(file, error);
         throw engine_error(file + ": OpenVINO " + version_ + " refuses it: " + one_line(error.what()));
     }
 
@@ -246,6 +258,7 @@ std::unique_ptr<Engine> make_openvino(const std::string& cache_folder) try {
     const BlockedSignals in_new_threads;
     return std::make_unique<OpenVino>(cache_folder);
 } catch (const ov::Exception& error) {
+    throw_what_passes("starting", error);
     throw engine_error("OpenVINO does not start: " + one_line(error.what()));
 }
 

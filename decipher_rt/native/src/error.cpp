@@ -51,6 +51,12 @@ std::string general(double value, int digits) {
     return {text.data(), end};
 }
 
+std::string shape_text(const std::vector<std::size_t>& shape) {
+    std::string text;
+    for (const std::size_t size : shape) text += (text.empty() ? "(" : ", ") + std::to_string(size);
+    return text.empty() ? "()" : text + ")";
+}
+
 bool lacked_memory(const std::string& said) { return said.find("bad_alloc") != std::string::npos; }
 
 std::string plain(std::string_view text) {

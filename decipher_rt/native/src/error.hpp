@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "decipher_rt.h"
 
@@ -46,6 +47,8 @@ drt_status guarded(Function&& function) noexcept {
 
 // A number in a message: as Python's "%g", whatever the locale.
 std::string general(double value, int digits = 6);
+// The shape of an array in a message.
+std::string shape_text(const std::vector<std::size_t>& shape);
 
 // The first line of what another library said, without its place in its own source.
 std::string one_line(const std::string& message);

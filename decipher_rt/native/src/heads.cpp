@@ -18,7 +18,7 @@ constexpr double midway = 1e-6;             // of a voxel: see decipher_rt/label
 constexpr std::size_t box_values = 7;       // score, centre and size
 
 [[noreturn]] void refuse(const Head& head, const std::string& found) {
-    throw engine_error("head " + head.name + " gives " + found + "; export the bundle again");
+    throw bundle_error("head " + head.name + " gives " + found + "; export the bundle again");
 }
 
 Placement map_placement(const Head& head, const Preprocessing& spec, const Affine& grid) {
@@ -74,14 +74,18 @@ std::array<Planes, 3> planes_of(const Placement& volume, const Affine& other) {
     return found;
 }
 
-HeadAnswer segmentation(const Head& head, const std::vector<std::uint8_t>& output, const Preprocessing& spec, const Affine& grid,
+void expect(const Head& head, const char* what, const std::vector<std::size_t>& shape, const std::vector<std::size_t>& expected) {
+    if (shape != expected) refuse(head, what + (" of shape " + shape_text(shape)) + ", expected " + shape_text(expected));
+}
+
+HeadAnswer segmentation(const Head& head, const Output& output, const Preprocessing& spec, const Affine& grid,
                         const Placement& source) {
     const Placement map = map_placement(head, spec, grid);
     const auto [D, H, W] = map.shape;
-    if (output.size() != static_cast<std::size_t>(D * H * W))
-        refuse(head, "a label map of " + std::to_string(output.size()) + " bytes, expected " + std::to_string(D * H * W));
+    expect(head, "a label map", output.shape, {1, static_cast<std::size_t>(D), static_cast<std::size_t>(H), static_cast<std::size_t>(W)});
+    if (output.labels.empty()) refuse(head, "a label map of floats, expected bytes");
     HeadAnswer answer;
-    answer.labels.resize(output.size());
+    answer.labels.resize(output.labels.size());
     answer.values.assign(head.labels.size(), 0);
     // What lies outside the source counts in no volume, and is background.
     const std::array<Planes, 3> planes = planes_of(map, source.affine);
@@ -96,7 +100,7 @@ HeadAnswer segmentation(const Head& head, const std::vector<std::uint8_t>& outpu
     for (std::int64_t d = 0; d < D; ++d)
         for (std::int64_t h = 0; h < H; ++h)
             for (std::int64_t w = 0; w < W; ++w, ++i) {
-                const std::uint8_t label = output[i];
+                const std::uint8_t label = output.labels[i];
                 if (label >= head.labels.size())
                     refuse(head, "a label beyond the " + std::to_string(head.labels.size()) + " that the manifest names");
                 if (!inside[0][static_cast<std::size_t>(d)] || !inside[1][static_cast<std::size_t>(h)] ||
@@ -111,11 +115,12 @@ HeadAnswer segmentation(const Head& head, const std::vector<std::uint8_t>& outpu
     return answer;
 }
 
-HeadAnswer localisation(const Head& head, const std::vector<float>& output, const Affine& grid) {
-    if (output.size() % box_values != 0) refuse(head, std::to_string(output.size()) + " values of boxes, expected 7 for each");
+HeadAnswer localisation(const Head& head, const Output& output, const Affine& grid) {
+    const std::size_t boxes = output.shape.size() == 3 ? output.shape[1] : 0;
+    expect(head, "boxes", output.shape, {1, boxes, box_values});
     HeadAnswer answer;
-    for (std::size_t first = 0; first < output.size(); first += box_values) {
-        const float* box = output.data() + first;
+    for (std::size_t first = 0; first < output.values.size(); first += box_values) {
+        const float* box = output.values.data() + first;
         if (box[0] < -score_rounding || box[0] > 1 + score_rounding || box[4] < 0 || box[5] < 0 || box[6] < 0)
             return {"the head gave a box with a score outside 0 to 1 or a negative size", {}, {}, {}};
         if (static_cast<double>(box[0]) < head.threshold) continue;
@@ -143,13 +148,14 @@ const char* head_output(HeadKind kind) {
 }
 
 HeadAnswer answer_of(const Head& head, const Output& output, const Preprocessing& spec, const Affine& grid, const Placement& source) {
-    if (head.kind == HeadKind::segmentation) return segmentation(head, output.labels, spec, grid, source);
+    if (head.kind == HeadKind::segmentation) return segmentation(head, output, spec, grid, source);
+    if (!output.labels.empty()) refuse(head, "bytes, expected floats");
     const std::vector<float>& values = output.values;
     if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); }))
         return {"the head's output holds a value that is no finite number", {}, {}, {}};
-    if (head.kind == HeadKind::localisation) return localisation(head, values, grid);
+    if (head.kind == HeadKind::localisation) return localisation(head, output, grid);
     const std::size_t expected = head.kind == HeadKind::regression ? 1 : head.labels.size();
-    if (values.size() != expected) refuse(head, std::to_string(values.size()) + " values, expected " + std::to_string(expected));
+    expect(head, head_output(head.kind), output.shape, {1, expected});
     if (head.kind == HeadKind::regression) return {"", values, {}, {}};
     HeadAnswer answer{"", values, {}, {}};
     for (float& value : answer.values) {

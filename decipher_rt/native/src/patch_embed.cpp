@@ -1,7 +1,10 @@
 #include "patch_embed.hpp"
 
+#include <elf.h>
+
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <locale>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -82,6 +85,24 @@ void check_driver(const std::string& kernel, const std::string& needed, int vers
                            ": update the driver, or open with device = DRT_CPU");
 }
 
+// The driver is not told where a cubin ends: it believes what the file says of itself.
+void check_cubin(const std::string& name, std::span<const std::byte> content) {
+    const auto within = [&](std::uint64_t begin, std::uint64_t size) { return begin <= content.size() && size <= content.size() - begin; };
+    Elf64_Ehdr header{};
+    bool whole = content.size() > sizeof header;
+    if (whole) std::memcpy(&header, content.data(), sizeof header);
+    whole = whole && std::memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_ident[EI_CLASS] == ELFCLASS64 &&
+            header.e_shentsize == sizeof(Elf64_Shdr) && within(header.e_shoff, header.e_shnum * sizeof(Elf64_Shdr)) &&
+            within(header.e_phoff, std::uint64_t{header.e_phnum} * header.e_phentsize);
+    for (std::uint64_t i = 0; whole && i < header.e_shnum; ++i) {
+        Elf64_Shdr section{};
+        std::memcpy(&section, content.data() + header.e_shoff + i * sizeof section, sizeof section);
+        const bool has_content = section.sh_type < SHT_LOOS && section.sh_type != SHT_NOBITS;  // CUDA's own may have none
+        whole = !has_content || within(section.sh_offset, section.sh_size);
+    }
+    if (!whole) throw bundle_error(name + ": is not a whole cubin; export the bundle again");
+}
+
 PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(device) {
     const Json kernel = find_kernel(bundle.file(launch_data), device.architecture());
     const CudaDriver& driver = device.driver();
@@ -108,6 +129,7 @@ PatchEmbed::PatchEmbed(const Bundle& bundle, CudaDevice& device) : device_(devic
     });
     check_driver(kernel_name, needed, device.version());
     if (grid_.size() != 3) throw bundle_error(std::string(launch_data) + ": a launch has three axes");
+    check_cubin(cubin, bundle.file(cubin));
     CUmodule module = nullptr;
     driver.check(driver.load_module(&module, bundle.file(cubin).data()), "cuModuleLoadData");
     module_ = {module, Unload{&driver}};

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -19,6 +20,9 @@ std::string serving_architecture(const std::vector<std::string>& known, int card
 
 // Throws an engine error where a kernel needs a newer driver ("12.0") than the machine's (12040).
 void check_driver(const std::string& kernel, const std::string& needed, int version);
+
+// Throws a bundle error where a cubin says of itself that it is longer than it is.
+void check_cubin(const std::string& name, std::span<const std::byte> content);
 
 class PatchEmbed {
 public:

@@ -82,20 +82,28 @@ std::unique_ptr<Graph> checked(std::unique_ptr<Graph> graph, const std::string& 
     };
     for (const std::string& name : graph->inputs())
         if (!holds(known_inputs, name))
-            throw engine_error(file + ": takes an input " + name + " that nothing gives; export the bundle again");
+            throw bundle_error(file + ": takes an input " + name + " that nothing gives; export the bundle again");
     for (const std::string& name : wanted_outputs)
         if (!holds(graph->outputs(), name))
-            throw engine_error(file + ": gives no output " + name + "; export the bundle again");
+            throw bundle_error(file + ": gives no output " + name + "; export the bundle again");
     return graph;
 }
 
 // What a graph gave by a name. An empty array is what OpenVINO gives where it lacks memory; of boxes alone there may be none.
 Output given(Outputs& outputs, const std::string& file, const std::string& name, bool may_be_empty = false) {
     const auto found = outputs.find(name);
-    if (found == outputs.end()) throw engine_error(file + ": output " + name + " is neither float32 nor uint8; export the bundle again");
+    if (found == outputs.end()) throw bundle_error(file + ": output " + name + " is neither float32 nor uint8; export the bundle again");
     if (!may_be_empty && found->second.values.empty() && found->second.labels.empty())
         throw Error(DRT_ERROR_MEMORY, file + ": the engine gave an empty " + name + "; it may lack memory");
     return std::move(found->second);
+}
+
+std::vector<float> floats(Outputs& encoded, const std::string& name, const std::vector<std::size_t>& expected) {
+    Output found = given(encoded, "the encoder", name);
+    if (found.shape != expected || found.values.empty())
+        throw bundle_error("the encoder gives " + name + " of shape " + shape_text(found.shape) + ", expected " + shape_text(expected) +
+                           "; export the bundle again");
+    return std::move(found.values);
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -228,8 +236,8 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
                 }
                 files.rest();
             });
-        engine_ = make_openvino(options.cache_folder);
-        if (!options.cache_folder.empty() && !engine_->can_keep())
+        if (!wanted.empty()) engine_ = make_openvino(options.cache_folder);
+        if (engine_ && !options.cache_folder.empty() && !engine_->can_keep())
             callbacks_.say(DRT_LOG_WARNING, "cache_folder is not used, as the host's global std::locale would spoil the numbers of compiled graphs: "
                                             "give it the numeric category of std::locale::classic(), or use DRT_WORKER");
         const auto go_on = [&](double fraction) {
@@ -256,7 +264,7 @@ Session::Session(const SessionOptions& options) : callbacks_(options.callbacks) 
     description_.manifest = std::move(bundle.manifest);
     description_.open_ms = clock.total();
     callbacks_.report(DRT_OPEN, 1);
-    if (engine_->failed_to_keep())
+    if (engine_ && engine_->failed_to_keep())
         callbacks_.say(DRT_LOG_WARNING, "compiled graphs could not be kept in cache_folder " + options.cache_folder +
                                             ": opening stays slow; give a folder that can be written and has room");
     callbacks_.say(DRT_LOG_INFO, "bundle " + description_.manifest.name + " " + description_.manifest.version + " is open on " +
@@ -371,11 +379,8 @@ Result Session::answer(const SeriesForm& form, const GridPlan& grid, const Windo
     std::function<bool()> cancelled;
     if (callbacks_.cancel != nullptr) cancelled = [this] { return callbacks_.cancelled(); };
     Outputs encoded = encoder_->run(arrays, cancelled);
-    result.patch = given(encoded, "the encoder", "patch").values;
-    result.embedding = given(encoded, "the encoder", "embedding").values;
-    if (result.patch.size() != tokens * width || result.embedding.size() != size(description_.manifest.encoder.embedding_size))
-        throw engine_error("the encoder gave " + std::to_string(result.patch.size()) + " values of patch tokens and " +
-                           std::to_string(result.embedding.size()) + " of the embedding: it does not match its manifest");
+    result.patch = floats(encoded, "patch", {1, tokens, width});
+    result.embedding = floats(encoded, "embedding", {1, size(description_.manifest.encoder.embedding_size)});
     if (!std::all_of(result.embedding.begin(), result.embedding.end(), [](float value) { return std::isfinite(value); }))
         throw engine_error("the encoder gave an embedding that is not finite; use another precision");
     const double length = std::sqrt(std::inner_product(result.embedding.begin(), result.embedding.end(), result.embedding.begin(), 0.0));
@@ -425,7 +430,7 @@ ScopeAnswer Session::judge_scope(const SeriesForm& form, const Arrays& features)
     if (const auto reason = against_header(form.header, *scope)) return {false, std::nullopt, *reason};
     Outputs said = scope_->run(features, {});
     const std::vector<float> score = given(said, scope->file, "score").values;
-    if (score.size() != 1) throw engine_error(scope->file + ": gave no single score: it does not match its manifest");
+    if (score.size() != 1) throw bundle_error(scope->file + ": gave no single score; export the bundle again");
     const double value = score[0];
     if (!std::isfinite(value)) return {false, std::nullopt, "the " + scope->method + " score is not finite"};
     const bool inside = value >= scope->threshold;

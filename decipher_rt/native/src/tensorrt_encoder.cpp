@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include "error.hpp"
 #include "patch_embed.hpp"
@@ -115,11 +116,12 @@ public:
         embed_->launch(volume_, window_, bucket.tokens, kept, bucket.embedded);
         enqueue(bucket);
         Outputs outputs;
-        std::vector<float>&patch = outputs["patch"].values, &embedding = outputs["embedding"].values;
-        patch.resize(bucket.patch.bytes() / sizeof(float));
-        embedding.resize(bucket.embedding.bytes() / sizeof(float));
-        bucket.patch.download(patch.data(), bucket.patch.bytes());
-        bucket.embedding.download(embedding.data(), bucket.embedding.bytes());
+        const auto download = [&](const char* name, const DeviceBuffer& from, std::vector<std::size_t> shape) {
+            Output& output = outputs[name] = {std::move(shape), std::vector<float>(from.bytes() / sizeof(float)), {}};
+            from.download(output.values.data(), from.bytes());
+        };
+        download("patch", bucket.patch, {1, static_cast<std::size_t>(kept), static_cast<std::size_t>(embed_->width())});
+        download("embedding", bucket.embedding, {1, static_cast<std::size_t>(embedding_)});
         device_.driver().check(device_.driver().synchronize(device_.stream()), "cuStreamSynchronize");
         return outputs;
     }
@@ -162,7 +164,19 @@ private:
                               context.setTensorAddress("patch", bucket.patch.pointer()) &&
                               context.setTensorAddress("embedding", bucket.embedding.pointer());
             if (!good) throw engine_error(plan.file + ": is not this bundle's encoder: " + log_.said());
+            expect_output(plan, *engine, context, "patch", bucket.patch);
+            expect_output(plan, *engine, context, "embedding", bucket.embedding);
         }
+    }
+
+    // It would be written beyond the memory that it is given.
+    static void expect_output(const EngineFile& plan, const nvinfer1::ICudaEngine& engine, const nvinfer1::IExecutionContext& context,
+                              const char* name, const DeviceBuffer& place) {
+        const nvinfer1::Dims shape = context.getTensorShape(name);
+        std::int64_t values = shape.nbDims > 0 ? 1 : 0;
+        for (std::int32_t axis = 0; axis < shape.nbDims; ++axis) values *= shape.d[axis];
+        if (engine.getTensorDataType(name) != nvinfer1::DataType::kFLOAT || values != static_cast<std::int64_t>(place.bytes() / sizeof(float)))
+            throw bundle_error(plan.file + ": its " + name + " is not that of the manifest; export the bundle again");
     }
 
     std::unique_ptr<nvinfer1::IExecutionContext> context_of(nvinfer1::ICudaEngine& engine) {

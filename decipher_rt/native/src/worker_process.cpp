@@ -15,6 +15,8 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 #include "error.hpp"
 
@@ -33,10 +35,12 @@ constexpr int rounds = 5;
 constexpr int pause_ms = 5;   // between two looks, where the kernel has no descriptors of processes
 constexpr auto descriptor_of_process = static_cast<idtype_t>(3);  // P_PIDFD, which glibc before 2.36 does not name
 
+const char within = 0;  // a function of the interface may have its address in the host
+
 // Where the library lies. Asked while it is loaded: its name may be relative, and the host may change its working folder.
 const fs::path own_folder = [] {
     Dl_info self{};
-    if (dladdr(reinterpret_cast<const void*>(&drt_version), &self) == 0 || self.dli_fname == nullptr) return fs::path();
+    if (dladdr(&within, &self) == 0 || self.dli_fname == nullptr) return fs::path();
     std::error_code failed;
     const fs::path name = fs::absolute(self.dli_fname, failed);
     return failed ? fs::path() : name.parent_path();
@@ -51,6 +55,19 @@ std::string find_worker() {
     }
     throw engine_error(std::string(worker_name) + " is neither in " + folder.string() +
                        " nor in ../libexec/decipher_rt: install it, or name it in worker_path");
+}
+
+// The host's, but that libraries which lie beside ours come before others of the same name that LD_LIBRARY_PATH leads to.
+std::vector<std::string> worker_environment() {
+    const std::string searched = "LD_LIBRARY_PATH=";
+    const fs::path ours = own_folder / "decipher_rt";
+    std::error_code ignored;
+    const bool deployed = !own_folder.empty() && fs::is_directory(ours, ignored);
+    std::vector<std::string> variables;
+    for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) variables.emplace_back(*entry);
+    for (std::string& variable : variables)
+        if (deployed && variable.starts_with(searched) && variable != searched) variable.insert(searched.size(), ours.string() + ":");
+    return variables;
 }
 
 // Above the numbers that the child gets, so that no dup2 closes what another needs.
@@ -71,6 +88,11 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : o
     socket_ = Descriptor(ends[0]);
     const Descriptor theirs(ends[1]);
     const Descriptor socket_copy = copy_above(ends[1]), memory_copy = copy_above(memory_descriptor);
+
+    std::vector<std::string> variables = worker_environment();
+    std::vector<char*> environment;
+    for (std::string& variable : variables) environment.push_back(variable.data());
+    environment.push_back(nullptr);
 
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
@@ -95,7 +117,7 @@ WorkerProcess::WorkerProcess(const std::string& path, int memory_descriptor) : o
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
     std::string name = worker_name;
     char* arguments[] = {name.data(), nullptr};
-    if (failed == 0) failed = posix_spawn(&pid_, program.c_str(), &actions, &attributes, arguments, environ);
+    if (failed == 0) failed = posix_spawn(&pid_, program.c_str(), &actions, &attributes, arguments, environment.data());
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (failed != 0) {

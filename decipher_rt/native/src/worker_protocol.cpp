@@ -14,6 +14,7 @@ static std::optional<std::string> get_optional(ByteReader& reader) {
 }
 
 void put_options(ByteWriter& writer, const SessionOptions& options) {
+    writer.put(std::string(DRT_SOURCES_SHA256));
     writer.put(options.bundle);
     writer.put(options.precision);
     writer.put(options.cache_folder);
@@ -27,6 +28,8 @@ void put_options(ByteWriter& writer, const SessionOptions& options) {
 }
 
 SessionOptions get_options(ByteReader& reader) {
+    if (reader.get_text() != DRT_SOURCES_SHA256)
+        throw engine_error("decipher-rt-worker is of another build than the library, and would not understand it: install both from one");
     SessionOptions options;
     options.bundle = reader.get_text();
     options.precision = reader.get_text();

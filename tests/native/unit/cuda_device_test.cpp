@@ -17,6 +17,7 @@
 #include "patch_embed.hpp"
 #include "played_cuda.hpp"
 #include "worker_protocol.hpp"
+#include "written_cubin.hpp"
 
 using namespace decipher;
 
@@ -88,7 +89,9 @@ void what_fails_half_way_leaves_nothing() {
     const auto* const text = reinterpret_cast<const std::byte*>(launch.data());
     Bundle bundle;
     bundle.files["kernels/kernels.json"].assign(text, text + launch.size());
-    bundle.files["kernels/any.cubin"].resize(1);
+    const std::string code = cubin();
+    const auto* const bytes = reinterpret_cast<const std::byte*>(code.data());
+    bundle.files["kernels/any.cubin"].assign(bytes, bytes + code.size());
     CudaDevice device(on(1));
     const CudaDevice::Current current(device);
     CHECK(CHECK_ERROR(PatchEmbed(bundle, device), DRT_ERROR_ENGINE).find("cuModuleGetFunction") == 0);
@@ -241,6 +244,21 @@ void a_host_without_memory_gets_none_of_the_device() {
     CHECK(pointer == nullptr && given == 0 && device.bytes() == 0);
 }
 
+// The driver reads on until what the file says of itself ends.
+void a_cubin_that_is_not_whole_is_refused() {
+    Elf64_Shdr section{}, shared{};
+    section.sh_type = SHT_PROGBITS, section.sh_offset = sizeof(Elf64_Ehdr), section.sh_size = 2 * sizeof section + 4;
+    shared.sh_type = SHT_NOBITS, shared.sh_size = 1 << 20;
+    const std::string whole = cubin({section, shared});
+    const auto check = [](const std::string& content) { check_cubin("any.cubin", std::as_bytes(std::span(content))); };
+    check(whole);
+    for (const std::size_t size : {std::size_t{0}, std::size_t{3}, sizeof(Elf64_Ehdr), sizeof(Elf64_Ehdr) + sizeof section, whole.size() - 1})
+        CHECK(CHECK_ERROR(check(whole.substr(0, size)), DRT_ERROR_BUNDLE).find("any.cubin: is not a whole cubin") == 0);
+    CHECK_ERROR(check("//\n// a PTX text, whatever it holds, that is longer than the header of an ELF file\n"), DRT_ERROR_BUNDLE);
+    section.sh_offset = ~std::uint64_t{0} - 3;
+    CHECK_ERROR(check(cubin({section})), DRT_ERROR_BUNDLE);
+}
+
 void a_cubin_with_a_suffix_serves_its_own_card_alone() {
     const std::vector<std::string> known = {"sm_75", "sm_120a", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "other"};
     const std::map<int, std::string> expected = {{75, "sm_75"}, {80, "sm_80"}, {87, "sm_86"}, {88, "sm_86"}, {89, "sm_89"}, {90, "sm_90a"},
@@ -292,6 +310,7 @@ int main() {
     memory_is_given_and_taken_in_any_thread();
     a_callers_memory_goes_back_when_nothing_uses_it();
     a_host_without_memory_gets_none_of_the_device();
+    a_cubin_that_is_not_whole_is_refused();
     a_cubin_with_a_suffix_serves_its_own_card_alone();
     a_driver_older_than_a_kernel_is_told_what_it_needs();
     a_worker_is_told_the_device();

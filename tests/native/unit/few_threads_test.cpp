@@ -4,9 +4,12 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 
 #include <atomic>
 #include <cerrno>
+#include <filesystem>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -51,6 +54,14 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
     return failed;
 }
 
+struct Cache {
+    std::string folder = (std::filesystem::temp_directory_path() / "drt-XXXXXX").string();
+
+    Cache() { CHECK(mkdtemp(folder.data()) != nullptr); }
+    ~Cache() { std::filesystem::remove_all(folder); }
+    std::ptrdiff_t files() const { return std::distance(std::filesystem::directory_iterator(folder), {}); }
+};
+
 int main(int, char** argv) {
     const Sample sample;
     drt_session_params params;
@@ -67,6 +78,27 @@ int main(int, char** argv) {
         CHECK(status == DRT_OK || status == DRT_ERROR_MEMORY || status == DRT_ERROR_ENGINE);
     }
     drt_session_close(session);
+
+    // What was kept of a graph stays kept: it is not to blame.
+    const Cache cache;
+    params.cache_folder = cache.folder.c_str();
+    most_alive = 1000;
+    CHECK(drt_session_open(argv[1], &params, &session) == DRT_OK);
+    drt_session_close(session);
+    const std::ptrdiff_t kept = cache.files();
+    int without_thread = 0;
+    CHECK(kept > 0);
+    status = DRT_ERROR_MEMORY;
+    for (int most = 0; status != DRT_OK; ++most) {
+        CHECK(most < 40);
+        most_alive = alive + most;
+        status = drt_session_open(argv[1], &params, &session);
+        CHECK(cache.files() == kept);
+        without_thread += std::string(status == DRT_ERROR_ENGINE ? drt_last_error() : "").find("OpenVINO got no thread") != std::string::npos;
+    }
+    CHECK(without_thread > 0);
+    drt_session_close(session);
+    params.cache_folder = nullptr;
 
     params.threads = 2;
     most_alive = alive.load();

@@ -46,6 +46,10 @@ struct Context : IExecutionContext, StubVExecutionContext {
         addresses_[name] = data;
         return true;
     }
+    Dims getTensorShape(char const* name) const noexcept override {
+        const bool patch = std::strcmp(name, "patch") == 0;
+        return patch ? Dims{3, {1, tokens_, width_}} : Dims{2, {1, embedding_size_}};
+    }
     void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override { has_memory_ = memory != nullptr && size >= scratch_bytes; }
 
     // The tokens as they are; the embedding has the length 1 and the direction of their number.
@@ -88,6 +92,7 @@ struct Engine : ICudaEngine, StubVCudaEngine {
     ~Engine() noexcept override { given_.allocator->deallocateAsync(weights_, nullptr); }
 
     std::int32_t getNbOptimizationProfiles() const noexcept override { return profiles_; }
+    DataType getTensorDataType(char const*) const noexcept override { return DataType::kFLOAT; }
     std::int64_t getDeviceMemorySizeForProfileV2(std::int32_t) const noexcept override { return scratch_bytes; }
     IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override {
         return strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED ? new Context(given_, embedding_size_) : nullptr;

@@ -18,6 +18,7 @@
 #include "played_cuda.hpp"
 #include "sample.hpp"
 #include "sha256.hpp"
+#include "written_cubin.hpp"
 #include "written_npz.hpp"
 
 namespace fs = std::filesystem;
@@ -54,7 +55,7 @@ public:
         const auto pointer = [](const char* name) { return Json{{"name", name}, {"align", 16}}; };
         const auto number = [](int times, Json size) { return Json{{"int32", {{"times", times}, {"block", 1}, {"size", std::move(size)}}}}; };
         const Json one = {{"times", 1}, {"block", 1}, {"size", nullptr}};
-        write("kernels/any.cubin", "played");
+        write("kernels/any.cubin", cubin());
         write("kernels/kernels.json",
               Json{{"schema", "decipher-rt/kernels/1"},
                    {"kernels", {{{"kernel", "patch_embed3d"}, {"architecture", card}, {"entry", "played_patch_embed"}, {"cubin", "any.cubin"},
@@ -203,7 +204,8 @@ void what_does_not_fit_is_refused_and_leaves_nothing(PlannedBundle& bundle) {
         const drt_session_params params = on_card();
         drt_session* session = nullptr;
         bundle.sum();
-        CHECK(drt_session_open(bundle.path(), &params, &session) == DRT_ERROR_ENGINE || said.find("profiles") != said.npos);
+        const drt_status expected = said.find("export the bundle again") != said.npos ? DRT_ERROR_BUNDLE : DRT_ERROR_ENGINE;
+        CHECK(drt_session_open(bundle.path(), &params, &session) == expected);
         if (std::string(drt_last_error()).find(said) == std::string::npos) std::cerr << drt_last_error() << '\n';
         CHECK(session == nullptr && std::string(drt_last_error()).find(said) != std::string::npos && left_nothing());
     };
@@ -211,7 +213,9 @@ void what_does_not_fit_is_refused_and_leaves_nothing(PlannedBundle& bundle) {
     bundle.write(plan, "of TensorRT 11");
     refused("refuses it on sm_75: the plan is of another version");
     bundle.write(plan, "played 1 128");
-    refused("names other profiles than it has");
+    refused("names other profiles than it has; export the bundle again");
+    bundle.write(plan, content.substr(0, content.rfind(' ')) + " 512");
+    refused("its embedding is not that of the manifest; export the bundle again");
     bundle.write(plan, content);
     bundle.entry()["built_with"]["card"] = "Another Turing";
     refused("this card is sm_75 (Played Turing)");

@@ -31,8 +31,6 @@
 using namespace decipher;
 using namespace std::chrono_literals;
 
-const char* drt_version(void) { return ""; }  // where the installed worker is looked for: not here
-
 // A worker that waits within the kernel for a device, which no signal ends.
 static bool workers_end = true;
 
@@ -263,6 +261,17 @@ void memory_grows_up_to_the_limit() {
     CHECK(waitpid(host, &status, 0) == host && status == 0);
 }
 
+void a_worker_of_another_build_is_refused() {
+    ByteWriter writer;
+    put_options(writer, {});
+    ByteReader same(writer.bytes());
+    get_options(same);
+    std::vector<std::byte> other = writer.bytes();
+    other[sizeof(std::uint64_t)] ^= std::byte{1};  // the first letter of what tells its build
+    ByteReader reader(other);
+    CHECK(CHECK_ERROR(get_options(reader), DRT_ERROR_ENGINE).find("of another build") != std::string::npos);
+}
+
 // Loaded by a relative name, as this program is when it starts itself so, and gone elsewhere before a worker is wanted.
 int look_for_worker_elsewhere() {
     const std::filesystem::path begun = std::filesystem::current_path();
@@ -311,4 +320,5 @@ int main(int argc, char** argv) {
     memory_grows_up_to_the_limit();
     the_worker_is_looked_for_where_the_library_lies();
     the_hosts_files_stay_as_they_are();
+    a_worker_of_another_build_is_refused();
 }
