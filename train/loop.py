@@ -154,6 +154,11 @@ def warn_of_parts(settings: RunConfig, losses: str, progress: Progress) -> None:
         )
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run was begun in a folder, finished or not."""
+    return any((folder / name).exists() for name in (TRAINING, CONFIG))
+
+
 def _finished(folder: Path, config_text: str) -> bool:
     try:
         found = (folder / CONFIG).read_text(encoding="utf-8")

@@ -98,6 +98,17 @@ def test_a_bids_folder_is_read(bids: Path, tmp_path: Path) -> None:
     assert examples[1].volume.shape == SPEC.grid_shape
 
 
+def test_folders_that_are_links_are_read(bids: Path, tmp_path: Path) -> None:
+    image = next(bids.glob("sub-01/**/anat/*.nii*"))
+    stored = tmp_path / "raw" / "anat"
+    stored.mkdir(parents=True)
+    shutil.copy(image, stored / image.name.replace("sub-01", "sub-05_ses-1"))
+    (bids / "sub-05").mkdir()
+    (bids / "sub-05" / "ses-1").symlink_to(stored.parent)
+    examples = opened(SourceConfig(kind="bids", path=str(bids), shares=(1, 0, 0)), tmp_path / "cache")
+    assert "sub-05" in {examples.facts(i).patient for i in range(len(examples))}
+
+
 def test_suffixes_are_added_and_what_is_left_out_is_counted_once(
     bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

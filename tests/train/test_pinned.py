@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from decipher_rt.train.sources import pinned
+from decipher_rt.train.sources import SourceConfig, pinned
 
 from .manifests import TURNED, again, masked, write_csv
 
@@ -51,3 +51,14 @@ def test_a_run_is_the_same_wherever_its_series_lie_and_since_when(cohort: Path, 
     (moved / "a").rename(moved / "other")
     write_csv(moved, "c.nii.gz,p,train,mask.nii", "other,p,train,", header="path,patient,split,mask")
     assert pinned(again(there)).listed != pinned(config).listed
+
+
+def test_another_base_under_the_same_name_is_another_run(tmp_path: Path) -> None:
+    base = tmp_path / "brain.nii"
+    config = SourceConfig(anatomy=str(base))
+    found = set()
+    for content in (b"one", b"other"):
+        base.write_bytes(content)
+        found |= {pinned(config).listed, pinned(config, labels=False).listed, pinned(config, images=False).listed}
+    assert len(found) == 2
+    assert pinned(SourceConfig()).listed not in found

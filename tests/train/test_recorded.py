@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +107,8 @@ def test_jsonl_says_the_same(cohort: Path) -> None:
     assert (first.split, second.split, second.facts.region) == ("train", None, "head")
 
 
-@pytest.mark.parametrize("unknown", ["n/a", " NA ", "null", "NaN", ""])
-def test_what_is_unknown_in_jsonl_is_what_is_unknown_in_csv(cohort: Path, unknown: str) -> None:
+@pytest.mark.parametrize("unknown", ["n/a", " NA ", "null", "NaN", "", math.nan])
+def test_what_is_unknown_in_jsonl_is_what_is_unknown_in_csv(cohort: Path, unknown: str | float) -> None:
     path = cohort / "cohort.jsonl"
     row = dict.fromkeys(("split", "region", "mask", "boxes", "volume"), unknown) | {"labels": {"age": unknown}}
     rows = [row | {"path": "a", "patient": "p1", "report": unknown}]

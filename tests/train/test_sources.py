@@ -263,12 +263,23 @@ def test_what_is_no_brain_is_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text.write_text("no image")
     with pytest.raises(AnatomyError, match=r"text.nii: not a readable NIfTI image"):
         base_anatomy(str(text), 1)
+    series = tmp_path / "series.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 8, 3), np.int16), np.eye(4)), series)
+    with pytest.raises(
+        AnatomyError, match=r"series.nii: not a readable NIfTI image of a head \(has 4 axes, expected 3\)"
+    ):
+        base_anatomy(str(series), 1)
+    odd = tmp_path / "odd.nii"
+    odd.write_bytes(series.read_bytes()[:70] + b"\xff\x7f" + series.read_bytes()[72:])  # of a type that nobody knows
+    with pytest.raises(AnatomyError, match=r"odd.nii: not a readable NIfTI image of a head"):
+        base_anatomy(str(odd), 1)
     ball = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0) < 12
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = -40
     small = tmp_path / "small.nii"
     texture = np.random.default_rng(0).uniform(200, 900, ball.shape)
-    nibabel.save(nibabel.Nifti1Image((texture * ball).astype(np.int16), affine), small)
+    image = (texture * ball).astype(np.int16)[..., None]  # as some programs write a volume
+    nibabel.save(nibabel.Nifti1Image(image, affine), small)
     with pytest.raises(AnatomyError, match=r"small.nii: \d+ ml lie where a brain in MNI space does"):
         base_anatomy(str(small), 1)
 

@@ -18,13 +18,14 @@ from ..model.text import TextConfig
 from ..model.vit import ViT, ViTConfig
 from ..model.whiten import whiten_patch_embed
 from ..pool import fit_pool
-from ..sources import Examples, pinned
+from ..sources import Examples, listed_rows, pinned
 from ..text.bert_folder import checked_bert_config, is_bert_folder
 from ..text.pretrain import load_text_encoder
-from ..text.tokenizer import encode, load_tokenizer, train_tokenizer
+from ..text.tokenizer import encode
 from ..weights import check_splits
 from .batch import draw_view
 from .config import AlignConfig
+from .retrieval import KS
 from .stage import AlignModel, with_report
 
 if TYPE_CHECKING:
@@ -70,12 +71,30 @@ def pinned_start(config: AlignConfig) -> AlignConfig:
     return dataclasses.replace(config, source=pinned(config.source), encoder_from=encoder, text_from=text)
 
 
-def open_tokenizer(config: AlignConfig, examples: Examples) -> Tokenizer:
-    """Return the tokenizer of ``text_from``, or one that is trained on the reports of the examples."""
-    if config.text_from:
-        return load_tokenizer(Path(config.text_from), config.text.max_tokens, config.text.vocabulary)
-    texts = [" ".join(examples.facts(i).report) for i in with_report(examples)[0]]
-    return train_tokenizer(texts, config.text.vocabulary, config.text.max_tokens)
+def check_reports(config: AlignConfig) -> None:
+    """Refuse a manifest or BIDS folder that lists too few reports, before an image of it is read.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for split, least, what in (("train", config.run.batch, "run.batch"), ("test", max(KS), "recall")):
+        listed = listed_rows(config.source, split)
+        if listed is None:
+            return
+        found = sum(bool(row.facts.report) for row in listed)
+        if found < least:
+            bids = config.source.kind == "bids"
+            where = "a BIDS folder lists none: make a manifest" if bids else "give them in its column report"
+            raise ConfigError(
+                f"{config.source.path}: {found} of {len(listed)} series of the {split} split have a report, {what} "
+                f"needs {least}; {where}"
+            )
+
+
+def reports_of(examples: Examples) -> list[str]:
+    """Return the reports of all examples that have one."""
+    return [" ".join(examples.facts(i).report) for i in with_report(examples)[0]]
 
 
 def start(model: AlignModel, config: AlignConfig, examples: Examples, tokenizer: Tokenizer) -> None:

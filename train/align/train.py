@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import CONFIG, WEIGHTS, load_state, read_tensors, write_tensors
+from ..checkpoint import WEIGHTS, load_state, read_tensors, write_tensors
 from ..config import ConfigError, dump_config
 from ..distributed import rank
-from ..loop import TRAINING, run, warn_of_parts
+from ..loop import begun, run, warn_of_parts
 from ..progress import Progress
 from ..sources import Examples, open_source
-from ..text.tokenizer import save_tokenizer
+from ..text.kept import keep_tokenizer, tokenizer_of
 from ..weights import stage_metadata, trained_on
 from .config import AlignConfig
 from .embed import embed_images, embed_texts
 from .retrieval import KS, Retrieval, retrieval
 from .stage import AlignModel, AlignStage, heads_with_report
-from .start import open_tokenizer, pinned_start, resolved, start
+from .start import check_reports, pinned_start, reports_of, resolved, start
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,7 +47,9 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     ConfigError
         Also where fewer than ten test series have a report.
     """
+    torch.set_num_threads(config.run.threads)
     config = resolved(config)
+    check_reports(config)
     warn_of_parts(config.run, "both InfoNCE losses", progress)
     spec = config.encoder.preprocessing
 
@@ -57,18 +59,18 @@ def align(config: AlignConfig, folder: Path, cache_dir: Path, progress: Progress
     examples, test = opened("train"), opened("test")
     if len(found := heads_with_report(test, config.pool)) < max(KS):
         raise ConfigError(f"the test split has {len(found)} heads with a report; recall needs {max(KS)} or more")
-    tokenizer = open_tokenizer(config, examples)
+    tokenizer = tokenizer_of(folder, config.text_from, config.text, lambda: reports_of(examples))
     torch.manual_seed(config.run.seed)
     stage = AlignStage(config, examples, tokenizer)
-    if not (folder / TRAINING).exists() and not (folder / CONFIG).exists():
+    if not begun(folder):
         progress.say("measuring pooled vectors")
         start(stage.network, config, examples, tokenizer)
     earlier = (stage_metadata(Path(start)) for start in (config.encoder_from, config.text_from) if start)
     whom = trained_on(config.source, *earlier)
+    keep_tokenizer(folder, tokenizer)
     run(stage, config.run, folder, dump_config(pinned_start(config)), progress, whom)
     if rank():
         return {}
-    save_tokenizer(folder, tokenizer)
     tensors, metadata = read_tensors(folder / WEIGHTS)
     if "metrics" not in metadata:
         model = stage.network.cpu()

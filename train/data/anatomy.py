@@ -7,7 +7,6 @@ Every voxel holds a code into a palette of tissue mixtures, so that an image of 
 from __future__ import annotations
 
 import ast
-import fcntl
 import functools
 import hashlib
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..lock import one_at_a_time
 from .tissues import TISSUES
 
 FORMAT = "decipher-rt/anatomy/1"
@@ -92,9 +92,7 @@ def load_anatomy(cache_dir: Path | None = None, *, heads: int = 4) -> Anatomy:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decipher-rt"
     files = [cache_dir / f"anatomy-mni152-{_version()}-{i}.npz" for i in range(heads)]
     if not all(path.exists() for path in files):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with (cache_dir / "anatomy.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # several workers start at once: one builds, the others wait
+        with one_at_a_time(cache_dir / "anatomy.lock"):  # several workers start at once: one builds, the others wait
             from . import anatomy_build
 
             if not all(path.exists() for path in files):

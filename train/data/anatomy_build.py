@@ -51,7 +51,9 @@ def fractions_from_image(path: Path) -> NDArray[np.float32]:
     """
     import nibabel
 
-    image = nibabel.as_closest_canonical(nibabel.load(path))
+    image = nibabel.as_closest_canonical(nibabel.squeeze_image(nibabel.load(path)))
+    if len(image.shape) != 3:
+        raise ValueError(f"has {len(image.shape)} axes, expected 3")
     t1 = _on_lattice(np.asarray(image.dataobj, np.float32), image.affine)
     mask, sharp = _mask_and_sharpen(t1, 0.3)
     values = sharp[ndimage.binary_erosion(mask, iterations=2)][::7]

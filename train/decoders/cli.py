@@ -25,9 +25,9 @@ from ..options import output_option
 def decoder(arguments: tuple[str, ...], output: Path, cache: Path | None, as_json: bool) -> None:
     """Train decoders on the frozen encoder of encoder=RUN, one for each CONFIG, one after the other.
 
-    RUN is the folder of train ssl, align or decoder. Decoders that it or OUTPUT has are kept. The encoder's tokens are
-    computed once for all decoders. Killed at any moment, the same command goes on where it was. KEY=VALUE holds for
-    every CONFIG.
+    RUN is the folder of train ssl, align or decoder. Decoders that OUTPUT has are kept; those of RUN where OUTPUT is
+    new. The encoder's tokens are computed once for all decoders. Killed at any moment, the same command goes on where
+    it was. KEY=VALUE holds for every CONFIG.
     """
     configs = [Path(a) for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]

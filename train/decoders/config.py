@@ -21,7 +21,7 @@ class DecoderRunConfig:
     decoder : what it answers, and how
     source : series whose truth it learns from
     run : RunConfig
-    encoder : weights folder of the frozen encoder, of any stage; decoders that it has are kept
+    encoder : weights folder of the frozen encoder, of any stage; decoders that it has are kept where the output is new
     workers : processes that simulate or resample series
     scope : given where the model's scope is to be fitted to this source too
     licence, intended_use : of the model, as its bundle says; empty: not stated

@@ -23,9 +23,9 @@ from ..model.recipe import RecipeConfig, RecipeModel
 from ..model.scope import Scope
 from ..model.vit import ViT, ViTConfig
 from ..progress import Progress
-from ..samples import SPLITS
+from ..samples import SPLITS, Split
 from ..scope import ScopeConfig, Seen, fit_scope
-from ..sources import SourceConfig, patients_of, pinned, seen_again
+from ..sources import SourceConfig, listed_rows, patients_of, pinned, seen_again
 from ..weights import (
     PATIENTS_OF_DECODERS,
     SCOPE,
@@ -47,6 +47,8 @@ from .splits import EncodedSplit, best_device, encode_others, encode_split
 from .stage import DecoderStage, answer_rows
 from .truth import check_listed, warn_of_boxes
 
+FITTED_ON: tuple[Split, ...] = ("train", "validation")  # a scope
+MORE_HEADS = "list more series, lower scope.neighbours, or fit none (scope=)"
 RUNS = "decoders"  # folder of the runs, in the output
 TOKENIZER = "tokenizer.json"
 BY_DECODER = ("metrics", "provenance", PATIENTS_OF_DECODERS)  # keys of the metadata that hold something for each
@@ -92,6 +94,8 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
     before = fingerprint(encoder.state_dict())
     grown = _grown(folder, before)
     whom = trained_on(SourceConfig(), base.metadata, grown.metadata if grown else {})  # what the encoder saw
+    if grown and base.recipe and (lacking := _names(base) - _names(grown)):
+        progress.warn(f"{folder} has no {', '.join(sorted(lacking))}, which {source} has: they are not taken over")
     base = leave_out(grown or base, config.without, progress)
     where = str(folder if grown else source)
     check_patients(config.source, base.metadata, where, "validation", "test", decoders=[config.decoder.upon])
@@ -101,6 +105,7 @@ def train_decoder(config: DecoderRunConfig, folder: Path, cache_dir: Path, progr
         check_listed(config.decoder, config.source, base.encoder, sight.size if sight else 0, progress)
     except ValueError as error:
         raise ConfigError(f"decoder {config.decoder.name}: {error}") from None
+    _check_scope(config)
     splits = {
         split: encode_split(encoder, config.source, split, cache_dir, config.workers, progress) for split in SPLITS
     }
@@ -174,6 +179,11 @@ def _grown(folder: Path, encoder: str) -> Stage | None:
     if _fingerprint_of(stage.tensors) != encoder:
         raise CheckpointError(f"{folder}: holds a model of another encoder; give another output folder or remove it")
     return stage
+
+
+def _names(stage: Stage) -> set[str]:
+    """Return the names of a stage's decoders."""
+    return {decoder.name for decoder in stage.recipe.decoders} if stage.recipe else set()
 
 
 def _fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
@@ -311,6 +321,17 @@ def _optimise(
     return trained.eval().to(best_device()), metadata.get("provenance", {})
 
 
+def _check_scope(config: DecoderRunConfig) -> None:
+    """Refuse a manifest or BIDS folder that lists too few series to fit the scope to, before any of them is read."""
+    least = config.scope.neighbours + 1 if config.scope else 0
+    for split in FITTED_ON:
+        listed = listed_rows(config.source, split)
+        if listed is not None and len(listed) < least:
+            raise ConfigError(
+                f"scope: {len(listed)} series of the {split} split are too few, expected {least} or more; {MORE_HEADS}"
+            )
+
+
 def _fit_scope(
     config: DecoderRunConfig, settings: ScopeConfig, train: Seen, validation: Seen, progress: Progress
 ) -> tuple[ScopeConfig, Scope]:
@@ -318,7 +339,7 @@ def _fit_scope(
         return fit_scope(settings, train, validation, progress)
     except ValueError as error:
         simulated = config.source.kind == "simulator"
-        more = "raise source.train and source.validation" if simulated else "list more series, or change source.shares"
+        more = "raise source.train and source.validation" if simulated else MORE_HEADS
         raise ConfigError(f"{error}; {more}") from None
 
 

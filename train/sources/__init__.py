@@ -143,6 +143,8 @@ def keys_of_others(config: SourceConfig, earlier: Collection[str], *splits: Spli
 def pinned(config: SourceConfig, *, images: bool = True, labels: bool = True) -> SourceConfig:
     """Return the source with a digest of all that it lists, so that a run of other labels is another run.
 
+    Of the simulator it is one of the base anatomy and the code, from which its series and reports follow.
+
     So is one of other masks, or of images of other names or sizes, unless ``images`` is false: then no file is looked
     at. Unless ``labels`` is false: then the images of the train split alone count, of whom each is, and their order.
     Where the files lie, and since when, makes no difference.
@@ -152,7 +154,9 @@ def pinned(config: SourceConfig, *, images: bool = True, labels: bool = True) ->
     SourceError
     """
     if config.kind == "simulator":
-        return config
+        from .simulated import simulator_digest
+
+        return replace(config, listed=simulator_digest(config.anatomy))
     from .recorded import list_rows, rows_of_split
     from .rows import names_below
 

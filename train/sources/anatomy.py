@@ -72,12 +72,13 @@ def _bytes(path: Path) -> bytes:
 def _fractions(path: Path) -> NDArray[np.float32]:
     """Grey, white and CSF fractions of a NIfTI image, refused where no brain can be made of it."""
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the mean of an empty cluster is refused below
             fractions = anatomy_build.fractions_from_image(path)
-    except (ImageFileError, OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise AnatomyError(f"{path}: not a readable NIfTI image of a head ({str(error)[:80]})") from None
     # One voxel of the lattice is 1 mm3.
     volume_ml = float(np.count_nonzero(fractions.sum(0) > 0.5)) / 1000

@@ -80,7 +80,9 @@ def name_of(folder: Path) -> str:
 
 def _images(folder: Path) -> list[tuple[Path, re.Match[str]]]:
     """Return the anatomical images, magnitude alone, each with the parts of its name."""
-    found = ((path, IMAGE.fullmatch(path.name)) for path in sorted(folder.glob("sub-*/**/anat/*.nii*")))
+    # Not "**", which passes over folders that are links.
+    listed = sorted([*folder.glob("sub-*/anat/*.nii*"), *folder.glob("sub-*/ses-*/anat/*.nii*")])
+    found = ((path, IMAGE.fullmatch(path.name)) for path in listed)
     return [(path, name) for path, name in found if name and not NO_MAGNITUDE.search(path.name)]
 
 

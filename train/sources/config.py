@@ -30,7 +30,8 @@ class SourceConfig:
     device : where a manifest's or BIDS folder's volumes are resampled; "auto" is the GPU where CUDA finds one
     cohort : name of those whose series are listed: keys of patients are compared with earlier stages' within it. Where
         it is empty it is that of the BIDS data set; a manifest's patients are held against everybody's
-    listed : SHA-256 of what the manifest or BIDS folder listed when a run began; runs write it, and nothing reads it
+    listed : SHA-256 of what the manifest or BIDS folder listed when a run began, or of what the simulator was; runs
+        write it, and nothing reads it
     """
 
     kind: Literal["simulator", "manifest", "bids"] = "simulator"

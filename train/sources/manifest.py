@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,8 @@ def _read_jsonl(path: Path, errors: list[str]) -> Listed:
 
 
 def _is_unknown(value: Any) -> bool:
+    if isinstance(value, float) and math.isnan(value):  # as pandas writes it
+        return True
     return value is None or (isinstance(value, str) and value.strip().lower() in UNKNOWN)
 
 
@@ -196,7 +199,7 @@ def _row(manifest: Path, place: str, cells: dict[str, Any], labels: dict[str, La
     if not volume.isdecimal() or len(volume) > MOST_DIGITS:
         raise broken("volume", f"{volume[:40]!r}, expected a whole number from 0")
     report, region = cells.get("report", ""), cells.get("region")
-    if isinstance(report, list) and all(isinstance(s, str) for s in report):
+    if isinstance(report, list) and all(isinstance(s, str) or _is_unknown(s) for s in report):
         said = tuple(s.strip() for s in report if not _is_unknown(s))
     elif isinstance(report, str):
         said = sentences(report)

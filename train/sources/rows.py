@@ -125,7 +125,7 @@ def _digest(*parts: object) -> bytes:
 
 def by_place(error: str) -> list[str | int]:
     """Return what errors are sorted by, so that line 9 comes before line 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", error)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", error)]
 
 
 def one_error(errors: Sequence[str], what: str = "broken rows") -> SourceError:

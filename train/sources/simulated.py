@@ -69,11 +69,7 @@ class Simulated:
         """Return where the shards lie; another source, another base anatomy or another simulator has another folder."""
         spec = self.spec
         decides = (self.seed, self.not_heads, self.heads, spec.grid_shape, spec.spacing_mm, spec.window_percentiles)
-        digest = hashlib.sha256(json.dumps(decides).encode())
-        digest.update(base_digest(self.anatomy).encode())
-        words = [Path(str(module.__file__)) for module in (findings, wordings)]
-        for source in [Path(__file__), *words, *sorted(Path(data.__file__).parent.glob("*.py"))]:
-            digest.update(source.read_bytes())
+        digest = hashlib.sha256(json.dumps(decides).encode() + simulator_digest(self.anatomy).encode())
         return cache_dir / f"simulated-{self.split}-{digest.hexdigest()[:12]}"
 
     def _example(
@@ -119,6 +115,15 @@ class SimulatedExamples:
     def facts(self, index: int) -> Facts:
         """Return what is known of one."""
         return self.stored.facts(index) if index < len(self.stored) else self.make(index)
+
+
+def simulator_digest(anatomy: str) -> str:
+    """Return a digest of what series follow from beside a configuration: the base anatomy, and the simulator's code."""
+    digest = hashlib.sha256(base_digest(anatomy).encode())
+    words = [Path(str(module.__file__)) for module in (findings, wordings)]
+    for source in [Path(__file__), *words, *sorted(Path(data.__file__).parent.glob("*.py"))]:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def open_simulator(

@@ -28,6 +28,7 @@ def pretrain(config: SSLConfig, folder: Path, cache_dir: Path, progress: Progres
         Where series are kept on the encoder's grid.
     progress : Progress
     """
+    torch.set_num_threads(config.run.threads)
     if config.method == "distillation":
         warn_of_parts(config.run, "Sinkhorn-Knopp and KoLeo", progress)
     examples = open_source(config.source, config.encoder.preprocessing, "train", cache_dir, config.workers, progress)

@@ -21,8 +21,8 @@ from ..weights import trained_on
 from .bert_folder import checked_bert_config, is_bert_folder, read_bert_weights
 from .config import TextPretrainingConfig
 from .corpus import read_reports, texts_of
+from .kept import keep_tokenizer, tokenizer_of
 from .stage import MaskedLanguageModel, TextStage, hide, special_ids
-from .tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,14 +53,12 @@ def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) ->
     ConfigError
         Also where no report is to train on.
     """
+    torch.set_num_threads(config.run.threads)
     config = resolved(config)
     reports = read_reports(config.source, "train", config.reports, progress)
     if not reports:
         raise ConfigError(f"{config.source.path}: no series of the train split has a report; give some in its column")
-    if config.text_from:
-        tokenizer = load_tokenizer(Path(config.text_from), config.text.max_tokens, config.text.vocabulary)
-    else:
-        tokenizer = train_tokenizer(texts_of(reports), config.text.vocabulary, config.text.max_tokens)
+    tokenizer = tokenizer_of(folder, config.text_from, config.text, lambda: texts_of(reports))
     special = set(special_ids(tokenizer).tolist())
     if all(special.issuperset(tokenizer.encode(text).ids) for text in texts_of(reports)):
         raise ConfigError(f"{config.source.path}: no report of the train split holds a word that the tokenizer knows")
@@ -68,10 +66,10 @@ def pretrain(config: TextPretrainingConfig, folder: Path, progress: Progress) ->
     stage = TextStage(config, reports, tokenizer)
     if config.text_from:
         start_from_bert(stage.network, Path(config.text_from), config.text)
+    keep_tokenizer(folder, tokenizer)
     run(stage, config.run, folder, dump_config(_pinned(config)), progress, trained_on(config.source))
     if rank():
         return {}
-    save_tokenizer(folder, tokenizer)
     tensors, metadata = read_tensors(folder / WEIGHTS)
     if "metrics" not in metadata:
         load_state(stage.network, tensors, folder / WEIGHTS)

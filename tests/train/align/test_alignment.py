@@ -205,6 +205,24 @@ def test_mistakes_are_named_by_their_key(override: str | tuple[str, ...], messag
         resolved(settings(*([override] if isinstance(override, str) else override)))
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "said"), [(3, 12, "3 of 3 series of the train"), (16, 2, "2 of 12 series of the test")]
+)
+def test_a_list_with_too_few_reports_is_refused_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: int, test: int, said: str
+) -> None:
+    rows = [f"{n}.nii,p{n},train,No lesion." for n in range(train)]
+    rows += [f"t{n}.nii,q{n},test,{'No lesion.' if n < test else ''}" for n in range(12)]
+    for row in rows:
+        (tmp_path / row.partition(",")[0]).write_bytes(b"no image")
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("\n".join(["path,patient,split,report", *rows]) + "\n")
+    monkeypatch.setattr(aligning, "open_source", None)
+    config = settings("source.kind=manifest", f"source.path={manifest}")
+    with pytest.raises(ConfigError, match=rf"cohort\.csv: {said} split have a report, .* needs \d+; give them in its"):
+        aligning.align(config, tmp_path / "run", tmp_path, Progress())
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 def test_fewer_negatives_than_a_step_has_series_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], parts: int

@@ -55,6 +55,9 @@ def test_localisation_learns_the_boxes_of_its_target(vit_config: ViTConfig) -> N
     labelled = known_of(Facts(patient="p", boxes=boxes[:2]), np.eye(4), tissue=False)
     with pytest.raises(ValueError, match=r"decoder.target is 'tumour', which no box .*: cyst, plaque; 'lesion' takes"):
         build_decoder(dataclasses.replace(BOX, target="tumour"), vit_config).check_truth([labelled])
+    healthy = known_of(Facts(patient="p", boxes=()), np.eye(4), tissue=False)
+    with pytest.raises(ValueError, match=r"decoder.target: no series of the train split has a box"):
+        build_decoder(BOX, vit_config).check_truth([healthy])
 
 
 def test_a_perfect_box_has_no_box_loss(vit_config: ViTConfig) -> None:

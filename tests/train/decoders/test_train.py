@@ -19,6 +19,7 @@ from decipher_rt.train import checkpoint, loop
 from decipher_rt.train.align.train import measure
 from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS, WEIGHTS, CheckpointError, read_tensors, write_tensors
 from decipher_rt.train.config import ConfigError, dump_config
+from decipher_rt.train.data import anatomy, anatomy_build
 from decipher_rt.train.decoders import evaluate as evaluating
 from decipher_rt.train.decoders import train as training
 from decipher_rt.train.decoders.evaluate import evaluate_model
@@ -173,6 +174,30 @@ def test_what_cannot_be_trained_says_why(aligned: Path, tmp_path: Path) -> None:
         trained(run_config(text_only), tmp_path / "model", cache)
 
 
+def test_a_list_too_short_for_the_scope_is_refused_before_an_image_is_read(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "cohort.csv"
+    rows = [f"aligned,p{n},{'validation' if n == 12 else 'train'},{n},{'dark' if n else 'light'}" for n in range(13)]
+    manifest.write_text("\n".join(["path,patient,split,volume,sequence", *rows]) + "\n")
+    recorded = dataclasses.replace(SOURCE, kind="manifest", path=str(manifest))
+    monkeypatch.setattr(training, "encode_split", None)
+    said = r"scope: 1 series of the validation split are too few, expected 11 or more; list more series, lower scope\."
+    with pytest.raises(ConfigError, match=said):
+        trained(run_config(aligned, source=recorded, scope=ScopeConfig()), tmp_path / "model", tmp_path / "cache")
+
+
+def test_decoders_that_are_not_taken_over_are_named(
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, cache = tmp_path / "one", tmp_path / "other", tmp_path / "cache"
+    trained(run_config(aligned, TISSUE), one, cache)
+    trained(run_config(aligned), other, cache)
+    capsys.readouterr()
+    trained(run_config(one), other, cache)
+    assert f"{other} has no tissue, which {one} has: they are not taken over" in capsys.readouterr().err
+
+
 def test_the_shipped_model_lends_its_encoder() -> None:
     from decipher_rt.train.weights import load_stage
 
@@ -248,7 +273,7 @@ def test_a_target_that_the_source_has_not_is_not_measured(
 def test_a_scope_of_recorded_heads_and_simulated_others_is_warned_of(
     aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest, splits = tmp_path / "cohort.csv", ("train", "train", "validation", "test")
+    manifest, splits = tmp_path / "cohort.csv", ("train",) * 6 + ("validation",) * 6 + ("test",)
     rows = [f"aligned,p{n},{split},{n},{'dark' if n else 'light'}" for n, split in enumerate(splits)]
     manifest.write_text("\n".join(["path,patient,split,volume,sequence", *rows]) + "\n")
     recorded = dataclasses.replace(SOURCE, kind="manifest", path=str(manifest))
@@ -293,6 +318,15 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_system_without_locks_keeps_nobody_from_training(aligned: Path, tmp_path: Path) -> None:
     with sole_writer(tmp_path / "model"), one_at_a_time(tmp_path / "home" / "anatomy.lock"):
         trained(run_config(aligned), tmp_path / "model", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_the_anatomy_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Path] = []
+    monkeypatch.setattr(anatomy_build, "mni152_brain", lambda: None)
+    monkeypatch.setattr(anatomy_build, "build_heads", lambda _, files: built.extend(files))
+    monkeypatch.setattr(anatomy, "anatomy_from_files", lambda name, files: (name, files))
+    assert anatomy.load_anatomy(tmp_path, heads=2) == ("mni152", built)
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -19,6 +19,7 @@ from decipher_rt.train.progress import Progress
 from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.samples import draw_kind, sample_seed
 from decipher_rt.train.sources import SourceConfig
+from decipher_rt.train.text import kept
 from decipher_rt.train.text import pretrain as pretraining
 from decipher_rt.train.text.config import TextPretrainingConfig
 from decipher_rt.train.text.corpus import read_reports
@@ -134,3 +135,27 @@ def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path, monkeyp
         read_reports(SourceConfig(kind="bids", path="x"), "train", 1, Progress())
     with pytest.raises(ConfigError, match=r"text_from: .*nowhere holds no config.json"):
         pretrain(dataclasses.replace(config, text_from=str(tmp_path / "nowhere")), tmp_path / "other", Progress())
+
+
+def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of the library, say, numbers the words otherwise."""
+    config = dataclasses.replace(CONFIG, reports=40, run=dataclasses.replace(CONFIG.run, steps=4, checkpoint_every=2))
+    pretrain(config, tmp_path / "whole", Progress())
+    before = (tmp_path / "whole" / "tokenizer.json").read_bytes()
+    real = TextStage.after_step
+
+    def killed(self: TextStage, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        real(self, step)
+
+    monkeypatch.setattr(TextStage, "after_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, tmp_path / "killed", Progress())
+    monkeypatch.setattr(TextStage, "after_step", real)
+    monkeypatch.setattr(kept, "train_tokenizer", lambda *_: train_tokenizer(["other words", "other"], 260, 16))
+    for folder in ("whole", "killed"):
+        pretrain(config, tmp_path / folder, Progress())
+        assert (tmp_path / folder / "tokenizer.json").read_bytes() == before
+    whole, resumed = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

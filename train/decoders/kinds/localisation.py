@@ -132,13 +132,16 @@ class Localisation(Decoder):
         return known.boxes is not None and known.kind == "head"
 
     def check_truth(self, known: Sequence[Known]) -> None:
-        """Raise ValueError where boxes have labels, and none is of the target."""
+        """Raise ValueError where no box is of the target."""
+        if any(len(self.wanted(one)) for one in known):
+            return
         labels = sorted({label for one in known for label in one.box_labels if label})
-        if labels and not any(len(self.wanted(one)) for one in known):
-            raise ValueError(
-                f"decoder.target is {self.name!r}, which no box of the train split has as its label; those that there "
-                f"are: {', '.join(labels)[:80]}; {ANY!r} takes them all"
-            )
+        if not labels:
+            raise ValueError("decoder.target: no series of the train split has a box; give some in the column boxes")
+        raise ValueError(
+            f"decoder.target is {self.name!r}, which no box of the train split has as its label; those that there "
+            f"are: {', '.join(labels)[:80]}; {ANY!r} takes them all"
+        )
 
     def wanted(self, known: Known) -> NDArray[np.float32]:
         """Return the boxes of the target, (M, 6): those with its label, and those without any."""
