@@ -52,6 +52,7 @@ def answer_of(
     """
     if head.kind == "segmentation":
         return _segmentation(head, output, spec, grid_affine_lps_mm, volume)
+    _require(head, output.dtype == np.float32, f"values of type {output.dtype}, expected float32")
     if not np.isfinite(output).all():
         return HeadAnswer(head.kind, note=head.description, not_answered=NOT_FINITE)
     if head.kind == "localisation":

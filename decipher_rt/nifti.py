@@ -112,8 +112,8 @@ def open_nifti(source: Source) -> NiftiFile:
         axis_order(affine)
     except SeriesError as error:
         raise SeriesError(f"{source.name}: {error}") from None
-    claimed = int(np.prod([*size, volumes], dtype=object)) * dtype.itemsize
-    if offset < 0 or offset > MAX_BYTES or claimed > MAX_BYTES:
+    claimed = max(offset, 0) + int(np.prod([*size, volumes], dtype=object)) * dtype.itemsize
+    if offset < 0 or claimed > MAX_BYTES:
         raise SeriesError(f"{source.name}: claims {size} voxels of {dtype}, more than {MAX_BYTES >> 30} GiB")
     if _is_gzip(source) and claimed > max(SMALL_BYTES, MAX_ARCHIVE_RATIO * source.size):
         raise SeriesError(f"{source.name}: unpacks to more than {MAX_ARCHIVE_RATIO} times its size; no MR series does")

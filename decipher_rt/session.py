@@ -342,10 +342,13 @@ class Session:
         volume_in: Any = grid.device if on_device else grid.volume[None, None]
         encoded = self.encoder.run({"volume": volume_in, "window": grid.window[None], "tokens": tokens.indices[None]})
         clock.finish("encode")
-        embedding = output_of(encoded, "embedding", "the encoder")[0].astype(np.float32)
-        if embedding.shape != (self.bundle.manifest.encoder.embedding_size,):
-            found = f"an embedding of shape {embedding.shape}"
-            raise BundleError(f"{self.bundle.path}: the encoder gives {found}; export the bundle again")
+        sizes = self.bundle.manifest.encoder
+        expected = {"patch": (1, len(tokens.indices), sizes.width), "embedding": (1, sizes.embedding_size)}
+        for name, shape in expected.items():
+            if (found := output_of(encoded, name, "the encoder").shape) != shape:
+                said = f"the encoder gives {name} of shape {found}, expected {shape}"
+                raise BundleError(f"{self.bundle.path}: {said}; export the bundle again")
+        embedding = encoded["embedding"][0].astype(np.float32)
         if not np.isfinite(embedding).all():
             raise EngineError(
                 f"{self.bundle.path}: the encoder gave an embedding that is not finite; use another precision"

@@ -211,6 +211,8 @@ def test_what_rounding_takes_beyond_0_or_1_is_a_probability(answering_bundle, tm
         ("tissue", "labels_map", np.zeros((1, 16, 16, 16), np.float32), "float32, expected"),
         ("tissue", "labels_map", np.full((1, 16, 16, 16), 3, np.uint8), "the label 3, the manifest names 3"),
         ("tissue", "boxes", np.zeros((1, 1, 7), np.float32), "gives no output labels_map"),
+        ("brightest", "boxes", np.zeros((1, 1, 7), np.uint8), "values of type uint8, expected float32"),
+        ("brightness", "probabilities", np.full((1, 2), 0.5), "values of type float64, expected float32"),
         ("brightest", "boxes", np.zeros((1, 7), np.float32), r"boxes of shape \(1, 7\)"),
         ("brightest", "boxes", np.zeros((1, 1, 6), np.float32), r"expected \(1, M, 7\)"),
         ("brightness", "probabilities", np.full((1, 3), 0.3, np.float32), r"of shape \(1, 3\), expected \(1, 2\)"),

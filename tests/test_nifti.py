@@ -235,3 +235,12 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(header + bytes(1 << 20)))
     with pytest.raises(SeriesError, match=r"b\.nii\.gz: unpacks to more than 200 times its size"):
         read(tmp_path / "b.nii.gz")
+
+
+def test_voxels_that_begin_gigabytes_into_a_small_file_are_refused(tmp_path):
+    """To get there all before them is unpacked."""
+    plain = bytearray(save(tmp_path / "a.nii", random_array("int16"), np.eye(4)).read_bytes())
+    plain[108:112] = struct.pack("<f", 15 << 30)
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain))
+    with pytest.raises(SeriesError, match=r"b\.nii\.gz: unpacks to more than 200 times its size"):
+        read(tmp_path / "b.nii.gz")

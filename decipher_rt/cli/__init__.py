@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import threading
@@ -76,6 +77,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line. What the user can mend ends in one line on stderr and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a description may hold what this terminal has no letter for
     try:
         status: Any = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

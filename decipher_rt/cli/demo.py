@@ -57,7 +57,8 @@ def demo(
     reads_words = bool(manifest.text and find_spec("tokenizers"))
     session = Session(opened, prompts=DEMO_PROMPTS if reads_words else ())
     encoder = manifest.encoder
-    _step("Open", f"bundle {manifest.name} {manifest.version}: its files have the sums they were written with.")
+    name = one_line(f"{manifest.name} {manifest.version}")
+    _step("Open", f"bundle {name}: its files have the sums they were written with.")
     _step(
         "Load",
         f"a 3D vision transformer with {encoder.parameters / 1e6:.1f} M parameters on {session.encoder.name} "
@@ -94,13 +95,13 @@ def _explain(outcome: Result, spec: Preprocessing) -> None:
     resampled = f"{' x '.join(map(str, spec.grid_shape))} voxels of {spec.spacing_mm[0]:g} mm"
     _step("Preprocess", f"resampled and turned to {resampled} by DALI, {times['preprocess']:.0f} ms.")
     _step("Encode", f"the {tokens['kept']} of {tokens['total']} patches that hold tissue, {times['encode']:.0f} ms.")
-    _step("Scope", f"{'in' if outcome.scope.inside else 'out'}: {outcome.scope.reason}.")
+    _step("Scope", f"{'in' if outcome.scope.inside else 'out'}: {one_line(outcome.scope.reason)}.")
     for head, answer in outcome.heads.items():
-        _step("Answer", f"{head}: {say_answer(answer)}")
+        _step("Answer", f"{one_line(head)}: {say_answer(answer)}")
         if answer.note:
             _step("", f"({one_line(answer.note)})")
     for prompt, near in outcome.prompts.items():
-        _step("Words", f"{say_prompt(near)}  {prompt}")
+        _step("Words", f"{say_prompt(near)}  {one_line(prompt)}")
     _step("Total", f"{times['total']:.0f} ms, writing included.")
 
 

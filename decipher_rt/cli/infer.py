@@ -166,10 +166,10 @@ def summary(result: Result, out: Path | None) -> str:
         click.style(shown_path(series["path"]), bold=True)
         + f"  {series['manufacturer']}  {series['description']}".rstrip(),
         f"  volume     {shape} voxels, {spacing} mm (R x A x S), {series['files']} files",
-        f"  scope      {inside}: {result.scope.reason}",
+        f"  scope      {inside}: {one_line(result.scope.reason)}",
     ]
     for name, answer in result.heads.items():
-        lines.append(f"  {name:<10} {say_answer(answer)}")
+        lines.append(f"  {one_line(name):<10} {say_answer(answer)}")
         lines += [click.style(f"{'':13}{one_line(answer.note)}", dim=True)] * bool(answer.note)
     for prompt, near in result.prompts.items():
         lines.append(f"  {'prompt':<10} {say_prompt(near)}  {one_line(prompt)}")
@@ -189,14 +189,14 @@ def say_answer(answer: HeadAnswer) -> str:
     if answer.not_answered is not None:
         return click.style("not answered", fg="yellow")
     if answer.kind == "segmentation":
-        return ", ".join(f"{label} {ml:.4g} ml" for label, ml in answer.volumes_ml.items())
+        return ", ".join(f"{one_line(label)} {ml:.4g} ml" for label, ml in answer.volumes_ml.items())
     if answer.kind == "localisation":
         return "; ".join(map(say_box, answer.boxes)) or "none found"
     if answer.label is None:
-        return f"{answer.value:.4g} {answer.unit}"
+        return f"{answer.value:.4g} {one_line(answer.unit or '')}".rstrip()
     ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])
-    others = ", ".join(f"{label} {probability:.1%}" for label, probability in ranked[1:])
-    return f"{click.style(answer.label, bold=True)} {ranked[0][1]:.1%}  ({others})"
+    others = ", ".join(f"{one_line(label)} {probability:.1%}" for label, probability in ranked[1:])
+    return f"{click.style(one_line(answer.label), bold=True)} {ranked[0][1]:.1%}  ({others})"
 
 
 def say_box(box: Box) -> str:

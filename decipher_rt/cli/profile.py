@@ -171,19 +171,19 @@ def _compare(files: tuple[Path, Path], as_json: bool, html: Path | None) -> None
     import dataclasses
 
     from decipher_rt.profile.compare import changed_conditions, compare_reports, text_comparison
+    from decipher_rt.profile.html import html_comparison
     from decipher_rt.profile.report import read_report
 
     a, b = (read_report(path) for path in files)
     for path, report in zip(files, (a, b), strict=True):
         try:
             text_comparison(report, report, ("", ""))
-        except (KeyError, TypeError, AttributeError, ValueError):
+            html_comparison(report, report, ("", ""))
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
             advice = "make it again with 'decipher-rt profile'"
             raise DecipherError(f"{path}: a part of the report is gone; {advice}") from None
     names = (str(files[0]), str(files[1]))
     if html:
-        from decipher_rt.profile.html import html_comparison
-
         _write(html, html_comparison(a, b, names))
     if as_json:
         rows = [dataclasses.asdict(row) | {"verdict": row.verdict} for row in compare_reports(a, b)]

@@ -112,7 +112,8 @@ def _embed_series(
 
     result = Session(bundle, **session_arguments, heads=()).infer(path, options)
     if not result.scope.inside:
-        click.echo(f"decipher-rt: {path} is out of scope ({result.scope.reason}); hits may mean little", err=True)
+        reason = one_line(result.scope.reason)
+        click.echo(f"decipher-rt: {shown_path(path)} is out of scope ({reason}); hits may mean little", err=True)
     if isinstance(result.embedding, str):  # only a writer replaces it by a file's name
         raise TypeError(result.embedding)
     return result.embedding

@@ -48,9 +48,8 @@ def verify(
         for row in report.rows:
             mark = click.style("ok", fg="green") if row.passed else click.style("differs", fg="red")
             answer = f"{row.answer}" + (f" (expected {row.expected})" if row.answer != row.expected else "")
-            click.echo(
-                f"  {mark} {row.output:<16} error {row.error:.2e}, allowed {row.tolerance:.2e}  {one_line(answer)}"
-            )
+            error = f"error {row.error:.2e}, allowed {row.tolerance:.2e}"
+            click.echo(f"  {mark} {one_line(row.output):<16} {error}  {one_line(answer)}")
     raise SystemExit(0 if report.passed else 1)
 
 

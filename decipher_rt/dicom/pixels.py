@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,13 +69,25 @@ def voxel_dtype(frames: Sequence[Frame]) -> np.dtype[Any]:
     return np.dtype(np.int16 if pixels.signed else np.uint16)
 
 
-def read_plane(frame: Frame) -> NDArray[Any]:
-    """Read the stored values of one frame, shape (rows, columns), unused bits corrected."""
-    out = np.empty(frame.shape, dtype=stored_dtype(frame.pixels))
-    for _ in _raw_planes([frame], out[None]):
-        pass
-    _correct_unused_bits(out, frame.pixels)
-    return out
+def plane_digests(frames: Iterable[Frame]) -> Callable[[Frame], bytes]:
+    """Return a function that gives the SHA-256 of a frame's stored values, unused bits corrected.
+
+    It knows ``frames``, and reads a file once, with all of them that are in it, when it is first asked of one.
+    """
+    members: dict[int, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        members[id(frame.source)].append(frame)
+    known: dict[int, bytes] = {}
+
+    def digest_of(frame: Frame) -> bytes:
+        if id(frame) not in known:
+            plane = np.empty((1, *frame.shape), dtype=stored_dtype(frame.pixels))
+            for _, one, values in _raw_planes(members[id(frame.source)], plane):
+                _correct_unused_bits(values, one.pixels)
+                known[id(one)] = hashlib.sha256(values.data).digest()
+        return known[id(frame)]
+
+    return digest_of
 
 
 def read_voxels(frames: Sequence[Frame | None]) -> tuple[NDArray[Any], Histogram | None]:

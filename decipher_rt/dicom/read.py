@@ -13,7 +13,7 @@ import numpy as np
 
 from decipher_rt.dicom.image import Frame, ImageFile, PixelFormat
 from decipher_rt.dicom.parse import Damaged, Foreign, parse_file, wanted_tags
-from decipher_rt.dicom.pixels import read_plane, read_voxels
+from decipher_rt.dicom.pixels import plane_digests, read_voxels
 from decipher_rt.dicom.source import Source, Unreadable
 from decipher_rt.dicom.stack import place, stack_slices
 from decipher_rt.dicom.volumes import VolumeFrames, drop_duplicates, split_volumes
@@ -22,6 +22,7 @@ from decipher_rt.errors import SeriesError
 from decipher_rt.volume import SeriesInfo, Volume
 
 MAGNETIC_RESONANCE: Final = "MR"
+SHORTER_NAMED: Final = 10  # volumes with fewer slices than others, each in a warning of its own
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def read_dicom(
     if troubled:
         more = f" (and {len(troubled) - 1} more files of the series)" if len(troubled) > 1 else ""
         raise SeriesError(troubled[0].trouble + more)
-    frames, warnings = drop_duplicates([frame for file in series.files for frame in file.frames], read_plane)
+    found = [frame for file in series.files for frame in file.frames]
+    frames, warnings = drop_duplicates(found, plane_digests(found))
     warnings += _incomplete(frames)
     volumes, told = split_volumes(frames)
     warnings += told
@@ -142,11 +144,13 @@ def read_dicom(
     chosen = volumes[volume]
     if len(volumes) > 1:
         warnings.append(f"the series holds {len(volumes)} volumes; this is volume {volume} (--volume)")
+    shorter = [number for number, other in enumerate(volumes) if other.absent and number != volume]
     warnings += [
-        f"volume {number} has {len(other.frames)} slices, {len(other.absent)} fewer than others"
-        for number, other in enumerate(volumes)
-        if other.absent and number != volume
+        f"volume {number} has {len(volumes[number].frames)} slices, {volumes[number].absent} fewer than others"
+        for number in shorter[:SHORTER_NAMED]
     ]
+    if len(shorter) > SHORTER_NAMED:
+        warnings.append(f"{len(shorter) - SHORTER_NAMED} more volumes have fewer slices than others")
     return _volume(series, chosen, volume, len(volumes), warnings, allow_gaps, keep_phi)
 
 
@@ -163,8 +167,9 @@ def _volume(
     _check_format(frames)
     if chosen.absent and not allow_gaps:
         raise SeriesError(
-            f"volume {number} has {len(frames)} slices, {len(chosen.absent)} fewer than others of the series, "
-            f"the first missing at {place(np.array(chosen.absent[0]))} (--allow-gaps reads it, --volume takes another)"
+            f"volume {number} has {len(frames)} slices, {chosen.absent} fewer than others of the series, "
+            f"the first missing at {place(np.array(chosen.first_absent))} "
+            "(--allow-gaps reads it, --volume takes another)"
         )
     first = frames[0]
     stack = stack_slices(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Sized
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -24,17 +24,22 @@ KINDS: Final[tuple[Kind, ...]] = ("magnitude", "field map", "phase", "real", "im
 SAME_STACK_MM: Final = 1.0
 CONTRAST: Final = ("echo_time", "b_value", "inversion_time", "flip_angle")
 ALIKE: Final = 0.01  # share by which these may differ from image to image of one contrast
-
-PlaneReader = Callable[[Frame], NDArray[np.generic]]
+# A localiser has three, a rotated projection some hundred; to tell one image from each takes time.
+MOST_STACKS: Final = 500
 
 
 @dataclass(frozen=True)
 class VolumeFrames:
-    """The frames of one volume, in any order. ``absent``: positions (LPS mm) that other volumes of the stack have."""
+    """The frames of one volume, in any order.
+
+    ``absent``: how many places other volumes of the stack have that this one has not; ``first_absent`` is the first of
+    them (LPS mm).
+    """
 
     frames: tuple[Frame, ...]
     kind: Kind
-    absent: tuple[tuple[float, float, float], ...] = ()
+    absent: int = 0
+    first_absent: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,28 @@ class _Stack:
     slots: NDArray[np.intp]
 
 
-def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[list[Frame], list[str]]:
+def drop_duplicates(frames: Sequence[Frame], digest_of: Callable[[Frame], bytes]) -> tuple[list[Frame], list[str]]:
     """Leave out images that are there twice: the same SOP instance, or the same place, keys and pixels.
 
     Parameters
     ----------
     frames : sequence of Frame
-    read_plane : callable
-        Gives the pixels of a frame; asked only to compare images that look like duplicates.
+    digest_of : callable
+        Gives a digest of a frame's pixels; asked only of images that look like duplicates.
 
     Raises
     ------
     SeriesError
         Where two files claim to be the same SOP instance at the same place, with different pixels.
     """
+
+    def pixels(frame: Frame) -> Hashable:
+        return frame.shape, frame.slope, frame.intercept, digest_of(frame)
+
     kept: list[Frame] = []
     instances: dict[Hashable, Frame] = {}
-    twins: dict[Hashable, list[Frame]] = {}
+    first_alike: dict[Hashable, Frame] = {}
+    pixels_alike: dict[Hashable, set[Hashable]] = {}
     dropped: list[Frame] = []
     reused = 0
     same_file = cache(_same_file)  # asked of every frame of two multi-frame files
@@ -68,7 +78,7 @@ def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[l
         instance = (frame.sop_uid, frame.index, frame.tile)
         same = instances.get(instance) if frame.sop_uid else None
         if same is not None and (same.position, same.orientation, same.tile) == where:
-            if not (same_file(same.source, frame.source) or _same_pixels(same, frame, read_plane)):
+            if not (same_file(same.source, frame.source) or pixels(same) == pixels(frame)):
                 raise SeriesError(
                     f"{frame.source.name} and {same.source.name} claim to be the same image (SOP Instance UID), "
                     "with different pixels; remove one"
@@ -77,11 +87,15 @@ def drop_duplicates(frames: Sequence[Frame], read_plane: PlaneReader) -> tuple[l
             continue
         reused += same is not None
         likeness = (where, frame.keys, frame.kind, frame.instance)
-        if any(_same_pixels(twin, frame, read_plane) for twin in twins.get(likeness, ())):
-            dropped.append(frame)
-            continue
+        twin = first_alike.setdefault(likeness, frame)
+        if twin is not frame:
+            if likeness not in pixels_alike:
+                pixels_alike[likeness] = {pixels(twin)}
+            if (told := pixels(frame)) in pixels_alike[likeness]:
+                dropped.append(frame)
+                continue
+            pixels_alike[likeness].add(told)
         instances.setdefault(instance, frame)
-        twins.setdefault(likeness, []).append(frame)
         kept.append(frame)
     warnings = []
     if dropped:
@@ -96,14 +110,6 @@ def _same_file(one: Source, other: Source) -> bool:
         return one.same_bytes(other)
     except OSError:  # whoever reads the pixels says so
         return False
-
-
-def _same_pixels(one: Frame, other: Frame, read_plane: PlaneReader) -> bool:
-    return (
-        one.shape == other.shape
-        and (one.slope, one.intercept) == (other.slope, other.intercept)
-        and np.array_equal(read_plane(one), read_plane(other))
-    )
 
 
 def split_volumes(frames: Sequence[Frame]) -> tuple[list[VolumeFrames], list[str]]:
@@ -158,18 +164,29 @@ def _largest_stack(frames: list[Frame]) -> tuple[_Stack, str]:
 
 def _by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
     """Group by orientation, and by the name of the stack where files name one."""
-    groups: list[tuple[tuple[float, ...], str, list[Frame]]] = []
+    groups: dict[tuple[tuple[float, ...], str], list[Frame]] = {}
+    known: dict[tuple[tuple[float, ...], str], list[Frame]] = {}
     for frame in frames:
-        for orientation, stack, members in reversed(groups):
-            if stack == frame.stack and (
-                orientation == frame.orientation
-                or max(abs(a - b) for a, b in zip(orientation, frame.orientation, strict=True)) <= STACK_TOLERANCE
-            ):
-                members.append(frame)
-                break
-        else:
-            groups.append((frame.orientation, frame.stack, [frame]))
-    return [members for _, _, members in groups]
+        exactly = (frame.orientation, frame.stack)
+        if exactly not in known:
+            near = (
+                members
+                for (orientation, stack), members in reversed(groups.items())
+                if stack == frame.stack
+                and max(abs(a - b) for a, b in zip(orientation, frame.orientation, strict=True)) <= STACK_TOLERANCE
+            )
+            known[exactly] = next(near, None) or groups.setdefault(exactly, [])
+            _require_few(groups)
+        known[exactly].append(frame)
+    return list(groups.values())
+
+
+def _require_few(stacks: Sized) -> None:
+    if len(stacks) > MOST_STACKS:
+        raise SeriesError(
+            f"the images lie in more than {MOST_STACKS} stacks, each of another orientation or place: "
+            "no volume; export parallel slices as a series of their own"
+        )
 
 
 def _by_place(frames: list[Frame]) -> list[_Stack]:
@@ -182,15 +199,16 @@ def _by_place(frames: list[Frame]) -> list[_Stack]:
         return [_Stack(frames, slots)]
     orientation = np.array(frames[0].orientation)
     in_plane = positions @ np.stack([orientation[:3], orientation[3:]], axis=1)
-    origins: list[tuple[NDArray[np.float64], list[int]]] = []
-    for index, origin in enumerate(in_plane):
-        for other, members in origins:
-            if np.abs(origin - other).max() <= SAME_STACK_MM:
-                members.append(index)
-                break
+    origins: list[tuple[float, float]] = []
+    parts: list[list[Frame]] = []
+    for frame, (x, y) in zip(frames, in_plane.tolist(), strict=True):
+        near = (i for i, (u, v) in enumerate(origins) if max(abs(x - u), abs(y - v)) <= SAME_STACK_MM)
+        if (found := next(near, None)) is None:
+            origins.append((x, y))
+            parts.append([frame])
+            _require_few(parts)
         else:
-            origins.append((origin, [index]))
-    parts = [[frames[index] for index in members] for _, members in origins]
+            parts[found].append(frame)
     return [_Stack(part, _slots(part, np.array([frame.position for frame in part]))) for part in parts]
 
 
@@ -216,14 +234,13 @@ def _volumes(stack: _Stack, kind: Kind) -> list[VolumeFrames]:
     )
     groups.sort(key=lambda members: min(frames[index].instance for index in members))
     position_of = {int(slot): frame.position for slot, frame in zip(slots, frames, strict=True)}
-    return [
-        VolumeFrames(
-            tuple(frames[index] for index in members),
-            kind,
-            tuple(position_of[slot] for slot in sorted(position_of.keys() - {int(slots[index]) for index in members})),
-        )
-        for members in groups
-    ]
+    volumes = []
+    for members in groups:
+        filled = {int(slots[index]) for index in members}
+        first_empty = next(slot for slot in range(len(filled) + 1) if slot not in filled)
+        absent, first_absent = len(position_of) - len(filled), position_of.get(first_empty)
+        volumes.append(VolumeFrames(tuple(frames[index] for index in members), kind, absent, first_absent))
+    return volumes
 
 
 def _require_one_contrast(frames: Sequence[Frame], slots: NDArray[np.intp]) -> None:

@@ -26,6 +26,10 @@ POINTERS = {
 }
 
 
+# What reading launch data of another shape ends in.
+UNUSABLE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+
+
 class BundleKernel:
     """A kernel for one card.
 
@@ -52,7 +56,7 @@ class BundleKernel:
             symbol, shared, raise_limit = (
                 entry[k] for k in ("entry", "shared_memory_bytes", "raise_shared_memory_limit")
             )
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (*UNUSABLE, OSError) as error:
             raise EngineError(
                 f"{folder}: no usable {name} ({type(error).__name__}: {error}); export the bundle again"
             ) from None
@@ -67,9 +71,13 @@ class BundleKernel:
             If an array is not what the kernel was compiled for.
         """
         data = self._launch_data
-        x, y, z = (evaluate(axis, sizes) for axis in data["grid"])
-        arguments = tuple(argument(data["kernel"], item, given, sizes) for item in data["arguments"])
-        return Launch(self._kernel, (x, y, z), data["threads"], arguments)
+        try:
+            x, y, z = (evaluate(axis, sizes) for axis in data["grid"])
+            arguments = tuple(argument(data["kernel"], item, given, sizes) for item in data["arguments"])
+            threads = int(data["threads"])
+        except UNUSABLE as error:
+            raise EngineError(f"kernels.json: not launch data ({error!r}); export the bundle again") from None
+        return Launch(self._kernel, (x, y, z), threads, arguments)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -93,18 +101,15 @@ def find_kernel(folder: Path, architecture: int, name: str) -> dict[str, Any]:
     path = folder / "kernels.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if document.get("schema") != SCHEMA:
+            raise EngineError(f"{path}: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
+        kernels = {str(item["architecture"]): dict(item) for item in document["kernels"] if item["kernel"] == name}
+    except (*UNUSABLE, OSError, RecursionError) as error:
         raise EngineError(f"{path}: cannot be read ({type(error).__name__}); export the bundle again") from None
-    if document.get("schema") != SCHEMA:
-        raise EngineError(f"{path}: schema is {document.get('schema')!r}, this runtime reads {SCHEMA!r}")
-    kernels = [item for item in document["kernels"] if item["kernel"] == name]
-    for serving in range(architecture, architecture // 10 * 10 - 1, -1):
-        for item in kernels:
-            if item["architecture"] == f"sm_{serving}" or (
-                serving == architecture and item["architecture"] == f"sm_{serving}a"
-            ):
-                return dict(item)
-    known = ", ".join(item["architecture"] for item in kernels) or "no card"
+    for serving in (f"sm_{architecture}a", *(f"sm_{n}" for n in range(architecture, architecture // 10 * 10 - 1, -1))):
+        if serving in kernels:
+            return kernels[serving]
+    known = ", ".join(kernels) or "no card"
     raise EngineError(f"the bundle's {name} is for {known}, this card is sm_{architecture}; export it again")
 
 

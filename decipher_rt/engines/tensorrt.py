@@ -237,7 +237,7 @@ class TensorRtEngine:
             self._scratch.append(scratch)
         for profile, tokens in enumerate(plan.tokens):
             context = self._context(engine, cache)
-            self._buckets[tokens] = self._bucket(plan.sha256, context, profile, tokens, embedding_size)
+            self._buckets[tokens] = self._bucket(plan.sha256, engine, context, profile, tokens, embedding_size)
             if scratch is not None:
                 context.set_device_memory(scratch.pointer, scratch.nbytes)
             self._warm_up(self._buckets[tokens])
@@ -280,7 +280,13 @@ class TensorRtEngine:
         return context
 
     def _bucket(
-        self, sha256: str, context: trt.IExecutionContext, profile: int, tokens: int, embedding_size: int
+        self,
+        sha256: str,
+        engine: trt.ICudaEngine,
+        context: trt.IExecutionContext,
+        profile: int,
+        tokens: int,
+        embedding_size: int,
     ) -> _Bucket:
         width = self._embed.width
         shapes = {"patch": (1, tokens, width), "embedding": (1, embedding_size)}
@@ -298,6 +304,13 @@ class TensorRtEngine:
             good = good and context.set_tensor_address(name, output.array.pointer)
         if not good:
             raise failure(f"{self.name}: the engine is not this bundle's encoder", self._log)
+        for name, shape in shapes.items():  # it would write beyond the memory that it is given
+            found = tuple(context.get_tensor_shape(name))
+            if found != shape or engine.get_tensor_dtype(name) != self._trt.DataType.FLOAT:
+                raise EngineError(
+                    f"{self.name}: the engine's {name} is {found}, not {shape} of float32 as the manifest says; "
+                    "export the bundle again"
+                )
         return bucket
 
     def _step(

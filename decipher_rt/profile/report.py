@@ -99,7 +99,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise DecipherError(f"{path}: {reason}; give what 'decipher-rt profile SERIES --json' printed") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:

@@ -13,6 +13,7 @@ from decipher_rt.label_map import LabelMap, on_source
 from decipher_rt.volume import Volume
 
 COMPRESSION = 4  # label maps are long runs: more gains nothing
+NIFTI1_VOXELS = 32767  # along an axis, at most
 SHEAR = 1e-3  # largest cosine between two axes that still are perpendicular
 INTENT = "label"
 
@@ -23,7 +24,7 @@ def nifti_name(head: str) -> str:
 
 
 def segmentation_nifti(label_map: LabelMap, volume: Volume, name: str) -> bytes:
-    """Return a gzipped NIfTI-1 file of a label map in the geometry of its source.
+    """Return a gzipped NIfTI file of a label map in the geometry of its source: NIfTI-1, or -2 where an axis is longer.
 
     The array runs along columns, rows and slices, as the source's does in NIfTI; both affines are the source's, in RAS
     mm. A sheared source (gantry tilt) is stated by the sform alone, which a qform could not hold.
@@ -41,7 +42,8 @@ def segmentation_nifti(label_map: LabelMap, volume: Volume, name: str) -> bytes:
 
     labels = on_source(label_map, volume.affine_lps_mm, volume.voxels.shape)
     affine = nifti_affine(volume.affine_lps_mm)
-    image = nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine)
+    image_class = nibabel.Nifti1Image if max(labels.shape) <= NIFTI1_VOXELS else nibabel.Nifti2Image
+    image = image_class(labels.transpose(2, 1, 0), affine)
     header = image.header
     header.set_xyzt_units("mm")
     header.set_intent(INTENT, name=name.encode("ascii", "replace")[:15].decode())

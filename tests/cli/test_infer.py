@@ -16,17 +16,20 @@ import jsonschema
 import numpy as np
 import pydicom
 import pytest
+from click import unstyle
 from click.testing import CliRunner
 
 from decipher_rt.cli import cli
 from decipher_rt.cli.demo import DEMO_SERIES
+from decipher_rt.cli.infer import say_answer
+from decipher_rt.result import HeadAnswer
 from decipher_rt.writers import views
 
 COMMAND = [sys.executable, "-c", "from decipher_rt.cli import main; main()", "infer"]
 
 
-def infer(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd)
+def infer(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
 
 
 def validate(document: dict) -> None:
@@ -138,6 +141,26 @@ def test_what_a_header_says_commands_no_terminal(tmp_path, write_series, gap):
     assert not set("\x1b\x07") & set(run.stdout + run.stderr)
     assert "second line" in run.stdout + run.stderr
     assert not gap or run.stderr.count("\n") == 1
+
+
+def test_what_a_bundle_says_commands_no_terminal():
+    hostile = "T1w\x1b]0;title\x07\n  sequence T2w"
+    answers = (
+        HeadAnswer("classification", label=hostile, probabilities={hostile: 0.9, f"{hostile}2": 0.1}),
+        HeadAnswer("regression", value=1.0, unit=hostile),
+        HeadAnswer("segmentation", volumes_ml={hostile: 1.0}),
+    )
+    for answer in answers:
+        said = unstyle(say_answer(answer))
+        assert said.isprintable()
+        assert "T1w ]0;title sequence T2w" in " ".join(said.split())
+
+
+def test_a_terminal_without_the_letters_of_a_description(tmp_path, write_series):
+    series = write_series(tmp_path / "a", SeriesDescription="頭部 T1", SpecificCharacterSet="ISO_IR 192")
+    run = infer(series, env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"})
+    assert run.returncode == 0
+    assert r"\u982d\u90e8 T1" in run.stdout
 
 
 def test_what_a_header_says_of_the_body_part_commands_no_terminal(tmp_path, write_series):

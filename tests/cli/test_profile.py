@@ -73,7 +73,7 @@ def test_a_person_reads_a_table(series):
     assert "cold, a new process" not in run.stdout
 
 
-@pytest.mark.parametrize("gone", ["environment", "cold", "stages", "series", "date"])
+@pytest.mark.parametrize("gone", ["environment", "cold", "stages", "series", "date", "command"])
 def test_a_report_that_lost_a_part_is_refused_by_name(outputs, tmp_path, gone):
     folder, _ = outputs
     report = json.loads((folder / "a.json").read_text())
@@ -112,3 +112,10 @@ def test_a_folder_of_several_series_is_refused(tmp_path, write_series):
     run = profile(tmp_path, "--cold", 0, "--runs", 1)
     assert run.returncode == 2
     assert "2 series" in run.stderr
+
+
+def test_what_no_report_nests_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    run = profile("--compare", tmp_path / "deep.json", tmp_path / "deep.json")
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "deep.json: not JSON; give what" in run.stderr

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage
 
-from decipher_rt.dicom import parse, read
+from decipher_rt.dicom import parse, pixels, read
 from decipher_rt.dicom.geometry import canonical_ras
 from decipher_rt.dicom.source import Source
 from decipher_rt.errors import SeriesError
@@ -192,10 +192,24 @@ def test_a_copy_of_a_compressed_file_is_left_out_undecoded(write_enhanced, synth
     voxels = synthetic.voxels((4, 5, 6))
     path = write_enhanced(frames_of(voxels, synthetic.oblique_affine()), syntax="1.2.840.10008.1.2.5")
     shutil.copy(path, tmp_path / "copy.dcm")
-    monkeypatch.setattr(read, "read_plane", None)
+    monkeypatch.setattr(read, "plane_digests", lambda frames: None)
     volume = read_series(find_series(tmp_path)[0])
     np.testing.assert_array_equal(volume.voxels, voxels)
     assert any(warning.startswith("4 duplicate images were left out") for warning in volume.series.warnings)
+
+
+def test_two_compressed_files_are_compared_by_decoding_each_once(write_enhanced, synthetic, tmp_path, monkeypatch):
+    voxels = synthetic.voxels((4, 5, 6))
+    path = write_enhanced(frames_of(voxels, synthetic.oblique_affine()), syntax="1.2.840.10008.1.2.5")
+    dataset = pydicom.dcmread(path)
+    dataset.SeriesDescription = "exported again"
+    dataset.save_as(tmp_path / "copy.dcm")
+    decode, decoded = pixels.decode_planes, []
+    monkeypatch.setattr(pixels, "decode_planes", lambda source, *more: decoded.append(source) or decode(source, *more))
+    volume = read_series(find_series(tmp_path)[0])
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    assert any(warning.startswith("4 duplicate images were left out") for warning in volume.series.warnings)
+    assert len(decoded) == 3  # to compare, and the voxels
 
 
 def without(*path):

@@ -1,10 +1,14 @@
 """Several volumes, kinds of image, stacks and duplicates in one series."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from decipher_rt.dicom.read import find_dicom
+from decipher_rt.dicom.source import sources
+from decipher_rt.dicom.volumes import drop_duplicates, split_volumes
 from decipher_rt.errors import SeriesError
 from decipher_rt.series import ReadOptions, find_series, read_series
 
@@ -296,3 +300,68 @@ def test_an_anonymiser_that_gave_all_images_one_sop_uid(tmp_path, write_series, 
     volume = read_series(find_series(folder)[0])
     np.testing.assert_array_equal(volume.voxels, synthetic.voxels(SHAPE))
     assert any("share their SOP Instance UID" in warning for warning in volume.series.warnings)
+
+
+@pytest.fixture
+def frame(tmp_path, write_series):
+    """One image of a series."""
+    folder = write_series(tmp_path / "s", SHAPE)
+    return find_dicom(sources(folder), folder).series[0].files[0].frames[0]
+
+
+def test_each_image_without_a_number_is_looked_at_once(frame):
+    """An anonymised time series: whatever is at one place may be a duplicate of any other."""
+    frames = [replace(frame, sop_uid=str(number)) for number in range(500)]
+    asked = []
+
+    def digest_of(one):
+        asked.append(one)
+        return one.sop_uid[-1:].encode()
+
+    kept, warnings = drop_duplicates(frames, digest_of)
+    assert [one.sop_uid for one in kept] == [str(number) for number in range(10)]
+    assert len(asked) == len(frames)
+    assert warnings == ["490 duplicate images were left out (first: 0000.dcm)"]
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_images_that_lie_in_thousands_of_stacks_are_refused(frame, turned):
+    """To find the stack of each would take hours."""
+    if turned:
+        axes, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((20_000, 3, 2)))
+        frames = [replace(frame, orientation=(*row, *column)) for row, column in axes.transpose(0, 2, 1).tolist()]
+    else:
+        normal = np.cross(frame.orientation[:3], frame.orientation[3:])
+        beside = np.cross(normal, [0.3, 0.5, 0.8])
+        frames = [replace(frame, position=tuple(frame.position + 5.0 * n * beside)) for n in range(20_000)]
+    with pytest.raises(
+        SeriesError, match="the images lie in more than 500 stacks, each of another orientation or place"
+    ):
+        split_volumes(frames)
+
+
+def test_what_volumes_lack_is_counted(frame):
+    """One place has images of a thousand times, a thousand other places of one time."""
+    normal = np.cross(frame.orientation[:3], frame.orientation[3:])
+    frames = [
+        replace(
+            frame, keys=replace(frame.keys, temporal_position=t), instance=(t + n, 0),
+            position=tuple(frame.position + 2.0 * n * normal),
+        )
+        for n, t in [(0, t) for t in range(1000)] + [(n, 0) for n in range(1, 1000)]
+    ]  # fmt: skip
+    volumes, _ = split_volumes(frames)
+    assert len(volumes) == 1000
+    assert {(len(one.frames), one.absent) for one in volumes} == {(1000, 0), (1, 999)}
+    assert volumes[0].first_absent is None
+    np.testing.assert_allclose(volumes[1].first_absent, frame.position + 2.0 * normal)
+
+
+def test_many_short_volumes_are_not_all_named(many):
+    folder, _ = many({"TemporalPositionIdentifier": 1}, *({"TemporalPositionIdentifier": n} for n in range(2, 15)))
+    for path in folder.glob("*-0003.dcm"):
+        if not path.name.startswith("0-"):
+            path.unlink()
+    warnings = read_series(find_series(folder)[0]).series.warnings
+    assert sum(warning.endswith("has 3 slices, 1 fewer than others") for warning in warnings) == 10
+    assert "3 more volumes have fewer slices than others" in warnings

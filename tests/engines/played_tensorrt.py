@@ -39,6 +39,7 @@ class FakeLibrary:
     contexts: list[weakref.ref[FakeContext]] = field(default_factory=list)
     caches: list[weakref.ref[FakeCache]] = field(default_factory=list)
     fallback_kernels: list[str] = field(default_factory=list)
+    DataType = SimpleNamespace(FLOAT="float", HALF="half")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager", NONE="none")
     ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="static", USER_MANAGED="user managed")
     ILogger = FakeLogger
@@ -108,6 +109,10 @@ class FakeEngine(Owned):
         )
         self._library.contexts.append(weakref.ref(made))
         return made
+
+    def get_tensor_dtype(self, name: str) -> str:
+        (output,) = (output for output in self._session.get_outputs() if output.name == name)
+        return self._library.DataType.FLOAT if output.type == "tensor(float)" else self._library.DataType.HALF
 
 
 class FakeRtxEngine(FakeEngine):
@@ -200,6 +205,10 @@ class FakeContext(Owned):
         assert isinstance(shape, tuple | list)
         self.shape = shape
         return name == "embedded"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        (array,) = self._session.run([name], {"embedded": np.zeros(self.shape, np.float16)})
+        return array.shape
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert self._driver.owner[memory] == self._card, "memory of another card"

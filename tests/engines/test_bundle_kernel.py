@@ -53,6 +53,24 @@ def test_a_bundle_without_a_kernel_is_to_be_exported_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    "launch_data",
+    ["[" * 100_000, "[]", '{"schema": "decipher-rt/kernels/1"}', '{"schema": "decipher-rt/kernels/1", "kernels": [1]}'],
+    ids=["nested", "list", "no kernels", "numbers"],
+)
+def test_what_is_no_launch_data_is_to_be_exported_again(tmp_path: Path, launch_data: str) -> None:
+    (tmp_path / "kernels.json").write_text(launch_data)
+    with pytest.raises(EngineError, match=r"kernels\.json: cannot be read \(\w+\); export the bundle again"):
+        find_kernel(tmp_path, 89, "patch_embed3d")
+
+
+def test_a_launch_of_nothing_is_to_be_exported_again() -> None:
+    kernel = BundleKernel.__new__(BundleKernel)
+    kernel._launch_data = {"grid": [{"times": 1, "size": None, "block": 0}] * 3}
+    with pytest.raises(EngineError, match=r"not launch data \(ZeroDivisionError.*\); export the bundle again"):
+        kernel.bind({}, {})
+
+
+@pytest.mark.parametrize(
     ("needed", "driver", "refused"),
     [
         ("12.0", "12.4", False),

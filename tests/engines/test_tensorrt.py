@@ -34,6 +34,8 @@ from decipher_rt.preprocess import Grid
 from decipher_rt.tokens import tissue_counts, tissue_threshold
 from decipher_rt.train.model.vit import ViT, ViTConfig
 
+from .played_tensorrt import FakeEngine
+
 CONFIG = ViTConfig(
     width=48, depth=2, heads=4, embedding_size=16, grid_shape=(16, 16, 24), patch_shape=(4, 4, 4),
     spacing_mm=(15.0,) * 3, token_buckets=(24, 96),
@@ -70,14 +72,16 @@ def load(
 ) -> Callable[..., TensorRtEngine]:
     """Load the engine of ``folder``; ``module.require_library`` then gives the library that it was loaded with."""
 
-    def load(*, rtx: bool = True, one_each: bool = False, **options: bool) -> TensorRtEngine:
+    def load(
+        *, rtx: bool = True, one_each: bool = False, embedding_size: int = CONFIG.embedding_size, **options: bool
+    ) -> TensorRtEngine:
         library = play_library(driver, rtx=rtx, **options)
         monkeypatch.setattr(module, "require_library", lambda flavour: library)
         buckets = [(tokens,) for tokens in CONFIG.token_buckets] if one_each else [CONFIG.token_buckets]
         plans = [Plan(folder / "encoder.plan", f"{index:064d}", tokens) for index, tokens in enumerate(buckets)]
         return TensorRtEngine(
             "tensorrt-rtx" if rtx else "tensorrt", plans, folder / "kernels", CONFIG.preprocessing,
-            precision="fp16", embedding_size=CONFIG.embedding_size,
+            precision="fp16", embedding_size=embedding_size,
         )  # fmt: skip
 
     return load
@@ -121,6 +125,15 @@ def test_every_bucket_gives_what_the_encoder_gives(encoder, load, rtx) -> None:
         assert np.abs(outputs["patch"] - patch).max() < HALF_STEPS
         assert np.abs(outputs["embedding"] - embedding).max() < HALF_STEPS
     assert engine.device == "cuda:0 Fake RTX"
+
+
+def test_a_plan_that_would_write_beyond_its_memory_is_refused(load, monkeypatch) -> None:
+    said = r"tensorrt-rtx: the engine's embedding is \(1, 16\), not \(1, 8\) of float32 .*; export the bundle again"
+    with pytest.raises(EngineError, match=said):
+        load(embedding_size=8)
+    monkeypatch.setattr(FakeEngine, "get_tensor_dtype", lambda self, name: "half")
+    with pytest.raises(EngineError, match=r"the engine's patch is .* export the bundle again"):
+        load()
 
 
 def test_a_grid_on_the_device_is_read_where_it_lies(encoder, driver, load, on_device) -> None:

@@ -13,7 +13,7 @@ from decipher_rt.manifest import Preprocessing
 from decipher_rt.preprocess import Preprocessor
 from decipher_rt.series import find_series, read_series
 from decipher_rt.volume import SeriesInfo, Volume
-from decipher_rt.writers.segmentation import nifti_name, segmentation_nifti
+from decipher_rt.writers.segmentation import nifti_affine, nifti_name, segmentation_nifti
 
 LABELS = ("background", "left", "high")
 SPEC = Preprocessing((24, 32, 40), (5.0, 4.0, 3.0), (8, 8, 8), (60,))
@@ -150,3 +150,11 @@ def test_a_plane_midway_goes_the_same_way_whatever_rounding_does(rounding):
     midway[0, 3] = 0.5 + rounding
     assert on_source(label_map, midway, (4, 2, 2))[:, 0, 0].tolist() == [1, 2, 3, 0]
     assert within_source(label_map, midway, (3, 2, 2))[:, 0, 0].tolist() == [0, 1, 2, 0]
+
+
+def test_an_axis_too_long_for_nifti_1_is_written_as_nifti_2(tmp_path):
+    volume = stored((0, 1, 2), (False, False, False), spacing=(2.5, 1.5, 0.004), shape=(2, 3, 40_000))
+    image = read_nifti(segmentation_nifti(map_on_grid(volume.affine_lps_mm, 1), volume, "tissue"), tmp_path)
+    assert isinstance(image, nibabel.Nifti2Image)
+    assert image.shape == (40_000, 3, 2)
+    np.testing.assert_allclose(image.affine, nifti_affine(volume.affine_lps_mm))
