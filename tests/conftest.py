@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
@@ -34,6 +35,15 @@ from pydicom.valuerep import DSfloat
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# The same examples on every machine, in as much time as each takes.
+settings.register_profile("repository", deadline=None, derandomize=True, database=None)
+settings.load_profile("repository")
+
+# Nothing is read from the user's own cache, nor left there. What was accepted on this machine before is forgotten.
+os.environ["XDG_CACHE_HOME"] = str(REPOSITORY / ".cache" / "tests")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    shutil.rmtree(REPOSITORY / ".cache" / "tests" / "decipher-rt" / "accepted", ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

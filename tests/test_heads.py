@@ -104,6 +104,20 @@ def test_the_box_is_where_the_block_is_however_it_is_stored(session, order, flip
     assert corners.max(axis=0) == pytest.approx([high for _, high in BRIGHT_LPS], abs=1e-6)
 
 
+@pytest.mark.parametrize("order", [(2, 1, 0), (0, 1, 2)])
+@pytest.mark.parametrize(
+    ("axis", "said"), [(2, "from feet to head"), (1, "from back to front"), (0, "from left to right")]
+)
+def test_what_the_grid_cuts_off_is_told(session, order, axis, said):
+    volume = block_volume(order)
+    stretched = volume.affine_lps_mm.copy()
+    stretched[:3, order.index(axis)] *= 1.5  # 192 mm along this axis of the patient
+    told = session.infer_volume(replace(volume, affine_lps_mm=stretched)).series["warnings"]
+    assert [one.partition(" of the ")[2] for one in told] == [
+        f"tissue lies beyond the 128 mm that the model sees {said}"
+    ]
+
+
 def test_an_oblique_box_turns_with_the_acquisition(session):
     """A rotation of the patient's axes by 20 degrees moves centre and axes of the box by the same rotation."""
     turn = np.radians(20)
@@ -135,6 +149,16 @@ def test_a_body_part_that_the_model_was_not_made_for_is_out_of_scope(session, pa
     scope = Scope("scope.onnx", "toy", 0.0, body_parts=("HEAD", "BRAIN"))
     assert _against_header(Acquisition(modality="MR", body_part=part), scope) == said
     assert not _against_header(Acquisition(body_part=part), replace(scope, body_parts=()))
+
+
+@pytest.mark.parametrize("above", [0.0, 1e-3])
+def test_a_score_below_the_threshold_is_out_of_scope(answering_bundle, tmp_path, rewrite_bundle, result, above):
+    threshold = result.scope.score + above
+    bundle = rewrite_bundle(answering_bundle, tmp_path, change=lambda m: m["scope"].update(threshold=threshold))
+    judged = decipher_rt.load(bundle, threads=1).infer_volume(block_volume())
+    assert judged.scope.inside == (above == 0)
+    assert f"is {'below' if above else 'at least'} the threshold" in judged.scope.reason
+    assert {answer.not_answered is not None for answer in judged.heads.values()} == {above > 0}
 
 
 def constant_graph(output: str, values: np.ndarray, takes: str = "embedding", free: int = 2) -> bytes:

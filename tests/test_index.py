@@ -90,6 +90,8 @@ def test_adding_a_series_again_replaces_it():
     ]
     assert np.array_equal(index.vectors[3], first)
     assert not index.entries[3].in_scope
+    inside = dataclasses.replace(result_of("9.9"), scope=ScopeAnswer(True, 1.0, ""))
+    assert [e.in_scope for e in add_results(index, [(inside, second)]).entries[3:]] == [False, True, True, False]
 
 
 def test_another_bundle_is_refused_by_name(answering_bundle):
@@ -219,6 +221,24 @@ def test_embed_says_by_its_status_what_became_of_the_series(answering_bundle, tm
     none = run("embed", broken, "-o", tmp_path / "none.index", *bundle, status=2)
     assert str(broken) in none.stderr
     assert not (tmp_path / "none.index").exists()
+
+
+def test_a_series_out_of_scope_is_marked(answering_bundle, tmp_path, write_series):
+    index, bundle = tmp_path / "x.index", ("-b", answering_bundle)
+    head = write_series(tmp_path / "study" / "head")
+    other = write_series(tmp_path / "study" / "other", seed=1, Modality="CT")
+    said = run("embed", tmp_path / "study", "-o", index, *bundle, "--any-modality", "--json").stdout
+    assert json.loads(said.splitlines()[-1])["out_of_scope"] == 1
+    again = run("embed", tmp_path / "study", "-o", tmp_path / "y.index", *bundle, "--any-modality").stdout
+    assert "2 series, 2 of them new, 1 out of scope" in again
+    found = run("search", index, "dark", *bundle).stdout.splitlines()
+    assert {str(path): "out of scope" in line for line in found for path in (head, other) if str(path) in line} == {
+        str(head): False,
+        str(other): True,
+    }
+    asked = run("search", index, other, *bundle, "--any-modality")
+    assert "is out of scope (modality CT, made for MR); hits may mean little" in asked.stderr
+    assert "hits may mean little" not in run("search", index, head, *bundle).stderr
 
 
 def test_embed_and_search_from_the_command_line(answering_bundle, tmp_path, write_series):

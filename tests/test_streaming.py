@@ -13,7 +13,7 @@ from decipher_rt.errors import SeriesError
 from decipher_rt.preprocess import Preprocessor, SliceResampler, plan
 from decipher_rt.preprocess.slices import after_in_plane
 from decipher_rt.session import Session
-from decipher_rt.volume import SeriesInfo, Volume
+from decipher_rt.volume import Acquisition, SeriesInfo, Volume
 
 # Resampling goes axis by axis; in the whole graph DALI chooses the order of the axes by cost, here the slices come last.
 # Single precision then differs in the last bits of a value: relative to the window.
@@ -74,6 +74,26 @@ def test_slices_in_any_order_answer_as_the_volume(session: Session, dtype: Any) 
     assert result.series["affine_ras_mm"] == expected.series["affine_ras_mm"]
     assert stream.arrival_ms > 0
     assert result.timings_ms["read"] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_stream_gives_every_answer_and_warning_of_the_volume(answering_bundle: Path, dtype: Any) -> None:
+    """The grid sees 128 mm of 160; the heads look at the voxels' own places."""
+    session = Session(open_bundle(answering_bundle), threads=1)
+    voxels = np.full((40, 32, 32), 400, dtype)
+    voxels[8:16, 8:16, 8:16], voxels[:, 0, 0] = 1000, 0
+    affine = np.array([[0, 0, 4.0, -62], [0, 4, 0, -62], [4, 0, 0, -78], [0, 0, 0, 1]])
+    series = SeriesInfo("1.2.3", Path(), acquisition=Acquisition(modality="MR"))
+    expected = session.infer_volume(Volume(voxels, affine, series)).to_json()
+    stream = session.stream(voxels.shape, dtype, affine, series)  # type: ignore[arg-type]
+    for index in reversed(range(len(voxels))):
+        stream.push(voxels[index], affine[:3, 3] + index * affine[:3, 0])
+    found = stream.finish().to_json()
+    assert found["heads"] == expected["heads"]
+    assert found["heads"]["brightest"]["boxes"]
+    assert found["heads"]["tissue"]["labels"][1]["volume_ml"] > 0
+    assert found["series"]["warnings"] == expected["series"]["warnings"]
+    assert "lies beyond the 128 mm that the model sees from feet to head" in found["series"]["warnings"][0]
 
 
 def test_what_is_no_slice_of_the_series_is_refused(session: Session) -> None:

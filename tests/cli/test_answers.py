@@ -10,7 +10,10 @@ import jsonschema
 import nibabel
 import numpy as np
 import pytest
+from click import unstyle
 
+from decipher_rt.boxes import Box
+from decipher_rt.cli.infer import say_box
 from decipher_rt.series import find_series, read_series
 from decipher_rt.writers.segmentation import nifti_affine
 
@@ -82,6 +85,14 @@ def test_a_person_reads_volumes_boxes_notes_and_prompts(answering_bundle, series
     assert "Toy, knows nothing." in shown
     assert "cosine" in lines["prompt"]
     assert "probability needs a second prompt" in lines["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("center", "said"), [((31.0, -12.0, 40.0), "L 31 A 12 S 40"), ((-31.0, 12.0, -40.0), "R 31 P 12 I 40")]
+)
+def test_a_person_is_told_the_side_of_a_box(center, said):
+    box = Box(0.5, center, (4.0, 5.0, 6.0), ((0, 0, 1), (0, -1, 0), (-1, 0, 0)))
+    assert unstyle(say_box(box)) == f"4 x 5 x 6 mm (S x A x R) at {said} mm, score 50.0%"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -395,3 +396,14 @@ def test_an_archive_below_a_folder_is_told(tmp_path, write_series):
     run = infer(tmp_path / "incoming", "--json")
     warnings = json.loads(run.stdout)["series"]["warnings"]
     assert [w for w in warnings if "an archive, which is read where it is given itself" in w]
+
+
+def test_new_leaves_out_the_volume_that_there_is_and_no_other(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 900, (24, 24, 24, 2)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4.0, 4, 4, 1])), tmp_path / "two.nii.gz")
+    arguments = (tmp_path / "two.nii.gz", "-o", tmp_path / "out", "--new", "--json")
+    for volume in ("0", "1"):
+        assert json.loads(infer(*arguments, "--volume", volume).stdout)["series"]["volume_index"] == int(volume)
+        again = infer(*arguments, "--volume", volume)
+        assert (again.returncode, again.stdout) == (0, "")
+    assert len(list((tmp_path / "out").iterdir())) == 2

@@ -13,8 +13,10 @@ import torch
 from decipher_rt.errors import EngineError
 from decipher_rt.export.onnx import encoder_graph
 from decipher_rt.export.tensorrt.files import Wanted, plan_files
+from decipher_rt.train.checkpoint import DEFAULT_WEIGHTS
 from decipher_rt.train.model.stem import ConvStem
 from decipher_rt.train.model.vit import ViT, ViTConfig, gather_patches, normalise
+from decipher_rt.train.weights import load_weights
 
 CONV = ViTConfig(
     width=48, depth=1, heads=4, embedding_size=16, grid_shape=(16, 16, 16), patch_shape=(8, 8, 8),
@@ -108,6 +110,7 @@ def test_weights_of_before_the_options_load() -> None:
     names = set(ViT(plain).state_dict())
     assert {"patch_embed.weight", "patch_embed.bias", "pooled_mean", "pooled_var"} <= names
     assert ViTConfig.PRESETS["tiny"].stem == "linear"
+    assert load_weights(DEFAULT_WEIGHTS).config.encoder.stem == "linear"  # every name of them is in the model
 
 
 def test_the_pool_is_not_changed_by_training(inputs: dict[str, torch.Tensor]) -> None:

@@ -129,6 +129,7 @@ def test_what_a_power_cut_left_is_no_answer(tmp_path):
     volume, result = volume_and_result()
     folder_writer(tmp_path, png=False)(result, volume, StageClock())
     assert has_answer(tmp_path, "1.2.3", 0)
+    assert not has_answer(tmp_path, "1.2.3", 1)
     for left in ("", '{"schema": "deci', "[]"):
         (tmp_path / "1.2.3" / "result.json").write_text(left)
         assert not has_answer(tmp_path, "1.2.3", 0)
