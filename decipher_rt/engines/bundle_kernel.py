@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ POINTERS = {
     "fp16": np.float16,
     "fp32": np.float32,
 }
-
-
+ELF64_HEADER, ELF64_SECTION = struct.Struct("<16s2HI3QI6H"), struct.Struct("<2I4Q2I2Q")
+SHT_NOBITS, SHT_LOOS = 8, 0x60000000
 # What reading launch data of another shape ends in.
 UNUSABLE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
@@ -53,6 +54,8 @@ class BundleKernel:
         try:
             check_driver(entry, driver.version)
             code = _inside(folder, entry["cubin"]).read_bytes()
+            if not is_whole_cubin(code):
+                raise ValueError(f"{entry['cubin']} is not a whole cubin")
             symbol, shared, raise_limit = (
                 entry[k] for k in ("entry", "shared_memory_bytes", "raise_shared_memory_limit")
             )
@@ -78,6 +81,24 @@ class BundleKernel:
         except UNUSABLE as error:
             raise EngineError(f"kernels.json: not launch data ({error!r}); export the bundle again") from None
         return Launch(self._kernel, (x, y, z), threads, arguments)
+
+
+def is_whole_cubin(code: bytes) -> bool:
+    """Whether all that a cubin says of itself lies in it: the driver, which is not told where it ends, believes it."""
+    try:
+        header = ELF64_HEADER.unpack_from(code)
+        ident, programs_at, sections_at = header[0], header[5], header[6]
+        program_size, programs, section_size, sections = header[9:13]
+        if ident[:5] != b"\x7fELF\x02" or section_size != ELF64_SECTION.size:
+            return False
+        ends = [programs_at + programs * program_size, sections_at + sections * section_size]
+        for number in range(sections):
+            _, kind, _, _, offset, size, *_ = ELF64_SECTION.unpack_from(code, sections_at + number * section_size)
+            if kind < SHT_LOOS and kind != SHT_NOBITS:  # CUDA's own may have no content
+                ends.append(offset + size)
+    except struct.error:
+        return False
+    return max(ends) <= len(code)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from decipher_rt.engines.bundle_kernel import BundleKernel, find_kernel
+from decipher_rt.engines.bundle_kernel import ELF64_HEADER, ELF64_SECTION, BundleKernel, find_kernel, is_whole_cubin
 from decipher_rt.errors import EngineError
 
 
@@ -117,3 +117,19 @@ def test_a_cubin_outside_the_bundle_is_never_loaded(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no usable patch_embed3d .* is not in the bundle"):
         BundleKernel(folder, driver, "patch_embed3d")
     assert driver.mock_calls == []
+
+
+def test_a_cubin_that_is_not_whole_is_refused() -> None:
+    """One section with content, and one without, which may be as large as it likes."""
+
+    def cubin(offset: int) -> bytes:
+        header = ELF64_HEADER.pack(b"\x7fELF\x02", 2, 190, 1, 0, 0, 64, 0, 64, 56, 0, 64, 2, 0)
+        content = ELF64_SECTION.pack(0, 1, 0, 0, offset, 4, 0, 0, 1, 0)
+        shared = ELF64_SECTION.pack(0, 8, 0, 0, 0, 1 << 20, 0, 0, 1, 0)
+        return header + content + shared + b"code"
+
+    whole = cubin(64 + 2 * 64)
+    assert is_whole_cubin(whole)
+    assert not any(is_whole_cubin(whole[:size]) for size in (0, 3, 63, 64, 128, len(whole) - 1))
+    assert not is_whole_cubin(cubin((1 << 64) - 4))
+    assert not is_whole_cubin(b"// a PTX text, whatever it holds, that is longer than the header of an ELF file\n")
