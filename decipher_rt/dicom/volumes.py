@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -169,13 +169,13 @@ def _by_orientation(frames: Iterable[Frame]) -> list[list[Frame]]:
     for frame in frames:
         exactly = (frame.orientation, frame.stack)
         if exactly not in known:
-            near = (
+            near: Iterator[list[Frame]] = (
                 members
                 for (orientation, stack), members in reversed(groups.items())
                 if stack == frame.stack
                 and max(abs(a - b) for a, b in zip(orientation, frame.orientation, strict=True)) <= STACK_TOLERANCE
             )
-            known[exactly] = next(near, None) or groups.setdefault(exactly, [])
+            known[exactly] = next(near, []) or groups.setdefault(exactly, [])
             _require_few(groups)
         known[exactly].append(frame)
     return list(groups.values())

@@ -91,7 +91,7 @@ def is_whole_cubin(code: bytes) -> bool:
         program_size, programs, section_size, sections = header[9:13]
         if ident[:5] != b"\x7fELF\x02" or section_size != ELF64_SECTION.size:
             return False
-        ends = [programs_at + programs * program_size, sections_at + sections * section_size]
+        ends: list[int] = [programs_at + programs * program_size, sections_at + sections * section_size]
         for number in range(sections):
             _, kind, _, _, offset, size, *_ = ELF64_SECTION.unpack_from(code, sections_at + number * section_size)
             if kind < SHT_LOOS and kind != SHT_NOBITS:  # CUDA's own may have no content

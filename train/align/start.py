@@ -18,7 +18,7 @@ from ..model.text import TextConfig
 from ..model.vit import ViT, ViTConfig
 from ..model.whiten import whiten_patch_embed
 from ..pool import fit_pool
-from ..sources import Examples, listed_rows, pinned
+from ..sources import Examples, Split, listed_rows, pinned
 from ..text.bert_folder import checked_bert_config, is_bert_folder
 from ..text.pretrain import load_text_encoder
 from ..text.tokenizer import encode
@@ -78,7 +78,8 @@ def check_reports(config: AlignConfig) -> None:
     ------
     ConfigError
     """
-    for split, least, what in (("train", config.run.batch, "run.batch"), ("test", max(KS), "recall")):
+    needed: dict[Split, tuple[int, str]] = {"train": (config.run.batch, "run.batch"), "test": (max(KS), "recall")}
+    for split, (least, what) in needed.items():
         listed = listed_rows(config.source, split)
         if listed is None:
             return
