@@ -81,7 +81,7 @@ def test_a_stream_gives_every_answer_and_warning_of_the_volume(answering_bundle:
     """The grid sees 128 mm of 160; the heads look at the voxels' own places."""
     session = Session(open_bundle(answering_bundle), threads=1)
     voxels = np.full((40, 32, 32), 400, dtype)
-    voxels[8:16, 8:16, 8:16], voxels[:, 0, 0] = 1000, 0
+    voxels[12:20, 8:16, 8:16], voxels[:, 0] = 1000, 0  # one patch of 32 mm, and air
     affine = np.array([[0, 0, 4.0, -62], [0, 4, 0, -62], [4, 0, 0, -78], [0, 0, 0, 1]])
     series = SeriesInfo("1.2.3", Path(), acquisition=Acquisition(modality="MR"))
     expected = session.infer_volume(Volume(voxels, affine, series)).to_json()

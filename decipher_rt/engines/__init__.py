@@ -9,8 +9,8 @@ from pathlib import Path
 
 from decipher_rt.engines.base import Engine
 from decipher_rt.engines.select import GPU_PLANS
-from decipher_rt.engines.telemetry import silence_onnxruntime, silence_openvino
 from decipher_rt.errors import EngineError
+from decipher_rt.telemetry import silence_onnxruntime, silence_openvino
 
 __all__ = ["Availability", "Engine", "available", "load_engine"]
 

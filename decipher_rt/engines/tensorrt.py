@@ -305,7 +305,8 @@ class TensorRtEngine:
         if not good:
             raise failure(f"{self.name}: the engine is not this bundle's encoder", self._log)
         for name, shape in shapes.items():  # it would write beyond the memory that it is given
-            found = tuple(context.get_tensor_shape(name))
+            dims = context.get_tensor_shape(name)
+            found = tuple(dims[axis] for axis in range(len(dims)))
             if found != shape or engine.get_tensor_dtype(name) != self._trt.DataType.FLOAT:
                 raise EngineError(
                     f"{self.name}: the engine's {name} is {found}, not {shape} of float32 as the manifest says; "

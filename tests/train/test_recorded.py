@@ -242,7 +242,7 @@ def test_patients_are_known_by_short_hashes(cohort: Path) -> None:
         ('{"path": "a", "patient": "p", "raport": ""}', r"line 1, column raport: no such key"),
         ('{"path": "a", "patient": "p", "labels": [1]}', r"line 1, column labels: list"),
         ('{"path": "a", "patient": "p", "labels": {"age": true}}', r"line 1, column labels.age: True"),
-        ('{"path": "a", "patient": "p", "labels": {"age": NaN}}', r"line 1, column labels.age: nan"),
+        ('{"path": "a", "patient": "p", "labels": {"age": Infinity}}', r"line 1, column labels.age: inf"),
         (
             '{"path": "a", "patient": "p", "labels": {"age": 1%s}}' % ("0" * 400),
             r"line 1, column labels.age: 10{39}, exp",

@@ -318,7 +318,9 @@ def test_a_model_finds_its_series_from_any_folder(cohort: Path, stage: Path, mon
 def test_too_few_heads_for_a_scope_name_what_a_manifest_reads(cohort: Path, stage: Path) -> None:
     knows_simulated_heads(stage)
     scope = ("decoder.options={labels: ['0', '1'], pool: linear}", "scope={neighbours: 20}")
-    with pytest.raises(ConfigError, match=r"too few, expected 21 or more of each; list more series, or change source"):
+    with pytest.raises(
+        ConfigError, match=r"scope: \d+ series of the train split are too few, expected 21 or more; list more series"
+    ):
         run_decoder(CONFIGS / "decoder-sex.yaml", cohort, stage, *scope)
 
 

@@ -178,7 +178,8 @@ def test_a_list_too_short_for_the_scope_is_refused_before_an_image_is_read(
     aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = tmp_path / "cohort.csv"
-    rows = [f"aligned,p{n},{'validation' if n == 12 else 'train'},{n},{'dark' if n else 'light'}" for n in range(13)]
+    splits = ("train",) * 12 + ("validation", "test")
+    rows = [f"aligned,p{n},{split},{n},{'dark' if n else 'light'}" for n, split in enumerate(splits)]
     manifest.write_text("\n".join(["path,patient,split,volume,sequence", *rows]) + "\n")
     recorded = dataclasses.replace(SOURCE, kind="manifest", path=str(manifest))
     monkeypatch.setattr(training, "encode_split", None)

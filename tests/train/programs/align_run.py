@@ -13,11 +13,12 @@ import torch
 
 from decipher_rt.train.align.config import AlignConfig
 from decipher_rt.train.align.stage import AlignStage
-from decipher_rt.train.align.start import open_tokenizer, start
+from decipher_rt.train.align.start import reports_of, start
 from decipher_rt.train.config import dump_config, load_config
 from decipher_rt.train.loop import TRAINING, run
 from decipher_rt.train.progress import Progress
 from decipher_rt.train.sources import Example, ListedExamples
+from decipher_rt.train.text.kept import tokenizer_of
 from decipher_rt.train.text.tokenizer import save_tokenizer
 
 SIZES, STRIPES, SHADES = ("small", "large"), ("smooth", "striped"), ("dark", "grey", "bright")
@@ -49,7 +50,7 @@ CONFIG = Path(__file__).with_suffix(".yaml")
 
 def train(config: AlignConfig, folder: Path) -> AlignStage:
     examples = ListedExamples([series(i) for i in range(192)])
-    tokenizer = open_tokenizer(config, examples)
+    tokenizer = tokenizer_of(folder, config.text_from, config.text, lambda: reports_of(examples))
     torch.manual_seed(config.run.seed)
     stage = AlignStage(config, examples, tokenizer)
     if not (folder / TRAINING).exists():

@@ -20,7 +20,6 @@ from decipher_rt.train.run_config import RunConfig
 from decipher_rt.train.samples import draw_kind, sample_seed
 from decipher_rt.train.sources import SourceConfig
 from decipher_rt.train.text import kept
-from decipher_rt.train.text import pretrain as pretraining
 from decipher_rt.train.text.config import TextPretrainingConfig
 from decipher_rt.train.text.corpus import read_reports
 from decipher_rt.train.text.pretrain import measure, pretrain
@@ -119,7 +118,7 @@ def test_a_manifest_gives_its_reports_and_reads_no_image(tmp_path: Path, monkeyp
     assert math.isfinite(figures["perplexity"])
     # Words that no entry of the tokenizer spells: of a test split there are no figures, of a train split no training.
     assert measure(stage(CONFIG).network, stage(CONFIG)._tokenizer, [("左额叶病变",)], CONFIG) == {"tokens": 0}
-    monkeypatch.setattr(pretraining, "train_tokenizer", lambda *arguments: stage(CONFIG)._tokenizer)
+    monkeypatch.setattr(kept, "train_tokenizer", lambda *arguments: stage(CONFIG)._tokenizer)
     path.write_text("\n".join([lines[0], "absent1.nii,a,train,左额叶病变"]) + "\n", encoding="utf-8")
     assert read_reports(source, "train", 9, Progress()) == [("No lesion.", "Normal ventricles.")]  # a list is read once
 
