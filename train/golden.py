@@ -38,7 +38,7 @@ class GoldenCase:
 
 def golden_case(spec: Preprocessing, seed: int) -> GoldenCase:
     """Simulate a head, never a patient's, with the seed of the first series of the test split."""
-    sample = simulate(sample_seed(seed, "test", 0), load_anatomy(), spec, kind="head")
+    sample = simulate(sample_seed(seed, "test", 0), load_anatomy(heads=1), spec, kind="head")
     low, high = map(float, sample.window)
     stored = np.round((sample.volume - low) / (high - low) * STORED_RANGE).clip(-STORED_RANGE, 8 * STORED_RANGE)
     window = np.array([0, STORED_RANGE], np.float32)

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 DEMO = Path(decipher_rt.__file__).parent / "default" / "demo_series"
 CONFIGS = Path(decipher_rt.__file__).parent / "train" / "configs" / "tiny"
-SOURCE = ("source.train=96", "source.validation=32", "source.test=48")
+HEADS = "source.heads=1"  # a template takes half a minute to make
+SOURCE = (HEADS, "source.train=96", "source.validation=32", "source.test=48")
 SHORT = ("run.steps=3", "run.warmup=1")
 DECODERS = ("sequence", "tissue", "brain_volume_ml", "lesion", "lesion_box")
 PROMPTS = ("a T1-weighted scan", "fluid has been suppressed")
@@ -49,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command(
         "train", "ssl", CONFIGS / "ssl.yaml", "-o", runs / "ssl", *cache, *SOURCE, *SHORT, "pool_series=32"
     )  # fmt: skip
-    command("train", "text", CONFIGS / "text.yaml", "-o", runs / "text", "reports=256", *SHORT)
+    command("train", "text", CONFIGS / "text.yaml", "-o", runs / "text", "reports=256", HEADS, *SHORT)
     stages = (f"encoder_from={runs / 'ssl'}", f"text_from={runs / 'text'}", "run.batch=8", "pool=48")
     command("train", "align", CONFIGS / "align.yaml", "-o", runs / "align", *cache, *SOURCE, *SHORT, *stages)
     for name in DECODERS:
