@@ -22,17 +22,14 @@ def tokenizer_of(folder: Path, start: str | None, config: TextConfig, texts: Cal
     ------
     TokenizerError
     """
-    if source := folder if _has_its_own(folder) else start and Path(start):
+    has_its_own = begun(folder) and (folder / TOKENIZER).exists()
+    if source := folder if has_its_own else start and Path(start):
         return load_tokenizer(source, config.max_tokens, config.vocabulary)
     return train_tokenizer(texts(), config.vocabulary, config.max_tokens)
 
 
 def keep_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Put the tokenizer into the folder of a run that is about to begin."""
-    if not rank() and not _has_its_own(folder):
+    """Put the tokenizer into the folder of a run that is about to begin; one that holds a run is left as it is."""
+    if not rank() and not begun(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(folder, tokenizer)
-
-
-def _has_its_own(folder: Path) -> bool:
-    return begun(folder) and (folder / TOKENIZER).exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from decipher_rt.train.checkpoint import read_tensors
+from decipher_rt.train.checkpoint import CheckpointError, read_tensors
 from decipher_rt.train.config import ConfigError
 from decipher_rt.train.loop import run
 from decipher_rt.train.model.text import TextConfig
@@ -158,3 +158,10 @@ def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path, monkeypatc
         assert (tmp_path / folder / "tokenizer.json").read_bytes() == before
     whole, resumed = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: of another stage\n")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        pretrain(dataclasses.replace(CONFIG, reports=40), tmp_path, Progress())
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
